@@ -1,0 +1,54 @@
+"""Hidden states on the wire: a 12-byte header and the values as they lie in memory, or 8 bits a value.
+
+Layout, little endian: magic "sA", version u8, dtype u8, count u32, hidden u32, then the body. float32, float16 and
+bfloat16 bodies are the raw values (exact). int8 bodies are `count` float32 scales and `count * hidden` int8 values.
+The caller of `parse` says how many positions and which width it agreed on; nothing is sized from the bytes.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from .errors import MalformedPayload
+
+HEADER = struct.Struct("<2sBBII")
+MAGIC = b"sA"
+VERSION = 1
+CODES = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3}
+NAMES = {code: name for name, code in CODES.items()}
+VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """count positions of `hidden` values; `body` in the layout of `dtype`."""
+
+    dtype: str
+    count: int
+    hidden: int
+    body: memoryview
+
+
+def body_bytes(dtype: str, count: int, hidden: int) -> int:
+    return count * hidden * VALUE_BYTES[dtype] + (4 * count if dtype == "int8" else 0)
+
+
+def pack(dtype: str, count: int, hidden: int, body: bytes | memoryview) -> bytes:
+    """raises: ValueError when the body's size does not fit the shape (a bug of the caller)"""
+    if len(body) != body_bytes(dtype, count, hidden):
+        raise ValueError(f"body of {len(body)} bytes for {dtype} ({count}, {hidden})")
+    return HEADER.pack(MAGIC, VERSION, CODES[dtype], count, hidden) + body
+
+
+def parse(data: bytes, count: int, hidden: int) -> Activation:
+    """raises: MalformedPayload unless the bytes are exactly an activation of shape (count, hidden)"""
+    if len(data) < HEADER.size:
+        raise MalformedPayload(f"{len(data)} bytes are too few for an activation")
+    magic, version, code, got_count, got_hidden = HEADER.unpack_from(data)
+    if magic != MAGIC or version != VERSION or code not in NAMES:
+        raise MalformedPayload("not an activation of a version and dtype known here")
+    if (got_count, got_hidden) != (count, hidden):
+        raise MalformedPayload(f"activation of shape ({got_count}, {got_hidden}), expected ({count}, {hidden})")
+    dtype = NAMES[code]
+    if len(data) - HEADER.size != body_bytes(dtype, count, hidden):
+        raise MalformedPayload(f"activation body of {len(data) - HEADER.size} bytes does not fit its shape")
+    return Activation(dtype, count, hidden, memoryview(data)[HEADER.size :])

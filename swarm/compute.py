@@ -1,0 +1,62 @@
+"""The seam between a hop of a session and the machine that computes it.
+
+Activations cross it as bytes (`compression.activations`), so a hop needs no tensor library: the engine of a node
+(`node/engine.py`) turns them into tensors on its own thread, and the simulator computes with integers.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .identifiers import SessionId
+from .sampling import Sampling
+from .units import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """`count` new positions of one session, starting at `start`. Exactly one of `ids` and `hidden` is given."""
+
+    session: SessionId
+    start: int  # must equal the positions that the engine holds for this session
+    count: int
+    ids: tuple[int, ...] = ()  # when the session's span begins with embed
+    hidden: bytes = b""  # an activation of shape (count, hidden)
+    wants_token: bool = False  # sample after the last position; only when the session's span ends with head
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One sampled token."""
+
+    id: int
+    logprob: float  # natural log; 0.0 when not asked for
+    top: tuple[tuple[int, float], ...] = ()  # alternatives, most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    hidden: bytes  # activation (count, hidden) when the span does not end with head, else b""
+    choice: Choice | None  # when wants_token
+    queue_s: float  # waited in the node's queue
+    compute_s: float  # on the device, the batch's time
+
+
+class Compute(Protocol):
+    async def open(
+        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+    ) -> None:
+        """Reserve KV for `max_tokens` positions of `span`, which must lie inside the hosted one.
+
+        history: the ids so far, needed by the head when the sampling has penalties
+        raises: OutOfMemory, ContextTooLong, Refused
+        """
+
+    async def run(self, work: Work) -> Done:
+        """Queue the work; it joins the next batch that has room. Cancelling the caller cancels queued work.
+
+        raises: BadActivation (shape, dtype, NaN or infinity: the upstream peer's fault), LocalFault (ours),
+                Refused (unknown session, or `start` does not continue it)
+        """
+
+    def close(self, session: SessionId) -> None:
+        """Free everything of the session; unknown sessions are ignored."""
