@@ -52,3 +52,33 @@ def parse(data: bytes, count: int, hidden: int) -> Activation:
     if len(data) - HEADER.size != body_bytes(dtype, count, hidden):
         raise MalformedPayload(f"activation body of {len(data) - HEADER.size} bytes does not fit its shape")
     return Activation(dtype, count, hidden, memoryview(data)[HEADER.size :])
+
+
+def _width(data: bytes) -> int:
+    if len(data) < HEADER.size:
+        raise MalformedPayload(f"{len(data)} bytes are too few for an activation")
+    return int(HEADER.unpack_from(data)[4])
+
+
+def _split(part: Activation) -> tuple[memoryview, memoryview]:
+    scales = 4 * part.count if part.dtype == "int8" else 0
+    return part.body[:scales], part.body[scales:]
+
+
+def join(parts: list[tuple[bytes, int]]) -> bytes:
+    """Concatenate activations of one width along positions; each with its count. raises: MalformedPayload"""
+    width = _width(parts[0][0])
+    parsed = [parse(data, count, width) for data, count in parts]
+    if len({p.dtype for p in parsed}) != 1:
+        raise MalformedPayload("activations of several dtypes cannot be joined")
+    pieces = [_split(p) for p in parsed]
+    body = b"".join([*(scales for scales, _ in pieces), *(values for _, values in pieces)])
+    return pack(parsed[0].dtype, sum(p.count for p in parsed), width, body)
+
+
+def tail(data: bytes, count: int, skip: int) -> bytes:
+    """The positions from `skip` on. raises: MalformedPayload"""
+    part = parse(data, count, _width(data))
+    scales, values = _split(part)
+    body = bytes(scales[4 * skip :]) + bytes(values[skip * part.hidden * VALUE_BYTES[part.dtype] :])
+    return pack(part.dtype, count - skip, part.hidden, body)

@@ -1,0 +1,42 @@
+"""What a driver asks of whoever chooses peers."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .generation import ServedModel, TokenRequest
+from .identifiers import ModelId, PeerId
+from .manifest import Manifest
+from .units import Span
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedHop:
+    peer: PeerId
+    name: str
+    span: Span
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPlan:
+    hops: tuple[PlannedHop, ...]
+    dtype: str  # of the arithmetic, equal on all hops
+
+
+class ChainPlanner(Protocol):
+    async def plan(
+        self, request: TokenRequest, span: Span, dtype: str | None, exclude: frozenset[PeerId], fresh: bool
+    ) -> ChainPlan:
+        """The cheapest chain for `span`. fresh: look the swarm up again instead of trusting what is remembered.
+
+        raises: ModelNotServable naming the missing layers; Unavailable when the swarm cannot be asked
+        """
+
+    def blame(self, peer: PeerId) -> None:
+        """The peer failed a session: avoid it for a while."""
+
+    async def models(self) -> list[ServedModel]: ...
+
+    async def manifest(self, model: ModelId) -> Manifest: ...
+
+    async def text_files(self, model: ModelId) -> dict[str, bytes]: ...

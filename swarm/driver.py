@@ -1,0 +1,151 @@
+"""The shell around `session.Session`: opens streams, feeds tokens, keeps time, and hands tokens to the caller."""
+
+import random
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from .chain_plan import ChainPlanner
+from .compute import Compute
+from .errors import ContextTooLong, UsageError
+from .feeder import Feeder, IdFeeder, LocalFeeder
+from .generation import ServedModel, TokenRequest
+from .handshake import Gate
+from .hop_server import KEEP_BYTES
+from .identifiers import ModelId, SessionId
+from .manifest import Manifest
+from .session import Patience, Session
+from .token_stream import DriverStream, LocalHead
+from .transport import Transport
+from .units import Span, whole
+
+
+class LocalParts(Protocol):
+    """Loads the units that a driver keeps for itself; `node.local_parts` has the real one."""
+
+    async def load(self, model: ModelId, local_layers: int, dtype: str | None) -> tuple[Compute, str]:
+        """A compute that holds embed, the first layers and the head; and its dtype. raises: UsageError, OutOfMemory"""
+
+
+class Driver:
+    """A `generation.TokenSource` over the swarm. `clock` gives monotonic seconds; `seed` fixes ids and jitter in tests."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        gate: Gate,
+        planner: ChainPlanner,
+        tasks: TaskGroup,
+        clock: Callable[[], float] = anyio.current_time,
+        patience: Patience | None = None,
+        local_parts: LocalParts | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._transport = transport
+        self._gate = gate
+        self._planner = planner
+        self._tasks = tasks  # closing streams outlive the sessions that used them
+        self._clock = clock
+        self._patience = patience or Patience()
+        self._local_parts = local_parts
+        self._random = random.Random(seed)
+        self._seeded = seed is not None
+
+    async def models(self) -> list[ServedModel]:
+        return await self._planner.models()
+
+    async def manifest(self, model: ModelId) -> Manifest:
+        return await self._planner.manifest(model)
+
+    async def text_files(self, model: ModelId) -> dict[str, bytes]:
+        return await self._planner.text_files(model)
+
+    def _new_session_id(self) -> SessionId:
+        return SessionId(f"{self._random.getrandbits(96):024x}" if self._seeded else secrets.token_hex(12))
+
+    @asynccontextmanager
+    async def generate(self, request: TokenRequest) -> AsyncIterator[DriverStream]:
+        manifest = await self._planner.manifest(request.model)
+        _check(request, manifest)
+        name = self._new_session_id()
+        feeder: Feeder = IdFeeder()
+        head: LocalHead | None = None
+        span, dtype = whole(manifest.layers), None
+        if request.local_layers:
+            feeder, head, dtype = await self._open_local(request, manifest, name)
+            span = Span(1 + request.local_layers, manifest.layers + 1)
+        session = Session(
+            prompt=request.ids,
+            span=span,
+            max_new=request.max_new_tokens,
+            stop_ids=request.stop_ids,
+            exclude=request.exclude,
+            patience=self._patience,
+            random=self._random,
+        )
+        stream = DriverStream(
+            name,
+            session,
+            request,
+            manifest,
+            self._transport,
+            self._gate,
+            self._planner,
+            feeder,
+            head,
+            self._clock,
+            dtype,
+        )
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.run, tasks)
+                try:
+                    yield stream
+                finally:
+                    tasks.cancel_scope.cancel()
+        finally:
+            stream.finish()
+            feeder.close()
+            if head is not None:
+                head.close()
+            for link in stream.links():
+                self._tasks.start_soon(link.close)
+
+    async def _open_local(
+        self, request: TokenRequest, manifest: Manifest, name: SessionId
+    ) -> tuple[LocalFeeder, LocalHead, str]:
+        if self._local_parts is None:
+            raise UsageError("local_layers needs torch and the model's files on this machine; this client has neither")
+        compute, dtype = await self._local_parts.load(request.model, request.local_layers, None)
+        room = len(request.ids) + request.max_new_tokens
+        front, back = SessionId(name + "front"), SessionId(name + "back")
+        await compute.open(front, Span(0, 1 + request.local_layers), room, request.sampling, ())
+        history = request.ids if request.sampling.needs_history else ()
+        try:
+            await compute.open(back, Span(manifest.layers + 1, manifest.layers + 2), room, request.sampling, history)
+        except BaseException:
+            compute.close(front)
+            raise
+        return LocalFeeder(compute, front, KEEP_BYTES), LocalHead(compute, back), dtype
+
+
+def _check(request: TokenRequest, manifest: Manifest) -> None:
+    """raises: UsageError, ContextTooLong"""
+    if not request.ids:
+        raise UsageError("the prompt is empty")
+    if request.max_new_tokens < 1:
+        raise UsageError("max_new_tokens must be at least 1")
+    if not 0 <= min(request.ids) <= max(request.ids) < manifest.vocabulary:
+        raise UsageError(f"a token id lies outside the vocabulary of {manifest.vocabulary}: wrong tokenizer?")
+    if not 0 <= request.local_layers < manifest.layers:
+        raise UsageError(f"local_layers must lie in 0:{manifest.layers - 1} for this model of {manifest.layers} layers")
+    total = len(request.ids) + request.max_new_tokens
+    if total > manifest.max_context:
+        raise ContextTooLong(
+            f"the prompt has {len(request.ids)} tokens and {request.max_new_tokens} are asked for: {total} together, "
+            f"but the model's context is {manifest.max_context} tokens"
+        )

@@ -1,0 +1,74 @@
+"""How the driver feeds the first hop: ids as they are, or through the layers that it keeps for itself.
+
+Everything fed so far can be fed again (the prompt and what was generated, or the kept outputs of the local layers), to the
+same first hop or to its replacement.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+
+from . import messages
+from .compute import Compute, Work
+from .identifiers import SessionId
+from .kept_outputs import KeptOutputs
+from .messages import Feed
+from .transport import Stream
+
+PREFILL_POSITIONS = 256  # ids in one feed: hops work on different feeds of one prompt at the same time
+
+
+def _chunks(ids: Sequence[int], start: int) -> list[tuple[int, tuple[int, ...], bool]]:
+    """(start, ids, is last) for the ids from index `start` on."""
+    return [
+        (at, tuple(ids[at : at + PREFILL_POSITIONS]), at + PREFILL_POSITIONS >= len(ids))
+        for at in range(start, len(ids), PREFILL_POSITIONS)
+    ]
+
+
+class IdFeeder:
+    """The thin driver: token ids go to the first hop."""
+
+    async def feed_all(self, stream: Stream, ids: Sequence[int], replay: bool) -> None:
+        """raises: Unavailable"""
+        for start, chunk, last in _chunks(ids, 0):
+            await stream.send(messages.encode(Feed(start, len(chunk), chunk, b"", last, replay, ())))
+
+    async def feed_token(self, stream: Stream, start: int, token: int) -> None:
+        await stream.send(messages.encode(Feed(start, 1, (token,), b"", True, False, ())))
+
+    def close(self) -> None:
+        return
+
+
+class LocalFeeder:
+    """The driver with `local_layers=k`: embed and the first k layers run here; hidden states go to the first hop."""
+
+    def __init__(self, compute: Compute, session: SessionId, keep_bytes: int) -> None:
+        self._compute = compute
+        self._session = session
+        self._kept = KeptOutputs(keep_bytes)
+
+    async def _run(self, start: int, ids: tuple[int, ...], wants_token: bool, replay: bool) -> Feed:
+        done = await self._compute.run(Work(self._session, start, len(ids), ids=ids))
+        feed = Feed(start, len(ids), (), done.hidden, wants_token, replay, ())
+        self._kept.add(feed)
+        return feed
+
+    async def _fresh(self, ids: Sequence[int], replay: bool) -> AsyncIterator[Feed]:
+        for start, chunk, last in _chunks(ids, self._kept.length):
+            yield await self._run(start, chunk, last, replay)
+
+    async def feed_all(self, stream: Stream, ids: Sequence[int], replay: bool) -> None:
+        if replay:
+            for feed in self._kept.replay():
+                await stream.send(messages.encode(feed))
+        async for feed in self._fresh(ids, replay):
+            await stream.send(messages.encode(feed))
+
+    async def feed_token(self, stream: Stream, start: int, token: int) -> None:
+        await stream.send(messages.encode(await self._run(start, (token,), True, False)))
+
+    def close(self) -> None:
+        self._compute.close(self._session)
+
+
+Feeder = IdFeeder | LocalFeeder

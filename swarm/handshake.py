@@ -1,0 +1,88 @@
+"""The first exchange on every stream: protocol version and membership, both ways.
+
+The transport has authenticated the PeerID; what is left to show is that this peer belongs to the swarm.
+"""
+
+from typing import Protocol
+
+from . import messages
+from .errors import MalformedMessage, Refused, RemoteFault, ShoalError, StreamBroken, VersionMismatch
+from .identifiers import PROTOCOL_VERSION, PeerId, SwarmId
+from .messages import Failed, Hello, Welcome
+from .transport import Stream
+
+
+class Gate(Protocol):
+    """Who may come in. Implemented by `membership_gate.MembershipGate`; open gates serve public swarms and tests."""
+
+    @property
+    def swarm(self) -> SwarmId: ...
+
+    @property
+    def certificate(self) -> bytes: ...
+
+    def admit(self, peer: PeerId, certificate: bytes) -> None:
+        """raises: Refused with one line that says why"""
+
+
+async def next_message(stream: Stream) -> messages.AnyMessage:
+    """raises: StreamBroken, MalformedMessage, FrameTooLarge"""
+    frame = await stream.receive()
+    if frame is None:
+        raise StreamBroken(f"{stream.peer} closed the stream before it was answered")
+    return messages.decode(frame)
+
+
+def failure(kind: messages.FailureKind, error: Exception, culprit: PeerId | None = None) -> Failed:
+    return Failed(kind, str(error)[:500], culprit)
+
+
+async def greet(stream: Stream, gate: Gate) -> None:
+    """Our side as the one who opened the stream; the answer is read by `read_welcome`, so that requests can follow at once."""
+    await stream.send(messages.encode(Hello(PROTOCOL_VERSION, gate.swarm, gate.certificate)))
+
+
+async def read_welcome(stream: Stream, gate: Gate) -> None:
+    """raises: Refused, VersionMismatch, StreamBroken, RemoteFault"""
+    match await next_message(stream):
+        case Welcome(protocol, certificate):
+            check_version(stream.peer, protocol)
+            gate.admit(stream.peer, certificate)
+        case Failed() as failed:
+            raise error_of(failed)
+        case other:
+            raise MalformedMessage(f"{stream.peer} answered the handshake with {type(other).__name__}")
+
+
+async def receive_greeting(stream: Stream, gate: Gate) -> None:
+    """Our side as the one who was dialled: check the peer, tell it the verdict. raises: Refused, VersionMismatch, RemoteFault"""
+    hello = await next_message(stream)
+    if not isinstance(hello, Hello):
+        raise MalformedMessage(f"{stream.peer} began with {type(hello).__name__} instead of Hello")
+    try:
+        check_version(stream.peer, hello.protocol)
+        if hello.swarm != gate.swarm:
+            raise Refused("this node belongs to another swarm")
+        gate.admit(stream.peer, hello.certificate)
+    except ShoalError as error:
+        kind: messages.FailureKind = "version" if isinstance(error, VersionMismatch) else "refused"
+        await stream.send(messages.encode(failure(kind, error)))
+        await stream.close()
+        raise
+    await stream.send(messages.encode(Welcome(PROTOCOL_VERSION, gate.certificate)))
+
+
+def check_version(peer: PeerId, protocol: int) -> None:
+    if protocol != PROTOCOL_VERSION:
+        raise VersionMismatch(f"{peer} speaks protocol {protocol}, this node {PROTOCOL_VERSION}: update the older one")
+
+
+def error_of(failed: Failed) -> ShoalError:
+    """The error a `Failed` stands for when it answers a handshake."""
+    match failed.kind:
+        case "version":
+            return VersionMismatch(failed.text)
+        case "refused":
+            return Refused(failed.text)
+        case _:
+            return RemoteFault(f"{failed.kind}: {failed.text}")

@@ -1,0 +1,203 @@
+"""One hop of one session: takes positions from upstream, has them computed, pushes the result downstream.
+
+The order is kept by the push stream itself: one reader takes a feed, computes it and passes it on before it reads the next.
+The control stream stays free to answer probes while that goes on.
+"""
+
+import anyio
+
+from shoal.compression.errors import MalformedPayload
+
+from . import messages
+from .compute import Compute, Done, Work
+from .errors import BadActivation, LocalFault, MalformedMessage, Refused, ShoalError, Unavailable
+from .handshake import Gate, failure, greet, read_welcome
+from .identifiers import PeerId, SessionId
+from .kept_outputs import KeptOutputs, without_held
+from .messages import Adopt, Attach, Failed, Feed, Open, Output, Probe, Progress, Rewire, Timing, Token
+from .transport import Stream, Transport
+
+ATTACH_PATIENCE_S = 10.0
+
+
+async def open_push(
+    transport: Transport, gate: Gate, peer: PeerId, addresses: tuple[str, ...], session: SessionId
+) -> Stream:
+    """A push stream to `peer`, attached to its session. raises: Unavailable, Refused, RemoteFault"""
+    if addresses:
+        await transport.connect(peer, addresses)
+    stream = await transport.open(peer, messages.PUSH_PROTOCOL)
+    try:
+        await greet(stream, gate)
+        await stream.send(messages.encode(Attach(session)))
+        await read_welcome(stream, gate)
+    except BaseException:
+        stream.abort()
+        raise
+    return stream
+
+
+class Hop:
+    """State of one session at this node, between `Open` and the end of its control stream."""
+
+    def __init__(
+        self,
+        request: Open,
+        compute: Compute,
+        control: Stream,
+        transport: Transport,
+        gate: Gate,
+        keep_bytes: int,
+    ) -> None:
+        self.request = request
+        self.held = 0
+        self._upstream = request.upstream
+        self._upstream_changed = anyio.Event()
+        self._compute = compute
+        self._control = control
+        self._transport = transport
+        self._gate = gate
+        self._kept = KeptOutputs(keep_bytes)
+        self._downstream: Stream | None = None
+        self._downstream_lock = anyio.Lock()
+
+    @property
+    def driver(self) -> PeerId:
+        return self._control.peer
+
+    # Downstream
+
+    async def connect_downstream(self) -> None:
+        """Open the push stream early, so that the first positions find it ready."""
+        request = self.request
+        if request.downstream is None or request.downstream_session is None:
+            return
+        async with self._downstream_lock:
+            await self._open_downstream(request.downstream, request.downstream_session, request.downstream_addresses)
+
+    async def _open_downstream(self, peer: PeerId, session: SessionId, addresses: tuple[str, ...]) -> None:
+        try:
+            self._downstream = await open_push(self._transport, self._gate, peer, addresses, session)
+        except ShoalError as error:
+            await self._tell(failure("downstream_lost", error, culprit=peer))
+
+    async def rewire(self, to: Rewire) -> None:
+        """Push to another peer from now on, beginning with everything so far."""
+        async with self._downstream_lock:
+            if self._downstream is not None:
+                self._downstream.abort()
+                self._downstream = None
+            if self._kept.dropped:
+                await self._tell(Failed("cannot_replay", "this hop no longer keeps its outputs", None))
+                return
+            await self._open_downstream(to.downstream, to.downstream_session, to.downstream_addresses)
+            for feed in self._kept.replay():
+                await self._push(feed)
+
+    async def _push(self, feed: Feed) -> None:
+        if self._downstream is None:
+            return  # lost: kept until the driver names another
+        try:
+            await self._downstream.send(messages.encode(feed))
+        except Unavailable as error:
+            peer = self._downstream.peer
+            self._downstream.abort()
+            self._downstream = None
+            await self._tell(failure("downstream_lost", error, culprit=peer))
+
+    # Upstream
+
+    def adopt(self, upstream: PeerId) -> None:
+        self._upstream = upstream
+        self._upstream_changed.set()
+        self._upstream_changed = anyio.Event()
+
+    async def admit_upstream(self, peer: PeerId) -> None:
+        """Wait until the driver has named this peer as upstream. raises: Refused"""
+        with anyio.move_on_after(ATTACH_PATIENCE_S):
+            while self._upstream != peer:
+                await self._upstream_changed.wait()
+        if self._upstream != peer:
+            raise Refused("the driver of this session named another upstream")
+
+    async def take_all(self, stream: Stream) -> None:
+        """Compute what comes on a push stream, until it ends or another upstream is named."""
+        while self._upstream == stream.peer:
+            frame = await stream.receive()
+            if frame is None:
+                return
+            feed = messages.decode(frame)
+            if not isinstance(feed, Feed):
+                raise MalformedMessage(f"{type(feed).__name__} on a push stream")
+            if not await self._take(feed):
+                return
+
+    async def _take(self, feed: Feed) -> bool:
+        """returns: whether the session can go on with this upstream"""
+        blamed = None if self._upstream == self.driver else self._upstream
+        try:
+            fresh = without_held(feed, self.held) if feed.replay else feed
+        except MalformedPayload as error:
+            await self._tell(failure("bad_input", error, blamed))
+            return False
+        if fresh is None:
+            return True
+        if fresh.start != self.held:
+            text = f"positions from {fresh.start} came, {self.held} are held"
+            await self._tell(Failed("bad_input", text, blamed))
+            return False
+        try:
+            done = await self._compute.run(
+                Work(self.request.session, fresh.start, fresh.count, fresh.ids, fresh.hidden, fresh.wants_token)
+            )
+        except BadActivation as error:
+            await self._tell(failure("bad_input", error, blamed))
+            return False
+        except LocalFault as error:
+            await self._tell(failure("local", error))
+            return False
+        except ShoalError as error:
+            await self._tell(failure("refused", error))
+            return False
+        self.held += fresh.count
+        await self._pass_on(fresh, done)
+        return True
+
+    async def _pass_on(self, fed: Feed, done: Done) -> None:
+        trace = (*fed.trace, Timing(done.queue_s * 1e3, done.compute_s * 1e3))
+        if self.request.downstream is not None:
+            out = Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace)
+            async with self._downstream_lock:
+                self._kept.add(out)
+                await self._push(out)
+        elif done.choice is not None:
+            choice = done.choice
+            await self._tell(Token(fed.start + fed.count, choice.id, choice.logprob, choice.top, trace))
+        elif done.hidden:
+            await self._tell(Output(fed.start, fed.count, done.hidden, fed.wants_token, trace))
+
+    # Control
+
+    async def control_loop(self) -> None:
+        """Serve the driver until it ends the stream or vanishes (StreamBroken)."""
+        while (frame := await self._control.receive()) is not None:
+            match messages.decode(frame):
+                case Probe(nonce):
+                    await self._tell(Progress(nonce, self.held))
+                case Adopt(upstream):
+                    self.adopt(upstream)
+                case Rewire() as to:
+                    await self.rewire(to)
+                case other:
+                    raise MalformedMessage(f"{type(other).__name__} on a control stream")
+
+    async def _tell(self, message: Failed | Token | Output | Progress) -> None:
+        try:
+            await self._control.send(messages.encode(message))
+        except Unavailable:
+            return  # the driver is gone; the control loop notices and ends the session
+
+    def close(self) -> None:
+        if self._downstream is not None:
+            self._downstream.abort()
+        self._compute.close(self.request.session)

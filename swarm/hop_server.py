@@ -1,0 +1,127 @@
+"""The serving side of sessions: accepts control and push streams and joins them to hops."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+
+from . import messages
+from .compute import Compute
+from .errors import (
+    ContextTooLong,
+    MalformedMessage,
+    OutOfMemory,
+    Refused,
+    RemoteFault,
+    ShoalError,
+    StreamBroken,
+    Unavailable,
+)
+from .handshake import Gate, failure, next_message, receive_greeting
+from .hop import ATTACH_PATIENCE_S, Hop
+from .identifiers import ModelId, SessionId
+from .messages import Attach, Open, Opened
+from .transport import Stream, Transport
+from .units import Span
+
+KEEP_BYTES = 64 << 20  # of outputs per session, for replay
+
+
+class Hosting(Protocol):
+    """What this node serves now."""
+
+    def find(self, model: ModelId, dtype: str, span: Span) -> Compute:
+        """raises: Refused when the model, the dtype or a unit of the span is not served here"""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """For status: a session that is open here."""
+
+    session: SessionId
+    driver: str
+    span: Span
+    held: int
+
+
+class HopServer:
+    def __init__(self, transport: Transport, gate: Gate, hosting: Hosting, keep_bytes: int = KEEP_BYTES) -> None:
+        self._transport = transport
+        self._gate = gate
+        self._hosting = hosting
+        self._keep_bytes = keep_bytes
+        self._hops: dict[SessionId, Hop] = {}
+        self._appeared = anyio.Event()
+
+    async def start(self) -> None:
+        await self._transport.serve(messages.CONTROL_PROTOCOL, self._control)
+        await self._transport.serve(messages.PUSH_PROTOCOL, self._push)
+
+    def sessions(self) -> list[OpenSession]:
+        return [OpenSession(key, hop.driver, hop.request.span, hop.held) for key, hop in self._hops.items()]
+
+    async def _control(self, stream: Stream) -> None:
+        await receive_greeting(stream, self._gate)
+        request = await next_message(stream)
+        if not isinstance(request, Open):
+            raise MalformedMessage(f"a control stream began with {type(request).__name__}")
+        hop = await self._open(stream, request)
+        if hop is None:
+            return
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hop.connect_downstream)
+                try:
+                    await hop.control_loop()
+                finally:
+                    tasks.cancel_scope.cancel()
+        except* (StreamBroken, RemoteFault):
+            pass  # the driver is gone or talks nonsense: the session ends here
+        finally:
+            del self._hops[request.session]
+            hop.close()
+            with anyio.CancelScope(shield=True):
+                await stream.close()
+
+    async def _open(self, stream: Stream, request: Open) -> Hop | None:
+        kind: messages.FailureKind = "not_hosted"
+        try:
+            compute = self._hosting.find(request.model, request.dtype, request.span)
+            kind = "refused"
+            if request.session in self._hops:
+                raise Refused("a session of this name is open already")
+            kind = "no_room"
+            await compute.open(request.session, request.span, request.max_tokens, request.sampling, request.history)
+        except ShoalError as error:
+            if isinstance(error, ContextTooLong):
+                kind = "too_long"
+            elif not isinstance(error, OutOfMemory | Refused):
+                kind = "local"
+            await stream.send(messages.encode(failure(kind, error)))
+            await stream.close()
+            return None
+        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes)
+        self._hops[request.session] = hop
+        self._appeared.set()
+        self._appeared = anyio.Event()
+        try:
+            await stream.send(messages.encode(Opened(request.session)))
+        except Unavailable:
+            del self._hops[request.session]
+            hop.close()
+            return None
+        return hop
+
+    async def _push(self, stream: Stream) -> None:
+        await receive_greeting(stream, self._gate)
+        attach = await next_message(stream)
+        if not isinstance(attach, Attach):
+            raise MalformedMessage(f"a push stream began with {type(attach).__name__}")
+        with anyio.move_on_after(ATTACH_PATIENCE_S):
+            while attach.session not in self._hops:
+                await self._appeared.wait()
+        hop = self._hops.get(attach.session)
+        if hop is None:
+            raise Refused("no such session")
+        await hop.admit_upstream(stream.peer)
+        await hop.take_all(stream)

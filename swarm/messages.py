@@ -1,0 +1,158 @@
+"""Every message of a session. Decoding is the only place where bytes become types.
+
+Two streams carry them. The *control* stream joins the driver with each hop: it opens, repairs, probes, and brings results
+back; its end closes the session at that hop. The *push* stream carries positions downstream: driver to first hop, hop to
+hop. Each stream begins with `Hello`, answered by `Welcome` or `Failed`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from .errors import MalformedMessage
+from .identifiers import ModelId, PeerId, SessionId, SwarmId
+from .sampling import Sampling
+from .units import Span
+
+CONTROL_PROTOCOL = "/shoal/session/1"
+PUSH_PROTOCOL = "/shoal/push/1"
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+    """Base of the wire types; an array whose first element is the class name."""
+
+
+class Hello(Message, frozen=True):
+    protocol: int
+    swarm: SwarmId
+    certificate: bytes  # b"" in public swarms
+
+
+class Welcome(Message, frozen=True):
+    protocol: int
+    certificate: bytes
+
+
+class Open(Message, frozen=True):
+    """Driver to hop: reserve room and get ready. Answered by Opened or Failed."""
+
+    session: SessionId
+    model: ModelId
+    dtype: str
+    span: Span
+    max_tokens: int
+    upstream: PeerId  # who will push to this hop; the driver itself for the first
+    downstream: PeerId | None  # whom this hop pushes to; None: results go to the driver
+    downstream_session: SessionId | None
+    downstream_addresses: tuple[str, ...]
+    sampling: Sampling
+    history: tuple[int, ...]  # only when the sampling has penalties and this hop has the head
+
+
+class Opened(Message, frozen=True):
+    session: SessionId
+
+
+class Attach(Message, frozen=True):
+    """First message after Hello on a push stream."""
+
+    session: SessionId
+
+
+class Timing(msgspec.Struct, frozen=True, array_like=True):
+    queue_ms: float
+    compute_ms: float
+
+
+class Feed(Message, frozen=True):
+    """`count` positions from `start`, as ids or as hidden states. A replay may repeat positions the receiver holds."""
+
+    start: int
+    count: int
+    ids: tuple[int, ...]
+    hidden: bytes  # compression.activations
+    wants_token: bool
+    replay: bool
+    trace: tuple[Timing, ...]  # of the hops before, in order
+
+
+class Token(Message, frozen=True):
+    """Last hop to driver: the token at index `position`."""
+
+    position: int
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    trace: tuple[Timing, ...]
+
+
+class Output(Message, frozen=True):
+    """Last hop to a driver that keeps the head."""
+
+    start: int
+    count: int
+    hidden: bytes
+    wants_token: bool
+    trace: tuple[Timing, ...]
+
+
+FailureKind = Literal[
+    "version",  # another protocol version
+    "refused",  # not a member, revoked, unknown session, wrong upstream
+    "not_hosted",  # the model, span or dtype is not served here (any more)
+    "no_room",  # KV cache full or too many sessions
+    "too_long",  # beyond the model's context
+    "bad_input",  # upstream sent NaN, a wrong shape, or a gap
+    "cannot_replay",  # kept outputs were dropped
+    "downstream_lost",  # the push stream downstream broke
+    "local",  # this hop's own fault
+]
+
+
+class Failed(Message, frozen=True):
+    kind: FailureKind
+    text: str
+    culprit: PeerId | None  # whom the sender blames, when not itself
+
+
+class Adopt(Message, frozen=True):
+    """Driver to the hop after a lost one: take positions from another peer from now on."""
+
+    upstream: PeerId
+
+
+class Rewire(Message, frozen=True):
+    """Driver to the hop before a lost one: push to another peer, and send it everything from position 0 again."""
+
+    downstream: PeerId
+    downstream_session: SessionId
+    downstream_addresses: tuple[str, ...]
+
+
+class Probe(Message, frozen=True):
+    nonce: int
+
+
+class Progress(Message, frozen=True):
+    nonce: int
+    held: int  # positions computed
+
+
+AnyMessage = (
+    Hello | Welcome | Open | Opened | Attach | Feed | Token | Output | Failed | Adopt | Rewire | Probe | Progress
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: AnyMessage) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode(data: bytes) -> AnyMessage:
+    """raises: MalformedMessage, whatever the bytes are"""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
+        raise MalformedMessage(f"not a message of ours: {error}") from error

@@ -1,0 +1,315 @@
+"""A running generation: carries out the effects of its `Session` and collects the route."""
+
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import TaskGroup
+
+from shoal.compression.errors import MalformedPayload
+
+from . import session as core
+from .chain_plan import ChainPlanner, PlannedHop
+from .compute import Choice, Compute, Work
+from .errors import BadActivation, ShoalError
+from .feeder import Feeder
+from .generation import Failover, FinishReason, Route, RouteHop, TokenRequest
+from .handshake import Gate
+from .hop import open_push
+from .hop_link import HopLink, LinkAddress
+from .identifiers import SessionId
+from .kept_outputs import without_held
+from .manifest import Manifest
+from .messages import Adopt, Feed, Open, Output, Probe, Rewire, Timing, Token
+from .transport import Stream, Transport
+from .units import describe, has_head
+
+
+class LocalHead:
+    """The head that a driver keeps for itself."""
+
+    def __init__(self, compute: Compute, session: SessionId) -> None:
+        self._compute = compute
+        self._session = session
+        self._held = 0
+
+    async def take(self, output: Output) -> Choice | None:
+        """raises: BadActivation"""
+        feed = Feed(output.start, output.count, (), output.hidden, output.wants_token, True, output.trace)
+        try:
+            fresh = without_held(feed, self._held)
+        except MalformedPayload as error:
+            raise BadActivation(str(error)) from error
+        if fresh is None:
+            return None
+        if fresh.start != self._held:
+            raise BadActivation(f"positions from {fresh.start} came, {self._held} are held")
+        work = Work(self._session, fresh.start, fresh.count, hidden=fresh.hidden, wants_token=fresh.wants_token)
+        done = await self._compute.run(work)
+        self._held += fresh.count
+        return done.choice
+
+    def close(self) -> None:
+        self._compute.close(self._session)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Of one hop, for the route."""
+
+    tokens: int = 0
+    steps: int = 0
+    compute_ms: float = 0.0
+    queue_ms: float = 0.0
+
+
+class DriverStream:
+    """`generation.TokenStream`; `run` does the work in a task of the driver."""
+
+    def __init__(
+        self,
+        name: SessionId,
+        session: core.Session,
+        request: TokenRequest,
+        manifest: Manifest,
+        transport: Transport,
+        gate: Gate,
+        planner: ChainPlanner,
+        feeder: Feeder,
+        head: LocalHead | None,
+        clock: Callable[[], float],
+        dtype: str | None,
+    ) -> None:
+        self.route = Route()
+        self.finish_reason: FinishReason | None = None
+        self._name = name
+        self._session = session
+        self._request = request
+        self._manifest = manifest
+        self._transport = transport
+        self._gate = gate
+        self._planner = planner
+        self._feeder = feeder
+        self._head = head
+        self._clock = clock
+        self._dtype = dtype
+        self._began_s = clock()
+        self._links: dict[core.HopKey, HopLink] = {}
+        self._closed: list[HopLink] = []
+        self._tallies: dict[core.HopKey, _Tally] = {}
+        self._planned: dict[tuple[str, int, int], PlannedHop] = {}
+        self._push: Stream | None = None
+        self._feeding = anyio.CancelScope()
+        self._fed_once = False
+        self._events_in, self._events = anyio.create_memory_object_stream[core.Event](math.inf)
+        self._choices_in, self._choices = anyio.create_memory_object_stream[Choice | ShoalError](math.inf)
+        self._outputs_in, self._outputs = anyio.create_memory_object_stream[tuple[core.HopKey, Output]](math.inf)
+
+    def links(self) -> list[HopLink]:
+        return [*self._links.values(), *self._closed]
+
+    async def __aiter__(self) -> AsyncIterator[Choice]:
+        async for item in self._choices:
+            if isinstance(item, ShoalError):
+                raise item
+            yield item
+
+    def _post(self, event: core.Event) -> None:
+        try:
+            self._events_in.send_nowait(event)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return  # the session is over
+
+    async def run(self, tasks: TaskGroup) -> None:
+        if self._head is not None:
+            tasks.start_soon(self._run_head, self._head)
+        with self._choices_in, self._events:
+            over = await self._carry_out(self._session.start(self._clock()), tasks)
+            while not over:
+                event = await self._events.receive()
+                over = await self._carry_out(self._session.handle(event, self._clock()), tasks)
+
+    def finish(self) -> None:
+        """The caller has left: complete the route."""
+        for link in self._links.values():
+            self._note_hop(link)
+        self.route.total_s = self._clock() - self._began_s
+        if self.finish_reason is None:
+            self.finish_reason = "cancelled"
+
+    async def _carry_out(self, effects: Iterator[core.Effect], tasks: TaskGroup) -> bool:
+        """returns: whether the session is over"""
+        for effect in effects:
+            match effect:
+                case core.FeedToken(start, token):
+                    await self._feed_token(start, token)
+                case core.Emit(choice):
+                    if not self.route.first_token_s:
+                        self.route.first_token_s = self._clock() - self._began_s
+                    self._choices_in.send_nowait(choice)
+                case core.WakeAt(when_s):
+                    tasks.start_soon(self._wake_at, when_s)
+                case core.SendProbe(key):
+                    tasks.start_soon(self._links[key].tell, Probe(key))
+                case core.Plan():
+                    tasks.start_soon(self._plan, effect)
+                case core.OpenHop():
+                    self._open_hop(effect, tasks)
+                case core.CloseHop(key):
+                    self._close_hop(key, tasks)
+                case core.AdoptUpstream(key, upstream):
+                    await self._links[key].tell(Adopt(upstream or self._transport.me))
+                case core.RewireHop(key, downstream):
+                    below = self._links[downstream].at
+                    await self._links[key].tell(Rewire(below.peer, below.session, below.addresses))
+                case core.ConnectFirst(key):
+                    self._feeding.cancel()
+                    self._feeding = anyio.CancelScope()
+                    tasks.start_soon(self._feed_all, self._links[key], self._feeding)
+                case core.Repaired():
+                    self._planner.blame(effect.peer)
+                    layers = describe(effect.span, self._manifest.layers)
+                    self.route.failovers.append(
+                        Failover(effect.peer, layers, effect.reason, effect.pause_s, effect.replaced_by)
+                    )
+                case core.Finished(reason):
+                    self.finish_reason = reason
+                    return True
+                case core.Broke(error):
+                    self._choices_in.send_nowait(error)
+                    return True
+        return False
+
+    # Effects
+
+    async def _wake_at(self, when_s: float) -> None:
+        await anyio.sleep(max(0.0, when_s - self._clock()))
+        self._post(core.Ticked())
+
+    async def _plan(self, effect: core.Plan) -> None:
+        try:
+            await anyio.sleep(effect.after_s)
+            fresh = effect.after_s > 0 or bool(self.route.failovers)
+            plan = await self._planner.plan(self._request, effect.span, self._dtype, effect.exclude, fresh)
+        except ShoalError as error:
+            self._post(core.PlanFailed(error))
+            return
+        self._dtype = plan.dtype
+        for hop in plan.hops:
+            self._planned[hop.peer, hop.span.start, hop.span.stop] = hop
+        self._post(core.Planned(tuple((hop.peer, hop.span) for hop in plan.hops)))
+
+    def _open_hop(self, effect: core.OpenHop, tasks: TaskGroup) -> None:
+        planned = self._planned[effect.peer, effect.span.start, effect.span.stop]
+        at = LinkAddress(
+            effect.hop,
+            effect.peer,
+            planned.name,
+            effect.span,
+            SessionId(f"{self._name}{effect.hop:04x}"),
+            planned.addresses,
+        )
+        below = self._links[effect.downstream].at if effect.downstream is not None else None
+        sampling = self._request.sampling
+        with_history = sampling.needs_history and has_head(effect.span, self._manifest.layers)
+        request = Open(
+            session=at.session,
+            model=self._request.model,
+            dtype=self._dtype or "",
+            span=effect.span,
+            max_tokens=len(self._request.ids) + self._request.max_new_tokens,
+            upstream=effect.upstream or self._transport.me,
+            downstream=below.peer if below else None,
+            downstream_session=below.session if below else None,
+            downstream_addresses=below.addresses if below else (),
+            sampling=sampling,
+            history=tuple(self._session.ids) if with_history else (),
+        )
+        link = HopLink(at, self._transport, self._gate, self._post, self._take_result)
+        self._links[effect.hop] = link
+        self._tallies[effect.hop] = _Tally()
+        tasks.start_soon(link.run, request)
+
+    def _close_hop(self, key: core.HopKey, tasks: TaskGroup) -> None:
+        link = self._links.pop(key, None)
+        if link is not None:
+            self._note_hop(link)
+            self._closed.append(link)
+            tasks.start_soon(link.close)
+
+    async def _feed_all(self, link: HopLink, scope: anyio.CancelScope) -> None:
+        with scope:
+            replay, self._fed_once = self._fed_once, True
+            try:
+                at = link.at
+                if self._push is not None:
+                    self._push.abort()
+                self._push = await open_push(self._transport, self._gate, at.peer, at.addresses, at.session)
+                await self._feeder.feed_all(self._push, tuple(self._session.ids), replay)
+            except ShoalError as error:
+                self._post(core.HopLost(link.at.key, str(error)))
+
+    async def _feed_token(self, start: int, token: int) -> None:
+        if self._push is None:
+            return
+        try:
+            await self._feeder.feed_token(self._push, start, token)
+        except ShoalError as error:
+            if self._session.hops:
+                self._post(core.HopLost(self._session.hops[0].key, str(error)))
+
+    # Results
+
+    def _take_result(self, key: core.HopKey, result: Token | Output) -> None:
+        """Check what the last hop says before the session believes it."""
+        if not self._session.hops or self._session.hops[-1].key != key:
+            fault: str | None = "a result from a hop that is not the last"
+        elif isinstance(result, Output):
+            fault = None if self._head is not None else "hidden states for a driver without a head"
+        elif not 0 <= result.id < self._manifest.vocabulary:
+            fault = f"token {result.id} lies outside the vocabulary"
+        else:
+            fault = None if math.isfinite(result.logprob) else "the log-probability is not finite"
+        if fault is not None:
+            if key in self._links:
+                self._post(core.HopFailed(key, "bad_input", fault))
+            return
+        self._count(result.trace)
+        match result:
+            case Token(position, token, logprob, top):
+                self._post(core.TokenCame(position, Choice(token, logprob, top)))
+            case Output():
+                self._outputs_in.send_nowait((key, result))
+
+    async def _run_head(self, head: LocalHead) -> None:
+        async for key, output in self._outputs:
+            try:
+                choice = await head.take(output)
+            except ShoalError as error:
+                self._post(core.HopFailed(key, "bad_input", str(error)))
+                continue
+            if choice is not None:
+                self._post(core.TokenCame(output.start + output.count, choice))
+
+    def _count(self, trace: tuple[Timing, ...]) -> None:
+        for hop, timing in zip(self._session.hops, trace, strict=False):
+            tally = self._tallies[hop.key]
+            tally.steps += 1
+            tally.compute_ms += timing.compute_ms
+            tally.queue_ms += timing.queue_ms
+
+    def _note_hop(self, link: HopLink) -> None:
+        tally = self._tallies.pop(link.at.key)
+        if not tally.steps:
+            return
+        self.route.hops.append(
+            RouteHop(
+                link.at.peer,
+                link.at.name,
+                describe(link.at.span, self._manifest.layers),
+                tally.steps,
+                tally.compute_ms / tally.steps,
+                tally.queue_ms / tally.steps,
+            )
+        )

@@ -1,0 +1,168 @@
+"""One p2pd child: started in a folder of its own, watched, and gone when we are gone, kill -9 included.
+
+The child runs under a small shell that holds the other end of a pipe to us. When we die, however we die, the pipe closes;
+the shell then kills p2pd and removes the folder with its sockets. hivemind's own launcher does neither.
+"""
+
+import asyncio
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.swarm.errors import DaemonDied, UsageError
+
+from .hivemind_imports import p2pd_path
+
+_GUARD = """
+exec 3<&0
+"$@" </dev/null 3<&- &
+daemon=$!
+( read -r _ <&3; kill -9 $daemon; rm -rf "$SHOAL_RUNTIME" ) 2>/dev/null >/dev/null &
+guard=$!
+exec 3<&-
+trap 'kill -9 $daemon' TERM
+wait $daemon
+code=$?
+kill $guard 2>/dev/null
+rm -rf "$SHOAL_RUNTIME"
+exit $code
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOptions:
+    """How the daemon listens and finds its way through NATs."""
+
+    host: str = "0.0.0.0"  # noqa: S104  a volunteer's node is there to be reached
+    port: int = 0  # 0: any free one
+    announce: tuple[str, ...] = ()  # multiaddrs to announce instead of those found
+    bootstrap: tuple[str, ...] = ()  # multiaddrs with /p2p/
+    relays: tuple[str, ...] = ()  # trusted relays, multiaddrs with /p2p/
+    nat: bool = True  # AutoNAT, port mapping, relays
+    listen: bool = True  # False: a client that nobody dials
+
+    @property
+    def loopback(self) -> bool:
+        return self.host.startswith("127.") or self.host == "localhost"
+
+
+def daemon_arguments(options: NetworkOptions, control: str, key_file: Path) -> list[str]:
+    nat = int(options.nat and not options.loopback)
+    arguments = [
+        f"-listen={control}",
+        f"-id={key_file}",
+        "-tls=1",
+        "-connManager=1",
+        "-idleTimeout=60s",
+        f"-natPortMap={nat}",
+        f"-autonat={nat}",
+        f"-relay={nat}",
+        f"-autoRelay={nat}",
+        f"-relayService={nat}",
+        f"-{'dhtServer' if options.listen else 'dhtClient'}=1",
+        f"-b={int(bool(options.bootstrap))}",
+    ]
+    if options.listen:
+        host = "127.0.0.1" if options.host == "localhost" else options.host
+        arguments.append(f"-hostAddrs=/ip4/{host}/tcp/{options.port}")
+    else:
+        arguments.append("-noListenAddrs=1")
+    for name, addresses in (
+        ("bootstrapPeers", options.bootstrap),
+        ("announceAddrs", options.announce),
+        ("trustedRelays", options.relays if nat else ()),
+    ):
+        if addresses:
+            arguments.append(f"-{name}={','.join(addresses)}")
+    return arguments
+
+
+class Daemon:
+    """A running p2pd. `control` is its control multiaddr; `died` is set when it is gone, wanted or not."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+        self.folder = folder
+        self.control = f"/unix{folder}/p2pd.sock"
+        self.died = asyncio.Event()
+        self.last_line = ""
+        self._process = process
+        self._ready = asyncio.Event()
+        self._reader = asyncio.create_task(self._read_output())
+
+    @property
+    def guard_pid(self) -> int:
+        return self._process.pid
+
+    @classmethod
+    async def start(cls, key: bytes, options: NetworkOptions, timeout_s: float = 20.0) -> "Daemon":
+        """Start p2pd with a libp2p private key (protobuf bytes) and wait until it listens.
+
+        raises: DaemonDied when it does not come up; UsageError when the port is taken
+        """
+        folder = Path(tempfile.mkdtemp(prefix="shoal-"))
+        key_file = folder / "identity"
+        key_file.touch(mode=0o600)
+        key_file.write_bytes(key)
+        control = f"/unix{folder}/p2pd.sock"
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            _GUARD,
+            "shoal-p2pd",
+            str(p2pd_path()),
+            *daemon_arguments(options, control, key_file),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={
+                "SHOAL_RUNTIME": str(folder),
+                "PATH": "/usr/bin:/bin",
+                "GOLOG_LOG_LEVEL": "error",
+                "HOME": str(folder),
+            },
+            start_new_session=True,  # Ctrl-C reaches us alone; we stop the daemon in order
+        )
+        daemon = cls(process, folder)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await daemon._ready.wait()
+        except TimeoutError:
+            await daemon.stop()
+            raise DaemonDied(f"p2pd did not come up within {timeout_s:.0f} s") from None
+        except BaseException:
+            await asyncio.shield(daemon.stop())
+            raise
+        if daemon.died.is_set():
+            await daemon.stop()
+            if "address already in use" in daemon.last_line:
+                raise UsageError(
+                    f"port {options.port} is in use; choose another with --port, or stop the other program"
+                )
+            raise DaemonDied(f"p2pd did not start: {daemon.last_line or 'no message'}")
+        key_file.unlink(missing_ok=True)  # read once at start; the node's own copy stays in its home
+        return daemon
+
+    async def _read_output(self) -> None:
+        assert self._process.stdout is not None
+        while line := await self._process.stdout.readline():
+            text = line.decode(errors="replace").strip()
+            if text:
+                self.last_line = text
+            if text.startswith("Peer ID:"):
+                self._ready.set()
+        self.died.set()
+        self._ready.set()
+
+    async def stop(self) -> None:
+        """End the daemon and wait for it; the guard removes the folder."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        if self._process.returncode is None:
+            try:
+                self._process.terminate()
+            except ProcessLookupError:
+                pass
+        await self._process.wait()
+        await self._reader
+        shutil.rmtree(self.folder, ignore_errors=True)
