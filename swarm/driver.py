@@ -100,13 +100,15 @@ class Driver:
             self._clock,
             dtype,
         )
+        error: Exception | None = None
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(stream.run, tasks)
                 try:
                     yield stream
-                finally:
-                    tasks.cancel_scope.cancel()
+                except Exception as caught:  # noqa: BLE001  goes on below, outside the group, as it is
+                    error = caught
+                tasks.cancel_scope.cancel()
         finally:
             stream.finish()
             feeder.close()
@@ -114,6 +116,8 @@ class Driver:
                 head.close()
             for link in stream.links():
                 self._tasks.start_soon(link.close)
+        if error is not None:
+            raise error
 
     async def _open_local(
         self, request: TokenRequest, manifest: Manifest, name: SessionId

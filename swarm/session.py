@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Literal, assert_never
 
 from .compute import Choice
-from .errors import ModelNotServable, OutOfMemory, Refused, ShoalError, TimedOut, Unavailable
+from .errors import ModelNotServable, OutOfMemory, Refused, ShoalError, Unavailable, VersionMismatch
 from .identifiers import PeerId
 from .messages import FailureKind
 from .units import Span
 
+_TICK_SLACK_S = 1e-3  # a wake-up may come this much early
 HopKey = int  # one opening of one hop; a peer that is opened again gets a new key
 
 
@@ -187,8 +188,8 @@ class Patience:
     open_s: float = 15.0
     probe_after_s: float = 1.0  # of silence, or 4 times the usual step, whichever is longer
     probe_s: float = 2.0
-    step_s: float = 60.0  # for one decode step, progress or not
-    prefill_s: float = 120.0  # for one prefill chunk
+    step_s: float = 30.0  # for one decode step
+    prefill_s: float = 120.0  # for one chunk of a prompt or of a replay
     plan_retry_s: float = 1.0
     plan_tries: int = 4
     failures: int = 8
@@ -233,11 +234,12 @@ class Session:
     _waiting_since_s: float = 0.0
     _usual_step_s: float = 0.0
     _deadline_s: float = 0.0  # of the phase
+    _filling: bool = True  # the chain computes a prompt or a replay, in chunks
     _wake_s: float = 0.0
 
-    def start(self, now: float) -> Iterator[Effect]:
+    def start(self) -> Iterator[Effect]:
         self.ids = list(self.prompt)
-        yield from self._plan_all(now)
+        yield from self._plan_all()
 
     def handle(self, event: Event, now: float) -> Iterator[Effect]:
         if self.phase == "over":
@@ -246,7 +248,7 @@ class Session:
             case Planned(hops):
                 yield from self._on_planned(hops, now)
             case PlanFailed(error):
-                yield from self._on_plan_failed(error, now)
+                yield from self._on_plan_failed(error)
             case HopOpened(key):
                 yield from self._on_opened(key, now)
             case HopFailed():
@@ -266,7 +268,7 @@ class Session:
 
     # Planning and opening
 
-    def _plan_all(self, now: float) -> Iterator[Effect]:
+    def _plan_all(self) -> Iterator[Effect]:
         for hop in (*self.hops, *self._pending):
             yield CloseHop(hop.key)
         self.hops, self._pending, self._gap = [], [], None
@@ -277,7 +279,7 @@ class Session:
         self._gap_span = span
         yield Plan(span, self.exclude, after_s)
 
-    def _on_plan_failed(self, error: ShoalError, now: float) -> Iterator[Effect]:
+    def _on_plan_failed(self, error: ShoalError) -> Iterator[Effect]:
         if self.phase != "planning" or self._gap_span is None:
             return
         self._plan_tries += 1
@@ -325,13 +327,9 @@ class Session:
             yield RewireHop(self.hops[at - 1].key, fresh[0].key)
         self._gap = self._gap_span = None
         self.phase = "running"
-        for peer, span, reason in self._lost:
-            replaced_by = tuple(hop.peer for hop in fresh if hop.span.intersects(span))
-            yield Repaired(peer, span, reason, now - self._broke_at_s, replaced_by)
-        self._lost.clear()
         for hop in self.hops:
             hop.unanswered_since_s = None
-        yield from self._await_step(now)
+        yield from self._await_step(now, filling=True)
 
     # Losing a hop
 
@@ -346,8 +344,10 @@ class Session:
             self._refusal = OutOfMemory(event.text)
         elif event.kind == "refused":
             self._refusal = Refused(event.text)
+        elif event.kind == "version":
+            self._refusal = VersionMismatch(event.text)
         if event.kind == "cannot_replay":
-            yield from self._restart(now)
+            yield from self._plan_all()
             return
         blamed = next((h for h in (*self.hops, *self._pending) if h.peer == event.culprit), None)
         if event.culprit is not None and blamed is None:
@@ -358,7 +358,7 @@ class Session:
         self._failures += 1
         self.exclude |= {hop.peer}
         if not self._lost:
-            self._broke_at_s = now
+            self._broke_at_s = self._waiting_since_s or now
         self._lost.append((hop.peer, hop.span, reason))
         yield CloseHop(hop.key)
         if self._failures > self.patience.failures:
@@ -373,12 +373,7 @@ class Session:
             self._pending.remove(hop)
         elif hop in self.hops:
             self.hops.remove(hop)
-        yield from self._restart(now)
-
-    def _restart(self, now: float) -> Iterator[Effect]:
-        if not self._lost:
-            self._broke_at_s = now
-        yield from self._plan_all(now)
+        yield from self._plan_all()
 
     def _break(self, error: ShoalError) -> Iterator[Effect]:
         yield from self._close_all()
@@ -395,8 +390,12 @@ class Session:
         if position != len(self.ids) or self.phase != "running":
             return  # a replay computed again what we have
         step_s = now - self._waiting_since_s
-        if len(self.ids) > len(self.prompt):
+        if not self._filling:
             self._usual_step_s = step_s if not self._usual_step_s else 0.8 * self._usual_step_s + 0.2 * step_s
+        for peer, span, reason in self._lost:
+            replaced_by = tuple(hop.peer for hop in self.hops if hop.span.intersects(span))
+            yield Repaired(peer, span, reason, now - self._broke_at_s, replaced_by)
+        self._lost.clear()
         if choice.id in self.stop_ids:
             yield from self._close_all()
             yield Finished("stop")
@@ -410,12 +409,12 @@ class Session:
             yield from self._close_all()
             yield Finished("length")
             return
-        yield from self._await_step(now)
+        yield from self._await_step(now, filling=False)
 
-    def _await_step(self, now: float) -> Iterator[Effect]:
+    def _await_step(self, now: float, *, filling: bool) -> Iterator[Effect]:
         self._waiting_since_s = now
-        fresh = any(hop.held == 0 for hop in self.hops) or len(self.ids) == len(self.prompt)
-        self._deadline_s = now + (self.patience.prefill_s if fresh else self.patience.step_s)
+        self._filling = filling
+        self._deadline_s = now + (self.patience.prefill_s if filling else self.patience.step_s)
         yield from self._wake(now + self._silence_s())
 
     def _silence_s(self) -> float:
@@ -432,7 +431,7 @@ class Session:
         if hop is None:
             return
         hop.unanswered_since_s = None
-        if held > hop.held and self.phase == "running":
+        if held > hop.held and self._filling and self.phase == "running":
             self._deadline_s = max(self._deadline_s, now + self.patience.prefill_s)
         hop.held = held
         yield from ()
@@ -454,11 +453,11 @@ class Session:
     def _tick_running(self, now: float) -> Iterator[Effect]:
         for hop in self.hops:
             since_s = hop.unanswered_since_s
-            if since_s is not None and now - since_s >= self.patience.probe_s:
+            if since_s is not None and now - since_s >= self.patience.probe_s - _TICK_SLACK_S:
                 yield from self._lose(hop, f"no answer to a probe for {now - since_s:.1f} s", now)
                 return
         if now >= self._deadline_s:
-            yield from self._lose(self._stuck_hop(), TimedOut("answers probes but computes nothing").args[0], now)
+            yield from self._lose(self._stuck_hop(), "answers probes but computes nothing", now)
             return
         probed = False
         if now - self._waiting_since_s >= self._silence_s():

@@ -125,7 +125,7 @@ class DriverStream:
         if self._head is not None:
             tasks.start_soon(self._run_head, self._head)
         with self._choices_in, self._events:
-            over = await self._carry_out(self._session.start(self._clock()), tasks)
+            over = await self._carry_out(self._session.start(), tasks)
             while not over:
                 event = await self._events.receive()
                 over = await self._carry_out(self._session.handle(event, self._clock()), tasks)

@@ -20,6 +20,7 @@ from shoal.swarm.transport import MAX_CALL_BYTES, MAX_FRAME_BYTES, CallHandler, 
 
 from .call_envelope import open_answer, seal_answer, seal_error
 from .hivemind_imports import import_p2p
+from .loopback import LoopbackStream, loopback_pair
 from .p2pd import Daemon, NetworkOptions
 
 _p2p_daemon = import_p2p()
@@ -162,7 +163,9 @@ class Libp2pTransport:
         self._me = PeerId(p2p.peer_id.to_base58())
         self._addresses: tuple[str, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._streams: set[Libp2pStream] = set()
+        self._streams: set[Libp2pStream | LoopbackStream] = set()
+        self._handlers: dict[str, StreamHandler] = {}
+        self._answers: dict[str, CallHandler] = {}
 
     @classmethod
     async def start(cls, key: bytes, options: NetworkOptions) -> "Libp2pTransport":
@@ -177,10 +180,10 @@ class Libp2pTransport:
             p2p._client.control._write_task.add_done_callback(_retrieve)  # it fails when the daemon dies: we know
             transport = cls(daemon, p2p)
             await transport.refresh_addresses()
-            return transport
         except BaseException:
             await asyncio.shield(daemon.stop())
             raise
+        return transport
 
     async def stop(self) -> None:
         for stream in tuple(self._streams):
@@ -238,6 +241,8 @@ class Libp2pTransport:
             raise PeerUnreachable(f"{what}: {error}") from error
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float = 10.0) -> None:
+        if peer == self._me:
+            return
         work = self._p2p._client.connect(PeerID.from_base58(peer), [Multiaddr(a) for a in addresses])
         try:
             await self._bounded(work, timeout_s, f"connect to {peer}")
@@ -252,6 +257,8 @@ class Libp2pTransport:
             return  # it is gone already
 
     async def open(self, peer: PeerId, protocol: str, timeout_s: float = 10.0) -> Stream:
+        if peer == self._me:
+            return self._open_to_myself(protocol)
         work = self._p2p.call_binary_stream_handler(PeerID.from_base58(peer), protocol)
         try:
             _, reader, writer = await self._bounded(work, timeout_s, f"stream to {peer}")
@@ -262,6 +269,8 @@ class Libp2pTransport:
     async def call(self, peer: PeerId, method: str, payload: bytes, timeout_s: float = 5.0) -> bytes:
         if len(payload) > MAX_CALL_BYTES:
             raise FrameTooLarge(f"a call of {len(payload)} bytes; the limit is {MAX_CALL_BYTES}")
+        if peer == self._me:
+            return await self._answers[method](peer, payload)
         work = self._p2p._client.call_unary_handler(PeerID.from_base58(peer), method, payload)
         try:
             answer = await self._bounded(work, timeout_s, f"{method} at {peer}")
@@ -271,25 +280,43 @@ class Libp2pTransport:
             raise PeerUnreachable(f"{method} at {peer}: the daemon gave no answer")
         return open_answer(answer)
 
+    def _open_to_myself(self, protocol: str) -> Stream:
+        if protocol not in self._handlers:
+            raise PeerUnreachable(f"this node does not serve {protocol}")
+        here, there = loopback_pair(self._me)
+        task = asyncio.create_task(self._handle(protocol, there))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return here
+
+    async def _handle(self, protocol: str, stream: Libp2pStream | LoopbackStream) -> None:
+        self._streams.add(stream)
+        try:
+            await self._handlers[protocol](stream)
+        except errors.ShoalError:
+            pass  # the handler has told its peer; a broken stream needs no words
+        finally:
+            self._streams.discard(stream)
+            stream.drop_unless_closed()
+
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
+        self._handlers[protocol] = handler
+
         async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            stream = Libp2pStream(PeerId(info.peer_id.to_base58()), reader, writer, self._dead)
-            self._streams.add(stream)
             task = asyncio.current_task()
             assert task is not None
             self._tasks.add(task)
             try:
-                await handler(stream)
-            except errors.ShoalError:
-                pass  # the handler has told its peer; a broken stream needs no words
+                peer = PeerId(info.peer_id.to_base58())
+                await self._handle(protocol, Libp2pStream(peer, reader, writer, self._dead))
             finally:
                 self._tasks.discard(task)
-                self._streams.discard(stream)
-                stream.drop_unless_closed()
 
         await self._p2p.add_binary_stream_handler(protocol, accept)
 
     async def answer(self, method: str, handler: CallHandler) -> None:
+        self._answers[method] = handler
+
         async def respond(request: bytes, peer: Any) -> bytes:
             if len(request) > MAX_CALL_BYTES:
                 return seal_error(FrameTooLarge(f"a call of {len(request)} bytes; the limit is {MAX_CALL_BYTES}"))

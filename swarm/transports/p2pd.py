@@ -5,6 +5,7 @@ the shell then kills p2pd and removes the folder with its sockets. hivemind's ow
 """
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -159,10 +160,8 @@ class Daemon:
         if self._process.stdin is not None:
             self._process.stdin.close()
         if self._process.returncode is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
-            except ProcessLookupError:
-                pass
         await self._process.wait()
         await self._reader
         shutil.rmtree(self.folder, ignore_errors=True)
