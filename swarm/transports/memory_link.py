@@ -19,9 +19,7 @@ class Conditions:
     call_loss: float = 0.0  # probability that a request vanishes, and again that its answer does
     break_probability: float = 0.0  # per frame: the stream breaks instead of carrying it
     bandwidth_byte_s: float = math.inf  # per direction of a pair
-    window_bytes: int = (
-        1 << 20
-    )  # sent and not yet read, per direction of a stream; more makes the sender wait
+    window_bytes: int = 1 << 20  # sent and not yet read, per direction of a stream; more makes the sender wait
     cut_detection_s: float = 1.0  # until both ends of a stream notice that their link was cut
     ack_timeout_s: float = 5.0  # how long `close` waits for the peer's ACK
 

@@ -180,9 +180,7 @@ class MemoryStream:
         if self._break is not None and self._is_broken():
             raise self._break.error(self._break.text)
         if self._closed or self._ended:
-            raise StreamBroken(
-                f"the stream with {self._peer} is closed on {'our' if self._closed else 'its'} side"
-            )
+            raise StreamBroken(f"the stream with {self._peer} is closed on {'our' if self._closed else 'its'} side")
 
     def _break_both(self, why: str) -> None:
         now = anyio.current_time()

@@ -171,9 +171,7 @@ class TransportContract:
                     await near.receive()
                 done.set()
 
-    async def test_a_handler_that_returns_without_closing_breaks_its_stream(
-        self, peers: PeersFactory
-    ) -> None:
+    async def test_a_handler_that_returns_without_closing_breaks_its_stream(self, peers: PeersFactory) -> None:
         with anyio.fail_after(PATIENCE_S):
             async with peers() as network:
                 client, server = await network.start(), await network.start()
@@ -313,9 +311,7 @@ class TransportContract:
                     await client.call(server.me, method, b"+" + largest[1:])
                 assert await client.call(server.me, method, b"small") == b"small"
 
-    async def test_what_a_handler_raises_reaches_the_caller_with_class_and_text(
-        self, peers: PeersFactory
-    ) -> None:
+    async def test_what_a_handler_raises_reaches_the_caller_with_class_and_text(self, peers: PeersFactory) -> None:
         kinds = [
             kind
             for kind in vars(errors).values()
@@ -323,7 +319,7 @@ class TransportContract:
         ]
 
         async def fail(_caller: PeerId, payload: bytes) -> bytes:
-            raise getattr(errors, payload.decode())(f"because of {payload.decode()} – 12 % left")
+            raise getattr(errors, payload.decode())(f"because of {payload.decode()}: 12 % of ä is left")
 
         with anyio.fail_after(PATIENCE_S):
             async with peers() as network:
@@ -334,7 +330,7 @@ class TransportContract:
                     with pytest.raises(ShoalError) as caught:
                         await client.call(server.me, method, kind.__name__.encode())
                     assert type(caught.value) is kind
-                    assert str(caught.value) == f"because of {kind.__name__} – 12 % left"
+                    assert str(caught.value) == f"because of {kind.__name__}: 12 % of ä is left"
 
     async def test_a_call_without_an_answer_ends_at_its_deadline(self, peers: PeersFactory) -> None:
         async def never(_caller: PeerId, payload: bytes) -> bytes:

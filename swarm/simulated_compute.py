@@ -1,0 +1,156 @@
+"""A `Compute` without tensors, for sessions in virtual time: it checks what an engine checks, and fails on demand."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from shoal.compression import activations
+from shoal.compression.errors import MalformedPayload
+
+from .compute import Done, Work
+from .errors import BadActivation, ContextTooLong, LocalFault, OutOfMemory, Refused
+from .identifiers import SessionId
+from .sampling import Sampling
+from .simulated_model import WIDTH, SimulatedModel, pack_hidden, unpack_hidden
+from .units import Span, describe
+
+Fault = Literal[
+    "answer_nan",  # hidden states with NaN in them: the next hop must notice
+    "wrong_shape",  # one position too many
+    "wrong_values",  # a lie that no shape betrays
+    "never_answer",  # work is taken and nothing comes back
+    "refuse_open",
+    "refuse_work",
+    "break_down",  # LocalFault
+]
+
+
+@dataclass(slots=True)
+class OpenSession:
+    span: Span
+    max_tokens: int
+    sampling: Sampling
+    held: int = 0  # positions
+    digests: dict[int, bytes] = field(default_factory=dict)
+
+
+class SimulatedCompute:
+    """Holds spans of one model and at most `room_tokens` positions for all its sessions.
+
+    One step takes `step_s` for its batch and `position_s` for each position, per unit of the session's span.
+    """
+
+    def __init__(
+        self,
+        model: SimulatedModel,
+        hosted: tuple[Span, ...],
+        room_tokens: int = 1 << 20,
+        step_s: float = 0.0005,
+        position_s: float = 0.00002,
+    ) -> None:
+        self.model = model
+        self.hosted = hosted
+        self.room_tokens = room_tokens
+        self.step_s = step_s
+        self.position_s = position_s
+        self.sessions: dict[SessionId, OpenSession] = {}
+        self.computed_positions = 0
+        self._fault: Fault | None = None
+        self._fault_after = 0  # works that still go well
+
+    @property
+    def free_tokens(self) -> int:
+        return self.room_tokens - sum(session.max_tokens for session in self.sessions.values())
+
+    def fail(self, fault: Fault, after: int = 0) -> None:
+        """From the (after + 1)-th work on; `refuse_open` at once."""
+        self._fault, self._fault_after = fault, after
+
+    def recover(self) -> None:
+        self._fault = None
+
+    async def open(
+        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+    ) -> None:
+        await checkpoint()
+        if self._fault == "refuse_open":
+            raise Refused("this node takes no sessions")
+        if not any(hosted.covers(span) for hosted in self.hosted):
+            raise Refused(f"{describe(span, self.model.layers)} is not hosted here")
+        if session in self.sessions:
+            raise Refused("a session of this name is open already")
+        if max_tokens > self.model.max_context:
+            raise ContextTooLong(f"{max_tokens} tokens are more than the context of {self.model.max_context}")
+        if max_tokens > self.free_tokens:
+            raise OutOfMemory(f"room for {max_tokens} tokens was asked for, {self.free_tokens} are free")
+        self.sessions[session] = OpenSession(span, max_tokens, sampling)
+
+    async def run(self, work: Work) -> Done:
+        session = self._continued(work)
+        fault = self._due_fault()
+        if fault == "refuse_work":
+            raise Refused("this node does no work")
+        if fault == "break_down":
+            raise LocalFault("the device is broken")
+        if fault == "never_answer":
+            await anyio.sleep_forever()
+        values = self._inputs(work, session.span)
+        compute_s = len(session.span) * (self.step_s + work.count * self.position_s)
+        await anyio.sleep(compute_s)
+        if self._continued(work) is not session:
+            raise Refused("the session was closed meanwhile")
+        outputs = [self.model.step(session.span, session.digests, value) for value in values]
+        session.held += work.count
+        self.computed_positions += work.count
+        if fault == "wrong_values":
+            outputs = [bytes(255 - byte for byte in value) for value in outputs]
+        if not self.model.ends_with_tokens(session.span):
+            return Done(_disfigured(pack_hidden(outputs), work.count, fault), None, 0.0, compute_s)
+        choice = self.model.choose(outputs[-1], session.held, session.sampling) if work.wants_token else None
+        return Done(b"", choice, 0.0, compute_s)
+
+    def close(self, session: SessionId) -> None:
+        self.sessions.pop(session, None)
+
+    def _continued(self, work: Work) -> OpenSession:
+        """raises: Refused"""
+        session = self.sessions.get(work.session)
+        if session is None:
+            raise Refused("no such session")
+        if work.start != session.held:
+            raise Refused(f"positions from {work.start} came, {session.held} are held")
+        if work.count < 1 or work.start + work.count > session.max_tokens:
+            raise Refused(f"{work.count} positions from {work.start} on; {session.max_tokens} are reserved")
+        return session
+
+    def _inputs(self, work: Work, span: Span) -> list[bytes]:
+        """raises: BadActivation"""
+        if self.model.begins_with_ids(span):
+            if len(work.ids) != work.count or work.hidden:
+                raise BadActivation(f"{len(work.ids)} ids for {work.count} positions")
+            if not 0 <= min(work.ids) <= max(work.ids) < self.model.vocabulary:
+                raise BadActivation("a token id lies outside the vocabulary")
+            return [token.to_bytes(WIDTH) for token in work.ids]
+        try:
+            return unpack_hidden(work.hidden, work.count)
+        except (MalformedPayload, ValueError) as error:
+            raise BadActivation(str(error)) from error
+
+    def _due_fault(self) -> Fault | None:
+        if self._fault is None or self._fault == "refuse_open":
+            return None
+        if self._fault_after > 0:
+            self._fault_after -= 1
+            return None
+        return self._fault
+
+
+def _disfigured(hidden: bytes, count: int, fault: Fault | None) -> bytes:
+    if fault == "answer_nan":
+        nan = b"\x00\x00\xc0\x7f"  # float32, little endian
+        return activations.pack("float32", count, WIDTH, nan * (count * WIDTH))
+    if fault == "wrong_shape":
+        return activations.pack("float32", count + 1, WIDTH, bytes(4 * (count + 1) * WIDTH))
+    return hidden
