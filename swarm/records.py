@@ -1,17 +1,35 @@
 """What a node says about itself in the DHT: signed by its own key, small, short-lived.
 
-A record is self-contained (body and signature), so any peer may hand it on: a thin client without a DHT asks one peer for
-all records it holds, checks each signature, and at worst is told too little.
+A record is self-contained (body and signature), so any peer may hand it on: a thin client without a DHT asks
+one peer for all records it holds, checks each signature, and at worst is told too little.
 """
+
+import math
+from collections import OrderedDict
 
 import msgspec
 
+from .canonical import Canonical
+from .errors import MalformedMessage, Refused
 from .identifiers import ModelId, PeerId, SwarmId
+from .identity import Identity, verify
+from .membership import Swarm, check_certificate
+from .peer_id import is_peer_id
+from .revocation import Revocations
 from .units import Span
 
 RECORD_TTL_S = 24.0  # a peer killed with -9 is out of every listing after this long
+CLOCK_SLACK_S = 3.0  # how far clocks may differ; a record may outlive its time to live by this much
 ANNOUNCE_PERIOD_S = 8.0
-MAX_RECORD_BYTES = 4096
+MAX_RECORD_BYTES = 4096  # with signature
+MAX_ADDRESSES = 12
+MAX_ADDRESS_LENGTH = 256
+MAX_HOSTED = 8
+MAX_NEIGHBOURS = 8
+MAX_NAME_LENGTH = 64
+MAX_LAYERS = 4096
+DOMAIN = "record"
+_MAX_REMEMBERED = 16384
 
 
 class Hosted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +46,7 @@ class Hosted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_context: int
 
 
-class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     peer: PeerId
     swarm: SwarmId
     name: str
@@ -40,8 +58,113 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     started_at: float  # unix seconds
     expires_at: float  # unix seconds
     certificate: bytes = b""  # membership, in private swarms
+    withdrawn: bool = False  # the node has left; the record only takes the place of the one before
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     body: bytes  # msgpack of NodeRecord
     signature: bytes  # ed25519 by body.peer over DOMAIN + body
+
+
+_bodies = Canonical(NodeRecord, "a node record", MAX_RECORD_BYTES)
+_signed = Canonical(SignedRecord, "a signed record", MAX_RECORD_BYTES)
+
+
+def sign_record(identity: Identity, record: NodeRecord) -> bytes:
+    """raises: ValueError when the record breaks a limit (a bug of the caller, or a name that is too long)"""
+    problem = record_problem(record)
+    if not problem and record.peer != identity.peer_id:
+        problem = "a record is signed by the peer it speaks of"
+    body = _bodies.encode(record)
+    data = _signed.encode(SignedRecord(body, identity.sign(DOMAIN, body)))
+    if problem or len(data) > MAX_RECORD_BYTES:
+        raise ValueError(problem or f"the record has {len(data)} bytes, at most {MAX_RECORD_BYTES} may travel")
+    return data
+
+
+def record_problem(record: NodeRecord) -> str:
+    """The first limit that a record breaks, or an empty string."""
+    if not is_peer_id(record.peer):
+        return "a record's peer is an ed25519 PeerID"
+    if not 0 < len(record.name) <= MAX_NAME_LENGTH or not record.name.isprintable():
+        return f"a node's name has 1 to {MAX_NAME_LENGTH} printable characters"
+    if len(record.version) > MAX_NAME_LENGTH or not record.version.isprintable():
+        return "a node's version is not printable or too long"
+    if not 0 <= record.protocol < 1 << 16:
+        return "a protocol version is out of range"
+    if len(record.addresses) > MAX_ADDRESSES:
+        return f"a record has at most {MAX_ADDRESSES} addresses"
+    for address in record.addresses:
+        if not address.startswith("/") or len(address) > MAX_ADDRESS_LENGTH or not address.isprintable():
+            return "an address is not a multiaddr"
+    if len(record.hosted) > MAX_HOSTED:
+        return f"a record has at most {MAX_HOSTED} hosted spans"
+    if len(record.rtt_ms) > MAX_NEIGHBOURS:
+        return f"a record has at most {MAX_NEIGHBOURS} round trips"
+    for rtt_ms in record.rtt_ms.values():
+        if not 0 <= rtt_ms < math.inf:
+            return "a round trip is not a time"
+    if not (math.isfinite(record.started_at) and math.isfinite(record.expires_at)):
+        return "a record's times are not finite"
+    return next(filter(None, map(_hosted_problem, record.hosted)), "")
+
+
+def _hosted_problem(hosted: Hosted) -> str:
+    if len(hosted.model) != 64 or not hosted.model.isalnum():
+        return "a model id has 64 hexadecimal characters"
+    if not hosted.name.isprintable() or not hosted.dtype.isprintable() or len(hosted.dtype) > 16:
+        return "a model's name or dtype is not printable or too long"
+    if not 0 <= hosted.layers <= MAX_LAYERS or hosted.span.stop > hosted.layers + 2:
+        return "a hosted span lies outside its model"
+    if not 0 <= hosted.step_ms < math.inf:
+        return "a step time is not a time"
+    if min(hosted.queue, hosted.free_tokens, hosted.max_context) < 0:
+        return "a count is negative"
+    return ""
+
+
+class RecordReader:
+    """Turns any bytes into a valid record of one swarm, or raises. Checked signatures are remembered.
+
+    What does not change about given bytes (form, limits, signatures, swarm) is checked once; time and
+    revocation each time.
+    """
+
+    def __init__(self, swarm: Swarm, revocations: Revocations) -> None:
+        self.swarm = swarm
+        self.revocations = revocations
+        self._id = swarm.id
+        self._known: OrderedDict[bytes, NodeRecord] = OrderedDict()
+
+    def read(self, data: bytes, now: float) -> NodeRecord:
+        """The record, live or a little past its time.
+
+        raises: MalformedMessage (form, limits, signature, swarm, lifetime); Refused (not a member)
+        """
+        record = self._known.get(data)
+        if record is None:
+            record = self._check(data)
+            self._remember(data, record)
+        if record.expires_at > now + RECORD_TTL_S + CLOCK_SLACK_S:
+            raise MalformedMessage("a record that expires too far in the future")
+        reason = check_certificate(record.certificate, self.swarm, record.peer, now, self.revocations)
+        if reason:
+            raise Refused(reason)
+        return record
+
+    def _check(self, data: bytes) -> NodeRecord:
+        signed = _signed.decode(data)
+        record = _bodies.decode(signed.body)
+        problem = record_problem(record)
+        if problem:
+            raise MalformedMessage(problem)
+        if record.swarm != self._id:
+            raise MalformedMessage("a record of another swarm")
+        if not verify(record.peer, DOMAIN, signed.body, signed.signature):
+            raise MalformedMessage("a record that its peer did not sign")
+        return record
+
+    def _remember(self, data: bytes, record: NodeRecord) -> None:
+        self._known[data] = record
+        if len(self._known) > _MAX_REMEMBERED:
+            self._known.popitem(last=False)

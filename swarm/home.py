@@ -1,0 +1,102 @@
+"""The data folder of one node and the files in it."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from . import private_file
+from .errors import UsageError
+
+
+class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a running node tells the commands beside it (`node.json`)."""
+
+    pid: int
+    name: str
+    api: str  # http://127.0.0.1:8000, "" when there is no API
+    p2p: tuple[str, ...]  # multiaddrs with /p2p/
+    started: float  # unix seconds; also `started_at` in the node's records
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    root: Path
+
+    @classmethod
+    def find(cls, flag: Path | None = None, environment: Mapping[str, str] | None = None) -> "Home":
+        """--home, else SHOAL_HOME, else the user's data folder for shoal."""
+        named = (os.environ if environment is None else environment).get("SHOAL_HOME")
+        root = flag or (Path(named) if named else Path(platformdirs.user_data_dir("shoal", appauthor=False)))
+        return cls(root.expanduser().absolute())
+
+    @property
+    def identity(self) -> Path:
+        return self.root / "identity.key"
+
+    @property
+    def swarm(self) -> Path:
+        return self.root / "swarm.json"
+
+    @property
+    def api_key_file(self) -> Path:
+        return self.root / "api.key"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "node.lock"
+
+    @property
+    def node(self) -> Path:
+        return self.root / "node.json"
+
+    @property
+    def invites(self) -> Path:
+        return self.root / "invites.sqlite"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def prepare(self) -> None:
+        """raises: UsageError when a folder cannot be made"""
+        for folder in (self.root, self.cache, self.logs):
+            private_file.make_folder(folder)
+
+    def api_key(self) -> str:
+        """The key of the HTTP API, created on first use.
+
+        raises: UsageError when the file is readable by others or is empty
+        """
+        data = private_file.read(self.api_key_file)
+        if data is None:
+            private_file.write(self.api_key_file, f"{secrets.token_urlsafe(32)}\n".encode(), replace=False)
+            data = private_file.read(self.api_key_file) or b""
+        try:
+            key = data.decode("ascii").strip()
+        except UnicodeDecodeError:
+            key = ""
+        if len(key) < 16 or not key.isprintable():
+            raise UsageError(f"{self.api_key_file} holds no API key; remove it to get a new one")
+        return key
+
+    def write_facts(self, facts: NodeFacts) -> None:
+        private_file.write(self.node, msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
+
+    def read_facts(self) -> NodeFacts | None:
+        """What the last node wrote, running or not; None when there is none or it cannot be read."""
+        data = private_file.read(self.node)
+        if data is None:
+            return None
+        try:
+            return msgspec.json.decode(data, type=NodeFacts)
+        except (msgspec.MsgspecError, ValueError):
+            return None
