@@ -6,6 +6,7 @@ from typing import Protocol
 from .generation import ServedModel, TokenRequest
 from .identifiers import ModelId, PeerId
 from .manifest import Manifest
+from .session import Plan
 from .units import Span
 
 
@@ -24,10 +25,8 @@ class ChainPlan:
 
 
 class ChainPlanner(Protocol):
-    async def plan(
-        self, request: TokenRequest, span: Span, dtype: str | None, exclude: frozenset[PeerId], fresh: bool
-    ) -> ChainPlan:
-        """The cheapest chain for `span`. fresh: look the swarm up again instead of trusting what is remembered.
+    async def plan(self, request: TokenRequest, wanted: Plan, dtype: str | None) -> ChainPlan:
+        """The cheapest chain for `wanted`; dtype: the one that the session has begun with.
 
         raises: ModelNotServable naming the missing layers; Unavailable when the swarm cannot be asked
         """

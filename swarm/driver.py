@@ -85,7 +85,7 @@ class Driver:
             stop_ids=request.stop_ids,
             exclude=request.exclude,
             patience=self._patience,
-            random=self._random,
+            max_hops=request.max_hops,
         )
         stream = DriverStream(
             name,

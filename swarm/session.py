@@ -7,7 +7,6 @@ all tokens again. Peers that failed are excluded for the rest of the session; th
 Events go in through `handle` with the time they happened; effects come out in the order in which the shell carries them out.
 """
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, assert_never
@@ -79,10 +78,13 @@ Event = Planned | PlanFailed | HopOpened | HopFailed | HopLost | TokenCame | Pro
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Choose peers for `span`; `PLAN_RETRY_S` has been waited already when `after_s` > 0."""
+    """After `after_s` seconds, choose peers for `span`, between the neighbours that stay (None: the driver)."""
 
     span: Span
     exclude: frozenset[PeerId]
+    before: PeerId | None
+    after: PeerId | None
+    hops_left: int  # of the chain, for this span
     after_s: float
 
 
@@ -218,7 +220,7 @@ class Session:
     stop_ids: frozenset[int]
     exclude: frozenset[PeerId]
     patience: Patience
-    random: random.Random
+    max_hops: int
     ids: list[int] = field(default_factory=list)
     hops: list[Hop] = field(default_factory=list)
     phase: Phase = "planning"
@@ -277,7 +279,22 @@ class Session:
     def _plan(self, span: Span, after_s: float) -> Iterator[Effect]:
         self.phase = "planning"
         self._gap_span = span
-        yield Plan(span, self.exclude, after_s)
+        before, after = self._neighbours()
+        yield Plan(
+            span,
+            self.exclude,
+            before.peer if before else None,
+            after.peer if after else None,
+            self.max_hops - len(self.hops),
+            after_s,
+        )
+
+    def _neighbours(self) -> tuple[Hop | None, Hop | None]:
+        """The hops before and after the gap; None stands for the driver."""
+        if self._gap is None:
+            return None, None
+        before = self.hops[self._gap - 1] if self._gap else None
+        return before, self.hops[self._gap] if self._gap < len(self.hops) else None
 
     def _on_plan_failed(self, error: ShoalError) -> Iterator[Effect]:
         if self.phase != "planning" or self._gap_span is None:
@@ -299,8 +316,7 @@ class Session:
             self._next_key += 1
             fresh.append(Hop(self._next_key, peer, span))
         self._pending = fresh
-        before = self.hops[self._gap - 1] if self._gap else None
-        after = self.hops[self._gap] if self._gap is not None and self._gap < len(self.hops) else None
+        before, after = self._neighbours()
         for index in reversed(range(len(fresh))):  # downstream first, so that each finds its neighbour
             hop = fresh[index]
             upstream = fresh[index - 1].peer if index else (before.peer if before else None)

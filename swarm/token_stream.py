@@ -190,8 +190,7 @@ class DriverStream:
     async def _plan(self, effect: core.Plan) -> None:
         try:
             await anyio.sleep(effect.after_s)
-            fresh = effect.after_s > 0 or bool(self.route.failovers)
-            plan = await self._planner.plan(self._request, effect.span, self._dtype, effect.exclude, fresh)
+            plan = await self._planner.plan(self._request, effect, self._dtype)
         except ShoalError as error:
             self._post(core.PlanFailed(error))
             return

@@ -6,7 +6,9 @@ the shell then kills p2pd and removes the folder with its sockets. hivemind's ow
 
 import asyncio
 import contextlib
+import errno
 import shutil
+import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,23 @@ def daemon_arguments(options: NetworkOptions, control: str, key_file: Path) -> l
     return arguments
 
 
+def refuse_port_in_use(host: str, port: int) -> None:
+    """p2pd listens with SO_REUSEPORT: two daemons on one port would share its connections at random.
+
+    raises: UsageError
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UsageError(
+                    f"port {port} is in use; choose another with --port, or stop the other program"
+                ) from error
+            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; check --host and --port") from error
+
+
 class Daemon:
     """A running p2pd. `control` is its control multiaddr; `died` is set when it is gone, wanted or not."""
 
@@ -101,6 +120,8 @@ class Daemon:
 
         raises: DaemonDied when it does not come up; UsageError when the port is taken
         """
+        if options.listen and options.port:
+            refuse_port_in_use(options.host, options.port)
         folder = Path(tempfile.mkdtemp(prefix="shoal-"))
         key_file = folder / "identity"
         key_file.touch(mode=0o600)

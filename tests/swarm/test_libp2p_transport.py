@@ -1,0 +1,159 @@
+"""The real transport keeps the contract, with real p2pd processes; and what only a real daemon can do wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import psutil
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from swarm.transport_contract import Peers, PeersFactory, TransportContract
+
+from shoal.swarm.errors import DaemonDied, UsageError
+from shoal.swarm.transport import Transport
+from shoal.swarm.transports.libp2p import Libp2pTransport
+from shoal.swarm.transports.p2pd import NetworkOptions
+
+pytestmark = pytest.mark.network
+LOOPBACK = NetworkOptions(host="127.0.0.1")
+
+
+def fresh_key() -> bytes:
+    key = Ed25519PrivateKey.generate()
+    return bytes.fromhex("08011240") + key.private_bytes_raw() + key.public_key().public_bytes_raw()
+
+
+def p2pd_of(transport: Libp2pTransport) -> psutil.Process:
+    return next(p for p in psutil.Process(transport.daemon_pid).children() if p.name() == "p2pd")
+
+
+class RealPeers:
+    def __init__(self) -> None:
+        self.started: list[Libp2pTransport] = []
+
+    async def start(self) -> Transport:
+        transport = await Libp2pTransport.start(fresh_key(), LOOPBACK)
+        for other in self.started:
+            if not other.hivemind_p2p.is_alive or psutil.Process(other.daemon_pid).status() == psutil.STATUS_ZOMBIE:
+                continue
+            await transport.connect(other.me, other.addresses)
+        self.started.append(transport)
+        return transport
+
+    async def kill(self, transport: Transport) -> None:
+        assert isinstance(transport, Libp2pTransport)
+        p2pd_of(transport).kill()
+
+
+@asynccontextmanager
+async def over_p2pd() -> AsyncIterator[Peers]:
+    peers = RealPeers()
+    try:
+        yield peers
+    finally:
+        for transport in peers.started:
+            await transport.stop()
+
+
+class TestOverP2pd(TransportContract):
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+    @pytest.fixture
+    def peers(self) -> PeersFactory:
+        return over_p2pd
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.anyio
+async def test_the_death_of_our_own_daemon_is_noticed_at_once() -> None:
+    transport = await Libp2pTransport.start(fresh_key(), LOOPBACK)
+    try:
+        p2pd_of(transport).kill()
+        with anyio.fail_after(5):
+            await transport.died()
+        with anyio.fail_after(5), pytest.raises(DaemonDied):
+            await transport.call(
+                transport.me.__class__("12D3KooWJTFPHkxW2HLyH6ckBn99jPEbPYJERpSYjtALoCPDTg41"), "x", b""
+            )
+    finally:
+        await transport.stop()
+
+
+@pytest.mark.anyio
+async def test_a_port_in_use_is_named_in_one_line() -> None:
+    first = await Libp2pTransport.start(fresh_key(), LOOPBACK)
+    try:
+        port = int(first.addresses[0].rpartition("/")[2])
+        with pytest.raises(UsageError, match=f"port {port} is in use"):
+            await Libp2pTransport.start(fresh_key(), NetworkOptions(host="127.0.0.1", port=port))
+    finally:
+        await first.stop()
+
+
+@pytest.mark.anyio
+async def test_a_node_can_open_streams_to_itself() -> None:
+    transport = await Libp2pTransport.start(fresh_key(), LOOPBACK)
+    try:
+
+        async def echo(stream: object) -> None:
+            while (frame := await stream.receive()) is not None:  # type: ignore[attr-defined]
+                await stream.send(frame)  # type: ignore[attr-defined]
+            await stream.close()  # type: ignore[attr-defined]
+
+        await transport.serve("test/echo", echo)
+        stream = await transport.open(transport.me, "test/echo")
+        await stream.send(b"to myself")
+        assert await stream.receive() == b"to myself"
+        await stream.close()
+    finally:
+        await transport.stop()
+
+
+_KILLED = """
+import os, signal, sys
+import anyio
+from shoal.swarm.transports.libp2p import Libp2pTransport
+from shoal.swarm.transports.p2pd import NetworkOptions
+
+async def main():
+    transport = await Libp2pTransport.start(bytes.fromhex(sys.argv[1]), NetworkOptions(host="127.0.0.1"))
+    print(transport.daemon_pid, transport._daemon.folder, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.anyio
+async def test_a_node_killed_with_9_takes_its_daemon_and_its_sockets_along() -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", _KILLED, fresh_key().hex()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "TMPDIR": tempfile.gettempdir()},
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    pid, folder = process.stdout.split()
+    with anyio.fail_after(10):
+        while _alive(int(pid)) or Path(folder).exists():
+            await anyio.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,89 @@
+"""Any bytes are a message or raise the one error, for every type; every type comes back as it was."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.swarm import messages
+from shoal.swarm.errors import MalformedMessage
+from shoal.swarm.identifiers import ModelId, PeerId, SessionId, SwarmId
+from shoal.swarm.sampling import Sampling
+from shoal.swarm.units import Span
+
+PEER, SESSION = PeerId("12D3KooWexample"), SessionId("00" * 12)
+EXAMPLES: list[messages.AnyMessage] = [
+    messages.Hello(1, SwarmId("s"), b"certificate"),
+    messages.Welcome(1, b""),
+    messages.Open(
+        SESSION,
+        ModelId("m"),
+        "float32",
+        Span(0, 5),
+        100,
+        PEER,
+        None,
+        None,
+        ("/ip4/127.0.0.1/tcp/1",),
+        Sampling(seed=3),
+        (),
+    ),
+    messages.Opened(SESSION),
+    messages.Attach(SESSION),
+    messages.Feed(3, 2, (1, 2), b"", True, False, (messages.Timing(0.5, 1.5),)),
+    messages.Token(5, 17, -0.25, ((17, -0.25), (3, -2.0)), ()),
+    messages.Output(5, 1, b"hidden", True, ()),
+    messages.Failed("no_room", "KV cache full", None),
+    messages.Adopt(PEER),
+    messages.Rewire(PEER, SESSION, ()),
+    messages.Probe(7),
+    messages.Progress(7, 99),
+]
+
+
+def test_every_type_has_an_example() -> None:
+    assert {type(m) for m in EXAMPLES} == set(messages.AnyMessage.__args__)
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
+def test_a_message_comes_back_as_it_was(message: messages.AnyMessage) -> None:
+    assert messages.decode(messages.encode(message)) == message
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_message_or_raise_the_one_error(data: bytes) -> None:
+    try:
+        assert isinstance(messages.decode(data), messages.Message)
+    except MalformedMessage:
+        return
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
+@given(at=st.integers(0, 10_000), flip=st.integers(1, 255), cut=st.integers(0, 10_000))
+def test_a_damaged_message_is_a_message_or_raises_the_one_error(
+    message: messages.AnyMessage, at: int, flip: int, cut: int
+) -> None:
+    data = bytearray(messages.encode(message))
+    data[at % len(data)] ^= flip
+    for damaged in (bytes(data), bytes(data[: cut % len(data)])):
+        try:
+            assert isinstance(messages.decode(damaged), messages.Message)
+        except MalformedMessage:
+            continue
+
+
+nested = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=8) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("name", sorted(t.__name__ for t in messages.AnyMessage.__args__))
+@given(st.lists(nested, max_size=12))
+def test_the_right_tag_with_wrong_fields_raises_the_one_error(name: str, fields: list[object]) -> None:
+    data = msgspec.msgpack.encode([name, *fields])
+    try:
+        assert type(messages.decode(data)).__name__ == name
+    except MalformedMessage:
+        return
