@@ -22,7 +22,7 @@ def prompts_of(asked: CompletionRequest) -> Prompts:
     if given is None:
         raise ApiError("prompt: it is missing", param="prompt")
     if isinstance(given, str):
-        return [given]
+        given = [given]
     if given and all(isinstance(item, int) for item in given):
         return [tuple(item for item in given if isinstance(item, int))]
     prompts: Prompts = []
