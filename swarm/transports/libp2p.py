@@ -220,8 +220,12 @@ class Libp2pTransport:
     async def died(self) -> None:
         await self._daemon.died.wait()
 
-    def _dead(self) -> bool:
+    @property
+    def is_dead(self) -> bool:
         return self._daemon.died.is_set()
+
+    def _dead(self) -> bool:
+        return self.is_dead
 
     async def _bounded(self, work: Coroutine[Any, Any, T], timeout_s: float, what: str) -> T:
         """raises: DaemonDied, TimedOut, PeerUnreachable"""
