@@ -103,8 +103,8 @@ def should_move(
 ) -> Placement | Stay:
     """Whether a node that holds `own` should hold another span instead.
 
-    It never leaves units that nobody else holds, except when the new span covers these too. It moves into a gap at once,
-    and for balance only when that is `gain` times better. Among n nodes that could all move, each does so with
+    It never leaves units that nobody else holds, except when the new span covers these too. It moves into a gap at
+    once, and for balance only when that is `gain` times better. Among n nodes that could all move, each does so with
     probability 1 / n a call, so that they do not all jump into one gap.
     """
     listed = list(records)
