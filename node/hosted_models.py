@@ -22,6 +22,7 @@ class HostedModel:
     texts: dict[str, bytes]
     span: Span
     dtype: str
+    device: str  # cpu, cuda
     engine: Engine
 
     @property

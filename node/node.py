@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
@@ -39,7 +40,7 @@ from shoal.swarm.transports.libp2p import Libp2pTransport
 from .api_server import ApiServer
 from .hosted_models import HostedModels
 from .local_parts import NodeLocalParts
-from .model_loading import device_name, load_hosted, warm_imports
+from .model_loading import load_hosted, warm_imports
 from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
@@ -70,7 +71,7 @@ class Node:
     invites: InviteStore | None  # at the owner
     started_at: float  # unix seconds
     earlier_starts: frozenset[float]  # of this home: their records may outlive a kill -9
-    device: str = ""
+    device: str = "none"
     loops: NodeLoops = field(init=False)
     stop: anyio.Event = field(default_factory=anyio.Event)
     stop_reason: str = "asked to stop"
@@ -123,7 +124,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         reached = await _reach(transport, setup, owner, report)
         node = await _assemble(options, identity, transport, setup, tasks, stack, report)
         report(NetworkUp(node.full_addresses, _verdict(options, node, reached), reached))
-        await _host(node, report)
+        await _host(node, stack, report)
         api_key = options.home.api_key()
         server = ApiServer(node.driver, LiveControl(node), api_key, options.api_host, options.api_port)
         api = await stack.enter_async_context(server.running(tasks))
@@ -182,7 +183,8 @@ async def _assemble(
     pinger = Pinger(transport, calls, LatencyBook(), anyio.current_time)
     planner = DirectoryPlanner(directory, calls, pinger, anyio.current_time, _now)
     hosted = HostedModels()
-    local_parts = NodeLocalParts(options, planner)
+    local_parts = NodeLocalParts(options)
+    stack.callback(local_parts.stop)
     driver = Driver(transport, setup.gate, planner, tasks, local_parts=local_parts)
     hops = HopServer(transport, setup.gate, hosted)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
@@ -215,15 +217,19 @@ async def _assemble(
     return node
 
 
-async def _host(node: Node, report: Report) -> None:
+async def _host(node: Node, stack: AsyncExitStack, report: Report) -> None:
     """Load the layers that are needed and serve them. raises: UsageError, OutOfMemory, Unavailable"""
     if node.options.model is None:
         return
     records = await node.loops.look()
-    hosted = await load_hosted(node.options, records, node.transport.me, report)
-    node.device = device_name(node.options.device)
+    here = anyio.from_thread.run_sync  # events belong to the loop
+    hosted = await anyio.to_thread.run_sync(
+        load_hosted, node.options, records, node.transport.me, lambda event: here(report, event)
+    )
+    node.device = hosted.device
     node.planner.know(hosted.model, hosted.manifest, hosted.texts)
     node.hosted.add(hosted)
+    stack.callback(hosted.engine.stop)
 
 
 def _verdict(options: NodeOptions, node: Node, reached: int) -> str:

@@ -37,7 +37,8 @@ class LayersChosen:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    done: int  # bytes of the weights
+    what: str  # "layers", or the file that is fetched
+    done: int
     total: int
 
 
