@@ -20,10 +20,11 @@ class Query:
     span: Span
     max_hops: int
     began_at: float
-    covered: bool  # by live peers whose announcement could have been heard, as the lookup began
+    announced_before: float  # what was announced by then could have been heard
 
 
 def is_covered(peers: Iterable[SimulatedPeer], model: ModelId, span: Span, announced_before: float) -> bool:
+    """Whether peers that are alive, and have announced what they hold since before that time, hold every unit."""
     spans = [
         hosted.span
         for peer in peers
@@ -52,7 +53,7 @@ class Judge:
         self._note_ghosts(listed, now)
         tries, found = self._try_chains(query, listed)
         report.tries_at_most = max(report.tries_at_most, tries)
-        if not query.covered:
+        if not is_covered(self._peers.values(), query.model, query.span, query.announced_before):
             report.uncovered += 1
             report.uncovered_refused += not found
             return

@@ -80,6 +80,13 @@ class SimulatedPeer:
         )
         return self.record
 
+    def move(self, span: Span) -> None:
+        """Host other units of the same model from now on."""
+        assert self.record is not None
+        hosted = msgspec.structs.replace(self.record.hosted[0], span=span, step_ms=self.unit_ms * len(span))
+        self.record = msgspec.structs.replace(self.record, hosted=(hosted,))
+        self.announced_at = math.inf
+
     def announce(self, now: float, queue: int) -> NodeRecord:
         """The record, stamped by this peer's own clock."""
         assert self.record is not None

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(slots=True)
 class Report:
-    """A lookup is `covered` when, as it began, live peers that had announced themselves held every unit of its span."""
+    """A lookup is `covered` when peers that were known before it began, and alive when it ended, held every unit."""
 
     peers: int = 0
     killed: int = 0
