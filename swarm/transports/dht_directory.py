@@ -5,6 +5,7 @@ peer stays in a book until its time is over, so a peer that answers with nothing
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -27,10 +28,12 @@ LOOKUP_TIMEOUT_S = 6.0
 STORE_TIMEOUT_S = 8.0
 WITHDRAW_TIMEOUT_S = 3.0
 REJOIN_PERIOD_S = 10.0
+TOUCH_PERIOD_S = 30.0  # how often the bootstrap peers that are not in our table are looked for
 FRESH_S = 1.0  # two lookups within this time are one
 REPLICAS = 5
 BEAM = 8  # peers asked per key on reading; the REPLICAS nearest hold it
 RPC_TIMEOUT_S = 3.0
+STOP_TIMEOUT_S = 2.0
 
 _dht = import_dht_node()
 
@@ -61,6 +64,8 @@ class DhtDirectory:
         self._looked_up_at: dict[str, float] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._rejoined_at = -math.inf
+        self._touched_at = clock()
+        self._touching: asyncio.Task[None] | None = None
         self._published = (0, -math.inf)  # version of the revocation list that stands in the DHT, and until when
 
     @classmethod
@@ -121,7 +126,11 @@ class DhtDirectory:
         await _within(RPC_TIMEOUT_S, self._node.find_nearest_nodes([self._node.node_id]))
 
     async def stop(self) -> None:
-        await self._node.shutdown()
+        if self._touching is not None:
+            self._touching.cancel()
+        self._node.is_alive = False
+        with contextlib.suppress(Exception):  # the handlers are gone with the daemon anyway
+            await _within(STOP_TIMEOUT_S, self._node.shutdown())  # it hangs when our own p2pd has died
 
     async def announce(self, record: NodeRecord) -> None:
         now = self._clock()
@@ -133,6 +142,7 @@ class DhtDirectory:
         self._ours = record
         self.book.merge(data, now)
         await self._rejoin_when_alone()
+        self._touch_bootstrap_peers()
         if not await self._store_record(record, data, STORE_TIMEOUT_S):
             raise Unavailable("no peer of the swarm would store this node's record; trying again")
         await self._publish_revocations()
@@ -242,6 +252,20 @@ class DhtDirectory:
         addresses = dict.fromkeys([*self._bootstrap, *known[:64]])
         if addresses:
             await self._fill_routing_table(await ask_bootstrap_peers(self._node, addresses, self._clock, RPC_TIMEOUT_S))
+
+    def _touch_bootstrap_peers(self) -> None:
+        """In the background: a bootstrap peer that was restarted alone comes back into the swarm's table by this."""
+        now = self._clock()
+        if now - self._touched_at < TOUCH_PERIOD_S or (self._touching is not None and not self._touching.done()):
+            return
+        self._touched_at = now
+        present = {peer.to_base58() for peer in self._node.protocol.routing_table.uid_to_peer_id.values()}
+        lost = [a for a in self._bootstrap if a.rpartition("/p2p/")[2] not in present]
+        if lost:
+            self._touching = asyncio.create_task(self._touch(lost))
+
+    async def _touch(self, addresses: list[str]) -> None:
+        await self._fill_routing_table(await ask_bootstrap_peers(self._node, addresses, self._clock, RPC_TIMEOUT_S))
 
 
 async def _within(timeout_s: float, work: Any) -> Any:
