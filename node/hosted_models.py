@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shoal.swarm import manifest as manifests
 from shoal.swarm.blobs import MANIFEST
@@ -12,7 +13,9 @@ from shoal.swarm.manifest import Manifest
 from shoal.swarm.records import Hosted
 from shoal.swarm.units import Span, describe
 
-from .engine import Engine
+
+if TYPE_CHECKING:
+    from .engine import Engine  # torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class HostedModel:
     span: Span
     dtype: str
     device: str  # cpu, cuda
-    engine: Engine
+    engine: "Engine"
 
     @property
     def layers_text(self) -> str:

@@ -58,9 +58,9 @@ class NodeLocalParts:
             return self._loaded[model, local_layers]
 
     def _load(self, wanted: ModelId, local_layers: int) -> tuple[SplitCompute, str]:
-        from .engine import Engine  # noqa: PLC0415  torch
-        from .model_source import resolve  # noqa: PLC0415
-        from .shard import Shard, choose_device, choose_dtype  # noqa: PLC0415
+        from .engine import Engine  # torch
+        from .model_source import resolve
+        from .shard import Shard, choose_device, choose_dtype
 
         options = self._options
         if options.model is None:

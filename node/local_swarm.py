@@ -165,7 +165,7 @@ def local_swarm(folder: Path, nodes: Mapping[str, Sequence[str]]) -> Iterator[di
 
 def create_invite(owner: LocalNode) -> str:
     """A fresh single-use invite of the node that owns the swarm."""
-    import httpx  # noqa: PLC0415
+    import httpx
 
     answer = httpx.post(
         f"{owner.api}/shoal/v1/invites", json={}, headers={"authorization": f"Bearer {owner.key}"}, timeout=30

@@ -22,19 +22,19 @@ KV_MAX_TOKENS = 65536
 
 def warm_imports() -> None:
     """The seconds of importing torch, spent while the network comes up."""
-    from . import shard  # noqa: F401, PLC0415
+    from . import shard  # noqa: F401
 
 
 def load_hosted(
     options: NodeOptions, records: Sequence[NodeRecord], me: PeerId, report: Callable[[NodeEvent], None]
 ) -> HostedModel:
     """raises: UsageError, OutOfMemory, Unavailable"""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from .engine import Engine  # noqa: PLC0415
-    from .memory_budget import available_bytes, kv_bytes_per_token, unit_sizes  # noqa: PLC0415
-    from .model_source import resolve  # noqa: PLC0415
-    from .shard import Shard, choose_device, choose_dtype  # noqa: PLC0415
+    from .engine import Engine
+    from .memory_budget import available_bytes, kv_bytes_per_token, unit_sizes
+    from .model_source import resolve
+    from .shard import Shard, choose_device, choose_dtype
 
     assert options.model is not None
     if options.threads:

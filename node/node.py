@@ -115,7 +115,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         stack.enter_context(NodeLock(options.home.lock, options.name))
         report(Identified(options.name, identity.peer_id))
         if options.model is not None:
-            tasks.start_soon(anyio.to_thread.run_sync, warm_imports)  # takes seconds; the network comes up meanwhile
+            tasks.start_soon(_in_background, warm_imports)  # takes seconds; the network comes up meanwhile
         transport = await Libp2pTransport.start(identity.libp2p_key(), options.network)
         stack.push_async_callback(transport.stop)
         setup, founded = await enter_swarm(options, identity, transport, invite, _now)
@@ -224,7 +224,12 @@ async def _host(node: Node, stack: AsyncExitStack, report: Report) -> None:
     records = await node.loops.look()
     here = anyio.from_thread.run_sync  # events belong to the loop
     hosted = await anyio.to_thread.run_sync(
-        load_hosted, node.options, records, node.transport.me, lambda event: here(report, event)
+        load_hosted,
+        node.options,
+        records,
+        node.transport.me,
+        lambda event: here(report, event),
+        abandon_on_cancel=True,
     )
     node.device = hosted.device
     node.planner.know(hosted.model, hosted.manifest, hosted.texts)
@@ -241,6 +246,11 @@ def _verdict(options: NodeOptions, node: Node, reached: int) -> str:
     if node.directory.reachable is False:
         return "behind a NAT or firewall: peers reach this node through relays, more slowly"
     return "not known yet: nobody has dialled this node so far"
+
+
+async def _in_background(work: Callable[[], None]) -> None:
+    """On a thread that is left behind when the node is told to stop meanwhile."""
+    await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
 
 
 def _now() -> float:
