@@ -14,7 +14,7 @@ from .safetensors_header import read_header
 from .tokenizer_conversion import converted_tokenizer
 
 Progress = Callable[[str, int, int], None]
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 
 
 class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,16 +26,25 @@ class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def weight_files(folder: Path) -> list[str]:
     """raises: UsageError when there are none, or only pickles"""
-    if (folder / _INDEX).is_file():
-        index = parse_config((folder / _INDEX).read_bytes(), _INDEX).get("weight_map")
-        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise UsageError(f"{_INDEX} in {folder} is corrupt: it has no weight_map")
-        files = sorted(set(index.values()))
-        missing = [name for name in files if Path(name).name != name or not (folder / name).is_file()]
-        if missing:
-            raise UsageError(f"{folder} lacks {missing[0]}, which {_INDEX} names")
-        return files
-    return choose_weight_files([path.name for path in folder.iterdir()], str(folder))
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    return indexed_files(folder, names) or choose_weight_files(sorted(names), str(folder))
+
+
+def indexed_files(folder: Path, present: set[str]) -> list[str]:
+    """The weight files that the folder's index names; [] without an index.
+
+    raises: UsageError when the index is corrupt or a file it names is not among `present`
+    """
+    if not (folder / INDEX).is_file():
+        return []
+    weight_map = parse_config((folder / INDEX).read_bytes(), INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
+        raise UsageError(f"{INDEX} in {folder} is corrupt: it has no weight_map")
+    files = sorted(set(weight_map.values()))
+    missing = [file for file in files if file not in present]
+    if missing:
+        raise UsageError(f"{folder} lacks {missing[0]}, which {INDEX} names")
+    return files
 
 
 def choose_weight_files(names: list[str], where: str) -> list[str]:
@@ -49,7 +58,7 @@ def choose_weight_files(names: list[str], where: str) -> list[str]:
     if len(tensors) == 1:
         return tensors
     if tensors:
-        raise UsageError(f"{where} holds several .safetensors files and no {_INDEX} that says which belong together")
+        raise UsageError(f"{where} holds several .safetensors files and no {INDEX} that says which belong together")
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
         raise UsageError(f"{where} has only pickled weights, which can run code; shoal reads .safetensors")
     raise UsageError(f"{where} has no .safetensors weights")

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-_OTHER_KINDS = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "vocab.txt")
+OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "vocab.txt")
 
 
 def converted_tokenizer(folder: Path, kept_in: Path) -> Path | None:
@@ -12,7 +12,7 @@ def converted_tokenizer(folder: Path, kept_in: Path) -> Path | None:
     The same files and the same transformers give the same bytes. A model without any tokenizer is served all the same:
     its clients then work in ids.
     """
-    sources = [folder / name for name in _OTHER_KINDS if (folder / name).is_file()]
+    sources = [folder / name for name in OTHER_TOKENIZERS if (folder / name).is_file()]
     if (folder / "tokenizer.json").is_file() or not sources:
         return None
     digest = hashlib.sha256()
@@ -22,7 +22,7 @@ def converted_tokenizer(folder: Path, kept_in: Path) -> Path | None:
     place = kept_in / digest.hexdigest()[:32]
     if (place / "tokenizer.json").is_file():
         return place
-    from transformers import AutoTokenizer  # noqa: PLC0415  seconds to import, hardly ever needed
+    from transformers import AutoTokenizer  # seconds to import, hardly ever needed
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

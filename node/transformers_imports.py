@@ -26,10 +26,10 @@ _QUESTIONS = (
     "is_sklearn_available",
     "is_torch_distributed_available",
     "is_torch_flex_attn_available",
-    "is_vision_available",
 )
 _TRACE_MODULE = "torch._dynamo._trace_wrapped_higher_order_op"
 _lock = threading.Lock()
+_taken: list[bool] = []  # whether this process takes the shortcut; decided once, as half of each does not fit together
 
 
 def _as_it_is(decorated: Any = None, *_: Any, **__: Any) -> Any:
@@ -56,17 +56,18 @@ class _TransformGetItemToIndex:
 
 @contextmanager
 def _without_heavy_modules() -> Iterator[None]:
-    import torch  # noqa: PLC0415
-    import transformers.utils  # noqa: PLC0415
-    import transformers.utils.import_utils  # noqa: PLC0415
+    import torch
+    import transformers.utils
+    import transformers.utils.import_utils
 
     compiler, trace = _Undecorated("torch._dynamo"), ModuleType(_TRACE_MODULE)
     trace.TransformGetItemToIndex = _TransformGetItemToIndex  # type: ignore[attr-defined]
     holders = (transformers.utils, transformers.utils.import_utils)
     answers = {(holder, name): getattr(holder, name) for holder in holders for name in _QUESTIONS}
     try:
-        sys.modules["torch._dynamo"], sys.modules[_TRACE_MODULE] = compiler, trace
-        torch._dynamo = compiler  # noqa: SLF001
+        if "torch._dynamo" not in sys.modules:
+            sys.modules["torch._dynamo"], sys.modules[_TRACE_MODULE] = compiler, trace
+            torch._dynamo = compiler  # noqa: SLF001
         for holder, name in answers:
             setattr(holder, name, lambda *_, **__: False)
         yield
@@ -83,7 +84,11 @@ def _without_heavy_modules() -> Iterator[None]:
 def import_quickly(name: str) -> ModuleType:
     """raises: ImportError when there is no such module"""
     with _lock:
-        if "torch._dynamo" in sys.modules or "transformers.modeling_utils" in sys.modules:
+        if name in sys.modules:
+            return sys.modules[name]
+        if not _taken:
+            _taken.append("torch._dynamo" not in sys.modules and "transformers.modeling_utils" not in sys.modules)
+        if not _taken[0]:
             return importlib.import_module(name)
         try:
             with _without_heavy_modules():
