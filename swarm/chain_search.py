@@ -7,7 +7,7 @@ from .identifiers import PeerId
 from .units import Span
 
 _MAX_BRANCHES = 64
-_PER_UNIT = 24
+PER_UNIT = 24  # holders of a unit up to which the search is exact
 
 
 def fewest_hops(candidates: Iterable[Candidate], need: Span) -> int | None:
@@ -31,7 +31,7 @@ def fewest_hops(candidates: Iterable[Candidate], need: Span) -> int | None:
 def cheapest_chain(candidates: Sequence[Candidate], need: Span, network: Network, max_hops: int) -> Path | None:
     """The cheapest chain of at most `max_hops` hops that uses no peer twice; None when there is none.
 
-    Exact while no unit has more than `_PER_UNIT` holders; beyond that only the most promising are looked at.
+    Exact while no unit has more than `PER_UNIT` holders; beyond that only the most promising are looked at.
     """
     pool = _promising(candidates, need, network)
     found = _without_repeats(pool, need, network, max_hops)
@@ -41,7 +41,7 @@ def cheapest_chain(candidates: Sequence[Candidate], need: Span, network: Network
 
 
 def _promising(candidates: Sequence[Candidate], need: Span, network: Network) -> Pool:
-    """For every unit at least the `_PER_UNIT` candidates that look cheapest; all, while there are not more."""
+    """For every unit at least the `PER_UNIT` candidates that look cheapest; all, while there are not more."""
 
     def promise(item: tuple[int, Candidate]) -> float:
         c = item[1]
@@ -52,7 +52,7 @@ def _promising(candidates: Sequence[Candidate], need: Span, network: Network) ->
     chosen = []
     for index, candidate in sorted(enumerate(candidates), key=promise):
         units = range(candidate.start, candidate.stop)
-        if min(held[candidate.start : candidate.stop]) < _PER_UNIT:
+        if min(held[candidate.start : candidate.stop]) < PER_UNIT:
             chosen.append((index, candidate))
             for unit in units:
                 held[unit] += 1

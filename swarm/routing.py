@@ -8,7 +8,7 @@ All pure: the same records give the same chain on every machine.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .chain_search import cheapest_chain, fewest_hops
+from . import chain_search
 from .cheapest_path import Candidate, Network
 from .errors import ModelNotServable, OutOfMemory
 from .identifiers import ModelId, PeerId
@@ -83,10 +83,10 @@ def plan_chain(
     for choice in sorted({h.dtype for _, h in with_room}) if dtype is None else [dtype]:
         fitting = [(r, h) for r, h in with_room if h.dtype == choice]
         candidates = [_candidate(r.peer, h, span, penalties_ms or {}) for r, h in fitting]
-        least = fewest_hops(candidates, span)
+        least = chain_search.fewest_hops(candidates, span)
         if least is None:
             continue
-        found = cheapest_chain(candidates, span, network, max_hops) if least <= max_hops else None
+        found = chain_search.cheapest_chain(candidates, span, network, max_hops) if least <= max_hops else None
         if found is None:
             too_long = least if too_long is None else min(least, too_long)
         elif best is None or found.cost_ms < best.cost_ms:
