@@ -14,6 +14,7 @@ from typing import Protocol
 from .identifiers import ModelId, PeerId
 from .placement import Budget, Placement, choose_span, should_move
 from .records import NodeRecord
+from .routing import DEFAULT_MAX_HOPS
 from .simulated_client import Judge, Query
 from .simulated_directory import DirectoryConditions, Heard, SimulatedDirectory
 from .simulated_model import SimulatedModel
@@ -45,7 +46,7 @@ class Scenario:
     duration_s: float = 300.0  # after the warm-up
     churn: float = 0.3  # of the first peers: so many are killed, and so many join, at random times
     lookups: int = 1000
-    max_hops: int = 64
+    max_hops: int = DEFAULT_MAX_HOPS
     review_s: float = math.inf  # how often a peer asks itself whether to move
     population: Population = field(default_factory=Population)
     directory: DirectoryConditions = field(default_factory=DirectoryConditions)

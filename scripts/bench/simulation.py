@@ -1,9 +1,9 @@
 """The swarm at scale, simulated: does every lookup of covered layers find a living chain while peers are killed?
 
 Volunteers host spans of a 32- and an 80-layer model, chosen by the real placement; a share of them is killed without a
-word and as many join; clients look chains up through a simulated DHT with loss and plan them with the real routing. One
-column a seed, in virtual time; only `wall_s` is measured on this machine. Ends with 1 when a covered lookup found no chain
-or any chain was wrong.
+word and as many join; clients look chains up through a simulated DHT with loss and plan them with the real routing.
+One column a seed, in virtual time; only `wall_s` is measured on this machine. Ends with 1 when a covered lookup found
+no chain or any chain was wrong.
 
     python scripts/bench/simulation.py [--peers 1000] [--churn 0.3] [--lookups 400] [--seeds 3] [--json FILE]
 """

@@ -47,7 +47,13 @@ def test_a_thousand_peers_under_churn_always_serve_what_they_hold() -> None:
 def test_a_thin_swarm_loses_layers_and_says_so_and_serves_the_rest(seed: int) -> None:
     """Few peers, heavy churn, each layer with one or two holders: holes open and are filled by joiners."""
     scenario = Scenario(
-        peers=30, layers=(32,), churn=3.0, lookups=300, seed=seed, population=Population(capacity_units=(2, 4))
+        peers=30,
+        layers=(32,),
+        churn=3.0,
+        max_hops=34,
+        lookups=300,
+        seed=seed,
+        population=Population(capacity_units=(2, 4)),
     )
     report = Simulation(scenario).run()
     check(report)
@@ -59,7 +65,7 @@ def test_a_thin_swarm_loses_layers_and_says_so_and_serves_the_rest(seed: int) ->
 def thin(seed: int, place: Placer = placed_by_need, review_s: float = math.inf) -> Report:
     population = Population(capacity_units=(2, 6))
     scenario = Scenario(
-        peers=30, layers=(32,), churn=1.0, lookups=100, seed=seed, population=population, review_s=review_s
+        peers=30, layers=(32,), churn=1.0, lookups=100, max_hops=34, seed=seed, population=population, review_s=review_s
     )
     report = Simulation(scenario, place).run()
     check(report)
