@@ -112,12 +112,12 @@ def should_move(
     held = _Coverage(others, budget.layers)
     ours_alone = [unit for unit in range(own.start, own.stop) if not held.capacity[unit]]
     spans = [s for s in budget.longest() if all(s.start <= unit < s.stop for unit in ours_alone)]
+    alone = _names(ours_alone, budget.layers)
     if not spans:
-        alone = _names(ours_alone, budget.layers)
-        return Stay(f"only this node holds {alone}" if alone else "nothing else fits into the memory budget")
+        return Stay(f"only this node holds {alone}" if alone else "nothing fits into the memory budget")
     span = held.best(spans, generator)
     if span == own or own.covers(span):
-        return Stay("this is already the best place")
+        return Stay(f"only this node holds {alone}" if alone else "this is already the best place")
     current, better = held.value(own), held.value(span)
     free = _nodes_free_to_move(listed, model, me, budget.layers)
     gaps = missing(whole(budget.layers), [h.span for h in others] + [own])
