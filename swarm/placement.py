@@ -70,11 +70,17 @@ class Stay:
 
 
 def choose_span(
-    records: Iterable[NodeRecord], model: ModelId, budget: Budget, generator: random.Random, me: PeerId | None = None
+    records: Iterable[NodeRecord],
+    model: ModelId,
+    budget: Budget,
+    generator: random.Random,
+    me: PeerId | None = None,
+    dtype: str | None = None,
 ) -> Placement:
     """The span to load, given all live records.
 
     me: our own record, if there is one, does not count
+    dtype: our arithmetic; when given, holders with another one do not count, since a chain has one dtype
     generator: breaks ties, so that nodes that start together spread out
 
     raises: OutOfMemory when not even one unit fits
@@ -87,7 +93,7 @@ def choose_span(
             f"the memory budget of {_mib(budget.total_bytes)} holds no part of the model: the smallest part "
             f"({describe(Span(least, least + 1), budget.layers)}) needs {_mib(need)}"
         )
-    held = _Coverage(_hosted(records, model, me), budget.layers)
+    held = _Coverage(_hosted(records, model, me, dtype), budget.layers)
     span = held.best(spans, generator)
     return Placement(span, held.why(span))
 
@@ -99,6 +105,7 @@ def should_move(
     own: Span,
     generator: random.Random,
     me: PeerId,
+    dtype: str | None = None,
     gain: float = MOVE_GAIN,
 ) -> Placement | Stay:
     """Whether a node that holds `own` should hold another span instead.
@@ -108,7 +115,7 @@ def should_move(
     probability 1 / n a call, so that they do not all jump into one gap.
     """
     listed = list(records)
-    others = _hosted(listed, model, me)
+    others = _hosted(listed, model, me, dtype)
     held = _Coverage(others, budget.layers)
     ours_alone = [unit for unit in range(own.start, own.stop) if not held.capacity[unit]]
     spans = [s for s in budget.longest() if all(s.start <= unit < s.stop for unit in ours_alone)]
@@ -119,7 +126,7 @@ def should_move(
     if span == own or own.covers(span):
         return Stay(f"only this node holds {alone}" if alone else "this is already the best place")
     current, better = held.value(own), held.value(span)
-    free = _nodes_free_to_move(listed, model, me, budget.layers)
+    free = _nodes_free_to_move(listed, model, me, dtype, budget.layers)
     gaps = missing(whole(budget.layers), [h.span for h in others] + [own])
     if any(span.intersects(gap) for gap in gaps):
         reason = f"nobody holds {name_missing(gaps, budget.layers)}"
@@ -170,8 +177,8 @@ class _Coverage:
         return f"{describe(span, self.layers)} has the fewest holders ({fewest})"
 
 
-def _hosted(records: Iterable[NodeRecord], model: ModelId, me: PeerId | None) -> list[Hosted]:
-    return [h for r in records if r.peer != me for h in r.hosted if h.model == model]
+def _hosted(records: Iterable[NodeRecord], model: ModelId, me: PeerId | None, dtype: str | None) -> list[Hosted]:
+    return [h for r in records if r.peer != me for h in r.hosted if h.model == model and dtype in (None, h.dtype)]
 
 
 def _steps_per_s(hosted: Hosted) -> float:
@@ -179,17 +186,18 @@ def _steps_per_s(hosted: Hosted) -> float:
     return 1e3 * len(hosted.span) / max(hosted.step_ms, 0.01)
 
 
-def _nodes_free_to_move(records: Sequence[NodeRecord], model: ModelId, me: PeerId, layers: int) -> int:
+def _nodes_free_to_move(
+    records: Sequence[NodeRecord], model: ModelId, me: PeerId, dtype: str | None, layers: int
+) -> int:
     """How many nodes, this one included, hold nothing that only they hold."""
     holders = [0] * (layers + 2)
     spans: list[tuple[PeerId, range]] = []
     for record in records:
-        for h in record.hosted:
-            if h.model == model:
-                units = range(h.span.start, min(h.span.stop, layers + 2))
-                spans.append((record.peer, units))
-                for unit in units:
-                    holders[unit] += 1
+        for h in _hosted([record], model, None, dtype):
+            units = range(h.span.start, min(h.span.stop, layers + 2))
+            spans.append((record.peer, units))
+            for unit in units:
+                holders[unit] += 1
     free = {peer for peer, units in spans if all(holders[unit] > 1 for unit in units)}
     return len(free | {me})
 

@@ -62,6 +62,14 @@ def test_our_own_old_record_does_not_count() -> None:
     assert choose(records, 4).span == Span(0, 4)
 
 
+def test_holders_with_another_dtype_do_not_count_when_ours_is_given() -> None:
+    other = plain_record("other", hosted(Span(0, 10), LAYERS, dtype="bfloat16"))
+    records = [other, holder("a", 0, 6)]
+    found = choose_span(records, MODEL, budget(4), random.Random(0), ME, "float32")
+    assert found == Placement(Span(6, 10), "nobody holds layers 5:8, head")
+    assert "fewest holders" in choose_span(records, MODEL, budget(4), random.Random(0), ME).reason
+
+
 def test_the_budget_counts_weights_kv_and_tied_embeddings() -> None:
     uneven = Budget(1000, (400, *[100] * LAYERS, 400), kv_bytes=50)
     assert uneven.cost(Span(0, 3)) == 400 + 2 * 150
