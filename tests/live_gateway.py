@@ -1,15 +1,14 @@
 """The gateway behind a real uvicorn server on loopback, in a thread of its own."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Condition, Event, Thread
-from typing import Any
 
 import uvicorn
 
 from shoal.node.api.app import create_app
-from shoal.swarm.text.scripted_source import ScriptedSource, ScriptedStream
+from shoal.swarm.text.scripted_source import ScriptedModel, ScriptedSource
 
 KEY = "a-key-for-tests-only"
 PATIENCE_S = 20.0
@@ -26,10 +25,10 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def live_gateway(source: ScriptedSource, **options: Any) -> Iterator[str]:
+def live_gateway(source: ScriptedSource) -> Iterator[str]:
     """Yields the address, http://127.0.0.1:PORT."""
     listening = socket.create_server(("127.0.0.1", 0))
-    app = create_app(source, KEY, **options)
+    app = create_app(source, KEY)
     server = _Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=2))
     thread = Thread(target=server.run, kwargs={"sockets": [listening]}, name="test-gateway")
     thread.start()
@@ -46,32 +45,15 @@ def live_gateway(source: ScriptedSource, **options: Any) -> Iterator[str]:
 class WatchedSource(ScriptedSource):
     """A scripted source whose sessions another thread can wait for."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, models: Sequence[ScriptedModel], step_s: float = 0.0) -> None:
+        super().__init__(models, step_s)
         self._changed = Condition()
 
-    def generate(self, request: Any) -> Any:
-        outer = self
-
-        class Watched:
-            async def __aenter__(self) -> ScriptedStream:
-                self.inner = ScriptedSource.generate(outer, request)
-                stream = await self.inner.__aenter__()
-                outer.notify()
-                return stream
-
-            async def __aexit__(self, *error: Any) -> bool | None:
-                try:
-                    return await self.inner.__aexit__(*error)
-                finally:
-                    outer.notify()
-
-        return Watched()
-
-    def notify(self) -> None:
+    def session_changed(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
     def wait_until(self, condition: Callable[[], bool]) -> bool:
+        """Whether the condition came true within PATIENCE_S."""
         with self._changed:
             return self._changed.wait_for(condition, PATIENCE_S)

@@ -43,6 +43,7 @@ class Logprob(msgspec.Struct):
 
 class ChosenLogprob(Logprob):
     top_logprobs: list[Logprob] = []
+    offset: int | UnsetType = UNSET  # characters of generated text before it; with return_token_ids
 
 
 class ChatLogprobs(msgspec.Struct):
@@ -116,6 +117,7 @@ class ChatCompletion(msgspec.Struct):
 
 
 def chat_logprobs(tokens: tuple[TokenLogprob, ...], ids: bool) -> list[ChosenLogprob]:
+    """ids: add what OpenAI leaves out, the tokens' ids and places"""
     return [
         ChosenLogprob(
             token.token,
@@ -123,6 +125,7 @@ def chat_logprobs(tokens: tuple[TokenLogprob, ...], ids: bool) -> list[ChosenLog
             list(token.bytes),
             token.id if ids else UNSET,
             [Logprob(other.token, other.logprob, list(other.bytes), other.id if ids else UNSET) for other in token.top],
+            token.offset if ids else UNSET,
         )
         for token in tokens
     ]

@@ -39,6 +39,7 @@ class Generation(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
     # shoal's own
+    fill_context: bool | None = None  # without a limit of its own, the answer may fill the context
     local_layers: int | None = None
     max_hops: int | None = None
     exclude: list[str] | None = None  # peers that must not take part

@@ -79,7 +79,9 @@ def _check_alternatives(wanted: int | None, field: str) -> None:
 def completion_requests(asked: CompletionRequest) -> list[TextRequest]:
     """One per prompt, all with the same seed."""
     seed = _seed(asked)
-    limit = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
+    limit = asked.max_tokens
+    if limit is None and not asked.fill_context:
+        limit = COMPLETION_TOKENS
     top = -1 if asked.logprobs is None else asked.logprobs
     return [_request(asked, seed, limit, top, prompt=prompt) for prompt in prompts_of(asked)]
 

@@ -241,11 +241,10 @@ def test_an_error_in_mid_stream_is_an_event() -> None:
     source = scripted_novels(tells("It was a dark", StreamBroken("the last holder of layers 4:8 is gone")))
     with live_gateway(source) as address, client_of(address) as client:
         stream = client.chat.completions.create(model=MODEL, messages=HI, temperature=0, stream=True)
-        heard = ""
+        heard: list[str] = []
         with pytest.raises(openai.APIError, match="layers 4:8") as caught:
-            for chunk in stream:
-                heard += chunk.choices[0].delta.content or ""
-        assert heard == "It was a dark"
+            heard.extend(chunk.choices[0].delta.content or "" for chunk in stream)
+        assert "".join(heard) == "It was a dark"
         assert caught.value.code == "stream_broken"
     assert source.open_sessions == 0
 
