@@ -179,7 +179,10 @@ def attend_packed(
 
 
 def _decode_one(
-    q_1HD: torch.Tensor, k_LKD: torch.Tensor, v_LKD: torch.Tensor, scale: float  # noqa: N803
+    q_1HD: torch.Tensor,
+    k_LKD: torch.Tensor,
+    v_LKD: torch.Tensor,
+    scale: float,  # noqa: N803
 ) -> torch.Tensor:
     """One query: two small products, less overhead on CPU than the fused kernel. returns: (1, H, D)"""
     heads = k_LKD.shape[1]

@@ -89,7 +89,9 @@ def folder_manifest(
 
 
 def _hash(folder: Path, name: str, weights: list[str], texts: dict[str, Path], progress: Progress | None) -> Manifest:
-    places = {file: read_header(folder / file) for file in weights}  # fails on a truncated file before hashing for minutes
+    places = {
+        file: read_header(folder / file) for file in weights
+    }  # fails on a truncated file before hashing for minutes
     total, done = sum((folder / file).stat().st_size for file in weights), 0
     entries: list[FileEntry] = []
     chunks: dict[str, tuple[str, ...]] = {}

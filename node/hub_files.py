@@ -125,7 +125,9 @@ def _disk_errors(entry: FileEntry, folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutOfMemory(f"the disk is full: {entry.name} needs {entry.size_bytes >> 20} MiB in {folder}") from error
+            raise OutOfMemory(
+                f"the disk is full: {entry.name} needs {entry.size_bytes >> 20} MiB in {folder}"
+            ) from error
         raise OutOfMemory(f"cannot write {entry.name} to {folder}: {error.strerror or error}") from error
 
 
@@ -147,7 +149,13 @@ def _hub_errors(repository: str) -> Iterator[None]:
         raise
     except Exception as error:
         # the HTTP library is the hub library's choice (requests, httpx, ...), so its errors have no name here
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+            errno.EIO,
+        ):
             raise
         raise Unavailable(f"the hub {constants.ENDPOINT} cannot be reached: {_first_line(error)}") from error
 

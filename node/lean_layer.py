@@ -10,7 +10,6 @@ Shapes: T positions, D hidden, H query heads, K key-value heads, W width of a he
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from .attention import AttentionPlan, Piece, attend_packed, running
@@ -65,7 +64,9 @@ class LeanLayer:
         self._inner = mlp.gate_proj.out_features
         self._activation = mlp.act_fn
 
-    def forward(self, x_TD: torch.Tensor, cos_T1W: torch.Tensor, sin_T1W: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:  # noqa: N803
+    def forward(
+        self, x_TD: torch.Tensor, cos_T1W: torch.Tensor, sin_T1W: torch.Tensor, plan: AttentionPlan
+    ) -> torch.Tensor:  # noqa: N803
         """sin_T1W: with its first half negated (`signed_sin`). returns: (T, D)"""
         rows, heads, half = x_TD.shape[0], self._heads, self._width // 2
         qkv = self._qkv.forward(self._norm(x_TD)).view(rows, -1, self._width)

@@ -74,7 +74,7 @@ def resolve(model: str, home_cache: Path, revision: str = "main", progress: Prog
         raise UsageError(f"{model} is a file; name the model's folder, which holds config.json and *.safetensors")
     if model.startswith((".", "/", "~")) or not _HUB_ID.match(model) or ".." in model:
         raise UsageError(f"there is no folder {model}, and it is not a hub id such as owner/name")
-    from .hub_source import from_hub  # noqa: PLC0415  huggingface_hub costs .3 s that a local model need not pay
+    from .hub_source import from_hub  # huggingface_hub costs .3 s that a local model need not pay
 
     return from_hub(model, home_cache, revision, progress)
 

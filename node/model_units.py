@@ -48,7 +48,9 @@ def tensors_of_units(manifest: Manifest) -> list[tuple[TensorEntry, ...]]:
 def tensors_of(manifest: Manifest, span: Span) -> tuple[TensorEntry, ...]:
     """Each tensor once, sorted by name."""
     if span.stop > manifest.layers + 2:
-        raise UsageError(f"{manifest.name} has {manifest.layers} layers; units [{span.start}, {span.stop}) are out of range")
+        raise UsageError(
+            f"{manifest.name} has {manifest.layers} layers; units [{span.start}, {span.stop}) are out of range"
+        )
     found = {entry.name: entry for unit in tensors_of_units(manifest)[span.start : span.stop] for entry in unit}
     return tuple(found[name] for name in sorted(found))
 

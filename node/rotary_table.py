@@ -21,7 +21,9 @@ Rope = tuple[torch.Tensor, torch.Tensor]  # cos, sin: (1, T, width)
 class RotaryTable:
     """cos and sin for any positions, per kind of layer."""
 
-    def __init__(self, rotary: Any, layer_types: Sequence[str], config: Any, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, rotary: Any, layer_types: Sequence[str], config: Any, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._rotary = rotary
         self._by_type = "layer_type" in inspect.signature(rotary.forward).parameters
         self._types = sorted(set(layer_types)) if self._by_type else [""]
@@ -48,7 +50,9 @@ class RotaryTable:
         for piece in pieces:
             long = self._switches and piece.room.tokens > self._original
             cos, sin = self._table(kind, long, piece.start + piece.count)
-            parts.append((cos[:, piece.start : piece.start + piece.count], sin[:, piece.start : piece.start + piece.count]))
+            parts.append(
+                (cos[:, piece.start : piece.start + piece.count], sin[:, piece.start : piece.start + piece.count])
+            )
         if len(parts) == 1:
             return parts[0]
         return torch.cat([cos for cos, _ in parts], 1), torch.cat([sin for _, sin in parts], 1)

@@ -53,7 +53,9 @@ def parse_header(header: bytes, file: str, file_bytes: int) -> list[TensorPlace]
             raise UsageError(f"{file} is corrupt: tensor {place.name} does not lie where its header says")
         at = place.stop
     if 8 + len(header) + at != file_bytes:
-        raise UsageError(f"{file} is truncated or corrupt: {file_bytes} bytes, its header describes {8 + len(header) + at}")
+        raise UsageError(
+            f"{file} is truncated or corrupt: {file_bytes} bytes, its header describes {8 + len(header) + at}"
+        )
     return places
 
 

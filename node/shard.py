@@ -62,7 +62,7 @@ class Shard:
 
     def __init__(self, manifest: Manifest, span: Span, dtype: str, device: torch.device, skeleton: Skeleton) -> None:
         self.manifest, self.span, self.dtype, self.device = manifest, span, dtype, device
-        self._torch_dtype = DTYPES[dtype]
+        self.torch_dtype = DTYPES[dtype]
         self._embed: nn.Module | None = None
         self._embedding_factor = 1.0
         self._layers: dict[int, Any] = {}  # by index: a LeanLayer or a transformers layer
@@ -71,7 +71,7 @@ class Shard:
         self._logits: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._types = skeleton.layer_types
         self._rotary = (
-            RotaryTable(skeleton.rotary.to(device), self._types, skeleton.config, self._torch_dtype, device)
+            RotaryTable(skeleton.rotary.to(device), self._types, skeleton.config, self.torch_dtype, device)
             if skeleton.rotary is not None
             else None
         )
@@ -101,7 +101,7 @@ class Shard:
         return shard
 
     def _load_unit(self, unit: int, skeleton: Skeleton, reader: WeightReader) -> None:
-        packs = can_pack(self._torch_dtype, self.device)
+        packs = can_pack(self.torch_dtype, self.device)
         if unit == 0:
             self._embedding_factor = embedding_factor(skeleton)
             reader.fill(unit, [skeleton.embed])
@@ -133,7 +133,7 @@ class Shard:
         """One position through everything, so that a family that cannot be served says so before it is announced."""
         cache = self.new_cache(64)
         piece = Piece(cache.reserve(1), 0, 1)
-        zeros = torch.zeros((1, self.manifest.hidden), dtype=self._torch_dtype, device=self.device)
+        zeros = torch.zeros((1, self.manifest.hidden), dtype=self.torch_dtype, device=self.device)
         x = torch.zeros(1, dtype=torch.long, device=self.device) if has_embed(self.span) else zeros
         try:
             plan = self.plan(cache, (piece,))
@@ -146,7 +146,7 @@ class Shard:
                 raise UsageError(f"{self.manifest.architecture} does not pass its attention through the interface")
 
     def new_cache(self, tokens: int) -> PagedCache:
-        return PagedCache(tokens, self._torch_dtype, self.device)
+        return PagedCache(tokens, self.torch_dtype, self.device)
 
     def plan(self, cache: PagedCache, pieces: Sequence[Piece]) -> AttentionPlan:
         return AttentionPlan(cache, pieces, gathers=self.device.type == "cuda")
@@ -178,6 +178,8 @@ class Shard:
             return x
         assert self._norm is not None
         assert self._head is not None
+        if not logit_rows:
+            return x.new_empty((0, self.manifest.vocabulary), dtype=torch.float32)
         if len(logit_rows) != x.shape[0]:
             x = x[list(logit_rows)]
         logits: torch.Tensor = self._head(self._norm(x))

@@ -113,5 +113,7 @@ def causal_model_class(architecture: str, model_type: str) -> Any:
     module = import_quickly(f"transformers.models.{folder}.modeling_{folder}")
     model_class = getattr(module, architecture)
     if not getattr(model_class, "_supports_attention_backend", False):
-        raise UsageError(f"{architecture} does not use transformers' attention interface and cannot be split into layers")
+        raise UsageError(
+            f"{architecture} does not use transformers' attention interface and cannot be split into layers"
+        )
     return model_class
