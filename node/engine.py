@@ -14,6 +14,7 @@ from shoal.swarm.units import Span
 
 from .device_thread import DeviceThread, Next, Reply, deliver
 from .engine_core import EngineCore
+from .scheduler import BATCH_TOKENS
 from .shard import Shard
 
 LINGER_SHARE = 0.1  # of a step
@@ -52,13 +53,17 @@ _Command = _Open | _Run | _Cancel | _Close
 class Engine:
     """Serves the units of a shard to many sessions at once. `stop` it before dropping it."""
 
-    def __init__(self, shard: Shard, kv_tokens: int, wire_dtype: str | None = None) -> None:
-        """kv_tokens: room for the sessions' positions; wire_dtype: of what is sent on, the shard's own by default
+    def __init__(
+        self, shard: Shard, kv_tokens: int, wire_dtype: str | None = None, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        """kv_tokens: room for the sessions' positions
+        wire_dtype: of what is sent on, the shard's own by default
+        batch_tokens: positions that one batch computes at most, about
 
         raises: OutOfMemory when the KV cache does not fit
         """
         self.shard = shard
-        self._core = EngineCore(shard, kv_tokens, wire_dtype)
+        self._core = EngineCore(shard, kv_tokens, wire_dtype, batch_tokens)
         self._core.measure()
         self._settled: list[Reply] = []
         self._keys: dict[Reply, int] = {}

@@ -19,7 +19,7 @@ from .activation_tensors import bytes_of, is_finite, tensor_of
 from .attention import Piece
 from .kv_cache import Reservation
 from .sampler import Draw, choose
-from .scheduler import Batch, Waiting, next_batch
+from .scheduler import BATCH_TOKENS, Batch, Waiting, next_batch
 from .shard import Shard
 
 _SMOOTHING = 0.1  # weight of the newest step in `step_ms`
@@ -65,6 +65,7 @@ class EngineCore:
         shard: Shard,
         kv_tokens: int,
         wire_dtype: str | None = None,
+        batch_tokens: int = BATCH_TOKENS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.shard = shard
@@ -74,6 +75,7 @@ class EngineCore:
         self.tokens_done = 0
         self._layers = shard.manifest.layers
         self._wire_dtype = wire_dtype or shard.dtype
+        self._batch_tokens = batch_tokens
         self._clock = clock
         self._jobs: dict[int, tuple[Session, Job]] = {}
         self._keys = 0
@@ -160,7 +162,7 @@ class EngineCore:
             for session in self.sessions.values()
             if session.jobs
         ]
-        batch = next_batch(waiting, self._turn)
+        batch = next_batch(waiting, self._turn, self._batch_tokens)
         if batch is not None:
             self._turn += 1
             self._run(batch)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from shoal.swarm.units import Span
 
 BATCH_TOKENS = 256  # positions of one batch, decode steps included
-LEAST_PIECE = 32  # positions for prompts even when decode steps fill the batch
+LEAST_SHARE = 8  # one in so many of a batch's positions is for prompts even when decode steps would fill it
 MOST_SESSIONS = 256  # of one batch
 
 
@@ -38,9 +38,7 @@ class Batch:
     takes: tuple[Take, ...]
 
 
-def next_batch(
-    waiting: Sequence[Waiting], turn: int, tokens: int = BATCH_TOKENS, least_piece: int = LEAST_PIECE
-) -> Batch | None:
+def next_batch(waiting: Sequence[Waiting], turn: int, tokens: int = BATCH_TOKENS) -> Batch | None:
     """The next batch, or None when nothing waits.
 
     turn: number of this batch. What waited longest (times its priority) decides the span; since serving a work starts its
@@ -56,7 +54,7 @@ def next_batch(
     span = ordered[0].span
     group = [work for work in ordered if work.span == span][:MOST_SESSIONS]
     takes = [Take(work.key, 1) for work in group if work.left == 1]
-    room = max(tokens - len(takes), least_piece)
+    room = max(tokens - len(takes), tokens // LEAST_SHARE, 1)
     for work in group:
         if work.left > 1 and room > 0:
             takes.append(Take(work.key, min(work.left, room)))
