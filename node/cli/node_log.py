@@ -3,8 +3,6 @@
 import logging
 import logging.handlers
 import os
-import sys
-import warnings
 from pathlib import Path
 
 import structlog
@@ -45,8 +43,6 @@ def start_log(folder: Path, file: str = NODE) -> Path:
     for chatty in ("httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
-    if not sys.warnoptions:
-        warnings.simplefilter("default")
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

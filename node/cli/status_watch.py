@@ -57,11 +57,16 @@ def _canvas(output: Output) -> Iterator[Callable[[str], None]]:
         yield lambda text: live.update(Text(text, overflow="ellipsis", no_wrap=True), refresh=True)
 
 
+def _no_key(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
+
+
 @contextmanager
 def _key_presses() -> Iterator[Callable[[float], str]]:
     """A function that waits for a key, at most so many seconds; "" when none came. Without a terminal it only waits."""
     if not sys.stdin.isatty():
-        yield lambda seconds: time.sleep(seconds) or ""
+        yield _no_key
         return
     import termios
     import tty
