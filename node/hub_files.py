@@ -20,7 +20,7 @@ from shoal.swarm.manifest import FileEntry
 
 Progress = Callable[[str, int, int], None]
 TIMEOUT_S = 15.0
-BLOCK_BYTES = 1 << 20
+_AS_IT_IS = {"Accept-Encoding": "identity"}  # ranges and sizes are of the file itself
 SPARE_BYTES = 16 << 20  # disk that a download leaves free
 
 
@@ -54,7 +54,7 @@ class HubFiles:
     def read(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file. raises: UsageError, Unavailable"""
         with _hub_errors(self.repository):
-            headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
+            headers = build_hf_headers() | _AS_IT_IS | {"Range": f"bytes={start}-{stop - 1}"}
             response = get_session().get(self._url(name), headers=headers, follow_redirects=True, timeout=TIMEOUT_S)
             hf_raise_for_status(response)
             content: bytes = response.content
@@ -89,7 +89,7 @@ class HubFiles:
             part.replace(target)
 
     def _append(self, entry: FileEntry, part: Path, held: int, progress: Progress | None) -> None:
-        headers = build_hf_headers() | ({"Range": f"bytes={held}-"} if held else {})
+        headers = build_hf_headers() | _AS_IT_IS | ({"Range": f"bytes={held}-"} if held else {})
         with (
             _hub_errors(self.repository),
             get_session().stream(
@@ -100,7 +100,7 @@ class HubFiles:
             resumed = response.status_code == 206
             done = held if resumed else 0
             with part.open("ab" if resumed else "wb") as file:
-                for block in response.iter_bytes(BLOCK_BYTES):
+                for block in response.iter_bytes():
                     done += len(block)
                     if done > entry.size_bytes:
                         raise UsageError(f"{entry.name} of {self.repository} is larger than the hub says")
