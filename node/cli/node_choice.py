@@ -10,6 +10,8 @@ from shoal.swarm.errors import UsageError
 from shoal.swarm.home import Home
 from shoal.swarm.transports.p2pd import NetworkOptions
 
+from .last_port import last_port
+
 MAX_NAME_LENGTH = 64
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/\S+")
 
@@ -39,7 +41,7 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         threads=settings.threads,
         network=NetworkOptions(
             host=settings.host,
-            port=settings.port,
+            port=settings.port or last_port(home, settings.host),
             announce=settings.announce,
             relays=settings.relay,
             nat=settings.nat,

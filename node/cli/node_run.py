@@ -6,14 +6,17 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 import structlog
 from anyio.abc import TaskStatus
 
+from shoal.node.node_events import LoadProgress, NetworkUp, NodeEvent
 from shoal.node.options import NodeOptions
 
 from .failures import INTERRUPTED, OK
+from .last_port import remember_port
 from .output import Output
-from .start_screen import StartScreen
+from .start_screen import StartScreen, event_name
 
 if TYPE_CHECKING:
     from shoal.node.node import Node
@@ -68,13 +71,22 @@ async def _serve(options: NodeOptions, output: Output) -> int:
     from shoal.node.node import run_node  # brings the swarm's half, not torch
 
     screen = StartScreen(output, options.home)
+
+    def report(event: NodeEvent) -> None:
+        if not isinstance(event, LoadProgress):
+            facts = {name: fact for name, fact in msgspec.to_builtins(event).items() if name != "invite"}
+            log.info(event_name(type(event)), **facts)
+        if isinstance(event, NetworkUp):
+            remember_port(options.home, event.addresses)
+        screen.show(event)
+
     scope = anyio.CancelScope()
     stopper = Stopper(scope, output)
     async with anyio.create_task_group() as listening:
         await listening.start(stopper.listen)
         try:
             with scope:
-                await run_node(options, screen.show, stopper.node_runs)
+                await run_node(options, report, stopper.node_runs)
         finally:
             screen.close()
         listening.cancel_scope.cancel()

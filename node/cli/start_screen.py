@@ -5,7 +5,6 @@ import sys
 from typing import TYPE_CHECKING, Any, assert_never, get_args
 
 import msgspec
-import structlog
 
 from shoal.node.node_events import (
     Identified,
@@ -31,7 +30,6 @@ PRIVACY = (
 )
 PUBLIC = "This swarm is public: anybody may join it, serve its layers and use it."
 _LABEL_WIDTH = 10
-log = structlog.get_logger("shoal.start")
 
 
 def event_name(kind: type[NodeEvent]) -> str:
@@ -61,8 +59,6 @@ class StartScreen:
 
     def show(self, event: NodeEvent) -> None:
         facts = msgspec.to_builtins(event)
-        if not isinstance(event, LoadProgress):
-            log.info(event_name(type(event)), **{key: value for key, value in facts.items() if key != "invite"})
         if self._output.json:
             self._output.event(event_name(type(event)), **facts)
         else:
