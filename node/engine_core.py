@@ -5,7 +5,7 @@ Nothing here is thread-safe and nothing waits: `Engine` calls it from its device
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -129,7 +129,7 @@ class EngineCore:
         if work.start + work.count > session.room.tokens:
             raise Refused(f"{work.start + work.count} positions; {session.room.tokens} were reserved")
         if work.wants_token and not has_head(session.span, self._layers):
-            raise Refused("a token is wanted of a span without the head")
+            work = replace(work, wants_token=False)  # the wish is for the hop at the end of the chain
         self._keys += 1
         job = Job(self._keys, work, settle, self._input(session, work), self._clock(), self._turn)
         session.jobs.append(job)
