@@ -42,7 +42,7 @@ class Stopper:
             node.ask_to_stop(self.signals[0].name)
 
     async def listen(self, *, task_status: TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        with anyio.open_signal_receiver(*_stopping_signals()) as received:
             task_status.started()
             await self._take(received)
 
@@ -67,6 +67,13 @@ class Stopper:
     @property
     def exit_code(self) -> int:
         return INTERRUPTED if self.signals and self.signals[0] == signal.SIGINT else OK
+
+
+def _stopping_signals() -> tuple[signal.Signals, ...]:
+    """A closed terminal stops the node too, unless nohup says that it shall not."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        return signal.SIGINT, signal.SIGTERM
+    return signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 def run_until_stopped(options: NodeOptions, output: Output) -> int:

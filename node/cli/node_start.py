@@ -47,7 +47,7 @@ def _run(options: NodeOptions, output: Output) -> int:
 
 def _end(code: int) -> NoReturn:
     """Leave without waiting for a thread that still imports or loads; all that a node holds was given back before."""
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
