@@ -1,5 +1,6 @@
 """A node in the foreground: its event loop, its start screen, and the signals that stop it."""
 
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -97,7 +98,8 @@ async def _serve(options: NodeOptions, output: Output) -> int:
             log.info(event_name(type(event)), **facts)
         if isinstance(event, NetworkUp):
             remember_port(options.home, event.addresses)
-        screen.show(event)
+        with contextlib.suppress(OSError):  # whoever read our output has gone; the node serves on
+            screen.show(event)
 
     scope = anyio.CancelScope()
     stopper = Stopper(scope, output)
