@@ -1,7 +1,7 @@
 """A volunteer's node: everything put together, in the order in which a start needs it.
 
-`run_node` starts the daemon and the imports of the tensor library side by side, enters the swarm, loads the layers that are
-needed, and serves until it is told to stop. Whatever goes wrong, the daemon is stopped and the lock is given back.
+`run_node` starts the daemon and the imports of the tensor library side by side, enters the swarm, loads the layers that
+are needed, and serves until it is told to stop. Whatever goes wrong, the daemon is stopped and the lock is given back.
 """
 
 import os

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import shoal
 from shoal.swarm.errors import Refused
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.invite_store import DEFAULT_TTL_S, InviteStore
+from shoal.swarm.invite import DEFAULT_TTL_S
+from shoal.swarm.invite_store import InviteStore
 from shoal.swarm.records import NodeRecord
 from shoal.swarm.units import describe
 

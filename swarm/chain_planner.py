@@ -30,7 +30,7 @@ class Lookup(Protocol):
 
 
 class DirectoryPlanner:
-    """`chain_plan.ChainPlanner` over a directory. clock: monotonic seconds; wall_clock: unix seconds, as records have."""
+    """`chain_plan.ChainPlanner` over a directory. clock: monotonic seconds; wall_clock: unix seconds, as in records."""
 
     def __init__(
         self,

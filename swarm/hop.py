@@ -1,7 +1,7 @@
 """One hop of one session: takes positions from upstream, has them computed, pushes the result downstream.
 
-The order is kept by the push stream itself: one reader takes a feed, computes it and passes it on before it reads the next.
-The control stream stays free to answer probes while that goes on.
+The order is kept by the push stream itself: one reader takes a feed, computes it and passes it on before it reads the
+next. The control stream stays free to answer probes while that goes on.
 """
 
 import anyio

@@ -1,4 +1,4 @@
-"""The driver's end of one hop: its control stream, read in a task of its own, its messages turned into session events."""
+"""The driver's end of one hop: its control stream, read in a task of its own, as session events."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,10 +1,11 @@
 """One generation, as a machine that does no I/O and reads no clock: the chain, its failures, its repair.
 
 The failover ladder of DESIGN 6 without snapshots: one lost hop is replaced and its upstream neighbour replays its kept
-outputs (the driver, when the first hop is lost); when that cannot be, the whole chain is opened anew and the driver feeds
-all tokens again. Peers that failed are excluded for the rest of the session; the number of failures is bounded.
+outputs (the driver, when the first hop is lost); when that cannot be, the whole chain is opened anew and the driver
+feeds all tokens again. Peers that failed are excluded for the rest of the session; the number of failures is bounded.
 
-Events go in through `handle` with the time they happened; effects come out in the order in which the shell carries them out.
+Events go in through `handle` with the time they happened; effects come out in the order in which the shell carries them
+out.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """One p2pd child: started in a folder of its own, watched, and gone when we are gone, kill -9 included.
 
-The child runs under a small shell that holds the other end of a pipe to us. When we die, however we die, the pipe closes;
-the shell then kills p2pd and removes the folder with its sockets. hivemind's own launcher does neither.
+The child runs under a small shell that holds the other end of a pipe to us. When we die, however we die, the pipe
+closes; the shell then kills p2pd and removes the folder with its sockets. hivemind's own launcher does neither.
 """
 
 import asyncio

@@ -101,6 +101,13 @@ async def test_a_hop_killed_at_a_random_token_changes_nothing_in_20_of_20_runs(
         tasks.cancel_scope.cancel()
 
 
+async def kill_every_last_hop(driver: Driver, model: ModelId, holders: Holders) -> None:
+    async with driver.generate(TokenRequest(model, PROMPT, 512)) as stream:
+        async for _ in stream:
+            if len(stream.route.failovers) < 2 and stream.chain:
+                holders.kill(stream.chain[-1])
+
+
 @pytest.mark.anyio
 async def test_when_the_last_holder_dies_the_error_names_the_missing_layers(
     swarm: tuple[Holders, str], tmp_path: Path
@@ -109,8 +116,5 @@ async def test_when_the_last_holder_dies_the_error_names_the_missing_layers(
     async with anyio.create_task_group() as tasks, thin_driver(Home(tmp_path / "client"), tasks, invite) as driver:
         model = await only_model(driver)
         with anyio.fail_after(120), pytest.raises(ModelNotServable, match="4:8"):
-            async with driver.generate(TokenRequest(model, PROMPT, 512)) as stream:
-                async for _ in stream:
-                    if len(stream.route.failovers) < 2 and stream.chain:
-                        holders.kill(stream.chain[-1])
+            await kill_every_last_hop(driver, model, holders)
         tasks.cancel_scope.cancel()
