@@ -22,7 +22,10 @@ KV_MAX_TOKENS = 65536
 
 def warm_imports() -> None:
     """The seconds of importing torch, spent while the network comes up."""
-    from . import shard  # noqa: F401
+    from . import engine  # noqa: F401
+    from .transformers_imports import import_quickly
+
+    import_quickly("transformers.modeling_layers")
 
 
 def load_hosted(
@@ -50,7 +53,7 @@ def load_hosted(
         kv_bytes=kv_tokens * kv_bytes_per_token(model, dtype),
     )
     if options.layers is None:
-        placement = choose_span(records, model.model_id, budget, random.Random(me), me)
+        placement = choose_span(records, model.model_id, budget, random.Random(me), me, dtype)
     else:
         try:
             placement = Placement(parse(options.layers, manifest.layers), "as asked for with --layers")

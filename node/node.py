@@ -20,7 +20,7 @@ import shoal
 from shoal.swarm.blobs import serve_blobs
 from shoal.swarm.chain_planner import DirectoryPlanner
 from shoal.swarm.driver import Driver
-from shoal.swarm.errors import DaemonDied, ShoalError, SwarmUnreachable
+from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable
 from shoal.swarm.home import NodeFacts
 from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import PROTOCOL_VERSION
@@ -124,7 +124,10 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         reached = await _reach(transport, setup, owner, report)
         node = await _assemble(options, identity, transport, setup, tasks, stack, report)
         report(NetworkUp(node.full_addresses, _verdict(options, node, reached), reached))
-        await _host(node, stack, report)
+        records = await node.loops.look()
+        if node.stop.is_set():
+            raise Refused(node.stop_reason)
+        await _host(node, records, stack, report)
         api_key = options.home.api_key()
         server = ApiServer(node.driver, LiveControl(node), api_key, options.api_host, options.api_port)
         api = await stack.enter_async_context(server.running(tasks))
@@ -212,16 +215,15 @@ async def _assemble(
     node.loops = NodeLoops(node, report)
     await hops.start()
     await serve_pings(calls)
-    await serve_records(calls, directory.book, _now)
+    await serve_records(calls, directory, _now)
     await serve_blobs(calls, hosted.blobs)
     return node
 
 
-async def _host(node: Node, stack: AsyncExitStack, report: Report) -> None:
+async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, report: Report) -> None:
     """Load the layers that are needed and serve them. raises: UsageError, OutOfMemory, Unavailable"""
     if node.options.model is None:
         return
-    records = await node.loops.look()
     here = anyio.from_thread.run_sync  # events belong to the loop
     hosted = await anyio.to_thread.run_sync(
         load_hosted,

@@ -1,11 +1,10 @@
 """The planner of a driver: looks the swarm up, measures what it does not know yet, and has `routing` choose."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from . import blobs, routing
 from .chain_plan import ChainPlan, PlannedHop
-from .directory import RecordBook
+from .directory import Lookup
 from .errors import ModelNotServable, OutOfMemory
 from .generation import ServedModel, TokenRequest
 from .identifiers import ModelId, PeerId
@@ -19,14 +18,6 @@ from .units import describe, missing, whole
 FIRST_PING_S = 0.7  # a peer that is slower than this to answer is planned for with a guess
 BLAME_S = 60.0  # a peer that failed a session is avoided for this long
 BLAME_MS = 2000.0  # by pretending that it is this much slower
-
-
-class Lookup(Protocol):
-    book: RecordBook  # what is known without asking
-
-    async def nodes(self) -> list[NodeRecord]: ...
-
-    async def holders(self, model: ModelId) -> list[NodeRecord]: ...
 
 
 class DirectoryPlanner:
@@ -71,6 +62,7 @@ class DirectoryPlanner:
             request.model,
             dtype=dtype,
             span=wanted.span,
+            me=self._pinger.me,
             me_rtt_ms=self._pinger.book.rtt_ms(),
             exclude=wanted.exclude,
             trust=request.trust,

@@ -177,9 +177,7 @@ def machine() -> dict[str, str]:
 
 
 def show(result: dict[str, Any]) -> None:
-    print(
-        f"\n{result['model']}: {PROMPT} + {NEW} tokens, greedy, {result['rounds']} rounds, median (min..max)"
-    )
+    print(f"\n{result['model']}: {PROMPT} + {NEW} tokens, greedy, {result['rounds']} rounds, median (min..max)")
     print(f"{'':10} {'tokens/s':>22} {'of local':>8} {'ms/token':>9} {'first s':>8} {'hop ms':>7}")
     for key in ("local", "nodes1", "nodes2", "nodes4"):
         row = result[key]
@@ -211,9 +209,7 @@ def main() -> None:
         for model in chosen.models.split(","):
             place = embedded if model == "novels-6m" else folder / "random"
             if model == "random":
-                script = Path(__file__).with_name(
-                    "random_llama.py"
-                )  # this process stays without torch
+                script = Path(__file__).with_name("random_llama.py")  # this process stays without torch
                 subprocess.run([sys.executable, script, place, embedded], check=True)  # noqa: S603  our own script
             served = model if model == "novels-6m" else str(place)
             arguments = (model, served, place, folder / model, chosen.rounds)
