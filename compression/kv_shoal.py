@@ -1,0 +1,260 @@
+"""The `shoal` KV codec: calibrated transform coding in chunks of 64 tokens, each decodable alone.
+
+Body: kind u8 (0 whole, 1 base of a progressive chunk), step quarters i8, fine tokens u8, first position u32, the
+first 8 bytes of the profile's digest, stream length u32, stream, escaped numbers. A progressive chunk is the payload
+of its base, numbers rounded to threes, followed by the payload of the refinement: the checksum of the base it belongs
+to, then a stream. The two together are as long as the whole chunk but for the frame. A block that is not finite, or
+that would not shrink, travels as an exact block instead.
+"""
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .byte_reader import ByteReader
+from .container import CHECKSUM_BYTES, seal, sealed_bytes, unseal
+from .errors import MalformedPayload
+from .kv_block import KvBlock, KvShape
+from .kv_lossless import encode_lossless
+from .kv_profile import ESCAPE, Floats, KvProfile
+from .kv_symbols import (
+    Numbers,
+    StepPlan,
+    as_numbers,
+    from_numbers,
+    from_symbols,
+    pack_escapes,
+    parse_escapes,
+    split_thirds,
+    to_symbols,
+)
+from .kv_transform import from_components, to_components
+from .rans import decode_streams, encode_streams
+
+HEAD = struct.Struct("<BbBI8sI")
+WHOLE, BASE = 0, 1
+LANES = 32
+REFINEMENT_LANES = 16
+COARSE_ZERO = 20
+COARSE_ESCAPE = 2 * COARSE_ZERO + 1
+
+
+def encode_block(
+    block: KvBlock,
+    profile: KvProfile,
+    step_quarters: int,
+    fine_tokens: int = 0,
+    *,
+    progressive: bool = False,
+    accelerate: bool | None = None,
+) -> list[bytes]:
+    """One payload per chunk of the block. fine_tokens: how many at the block's end have the finer step.
+
+    raises: ValueError when the profile is not for this shape
+    """
+    if not profile.fits(block.shape):
+        raise ValueError("a profile made for another model")
+    payloads: list[bytes] = []
+    for first, tokens, chunks, fine in _batches(block.shape, fine_tokens):
+        part = block.part(first, tokens * chunks)
+        plan = StepPlan(step_quarters, tokens, fine)
+        payloads += _encode_batch(part, profile, plan, chunks, progressive=progressive, accelerate=accelerate)
+    return payloads
+
+
+def decode_batch(
+    payloads: Sequence[bytes],
+    shapes: Sequence[KvShape],
+    profile: KvProfile,
+    *,
+    allow_truncated: bool = False,
+    accelerate: bool | None = None,
+) -> list[KvBlock]:
+    """Chunks decoded side by side where their steps are the same.
+
+    allow_truncated: a progressive chunk cut anywhere behind its base gives the base's quality
+    raises: MalformedPayload
+    """
+    parsed = [_ParsedChunk.parse(payload, shape, profile) for payload, shape in zip(payloads, shapes, strict=True)]
+    groups: dict[tuple[int, StepPlan], list[int]] = {}
+    for index, chunk in enumerate(parsed):
+        groups.setdefault((chunk.kind, chunk.plan), []).append(index)
+    blocks: dict[int, KvBlock] = {}
+    for (kind, plan), members in groups.items():
+        chunks = [parsed[i] for i in members]
+        decode = _decode_whole if kind == WHOLE else _decode_progressive
+        components = decode(chunks, plan, profile, allow_truncated, accelerate)
+        positions = np.concatenate([shapes[i].positions for i in members])
+        dtype = shapes[members[0]].dtype
+        keys, values = from_components(profile, components, dtype, positions, accelerate)
+        for row, index in enumerate(members):
+            cut = slice(row * plan.tokens, (row + 1) * plan.tokens)
+            full = shapes[index].specs[0].shape
+            blocks[index] = KvBlock(shapes[index], keys[:, cut].reshape(full), values[:, cut].reshape(full))
+    return [blocks[index] for index in range(len(parsed))]
+
+
+class _ParsedChunk:
+    """A chunk whose frame and head are right; its streams are not decoded yet."""
+
+    __slots__ = ("escapes", "kind", "plan", "refinement", "stream", "tag")
+
+    def __init__(
+        self, kind: int, plan: StepPlan, stream: memoryview, escapes: ByteReader, tag: bytes, refinement: bytes
+    ) -> None:
+        self.kind, self.plan, self.stream, self.escapes = kind, plan, stream, escapes
+        self.tag, self.refinement = tag, refinement
+
+    @classmethod
+    def parse(cls, payload: bytes, shape: KvShape, profile: KvProfile) -> "_ParsedChunk":
+        if not profile.fits(shape):
+            raise ValueError("a profile made for another model")
+        length = min(sealed_bytes(payload, shape.specs) or 0, len(payload))
+        base = payload[:length]
+        reader = ByteReader(unseal(base, "kv-shoal", shape.specs))
+        kind, quarters, fine, position, digest, stream_bytes = HEAD.unpack(reader.take(HEAD.size))
+        if digest != profile.digest[:8]:
+            raise MalformedPayload("a chunk coded with another profile")
+        if kind not in {WHOLE, BASE} or fine > shape.tokens or position != shape.first_position:
+            raise MalformedPayload("a chunk of another kind or position than agreed on")
+        if kind == WHOLE and length != len(payload):
+            raise MalformedPayload("bytes behind a whole chunk")
+        plan = StepPlan(quarters, shape.tokens, fine)
+        return cls(kind, plan, reader.take(stream_bytes), reader, base[-CHECKSUM_BYTES:], payload[length:])
+
+
+def _batches(shape: KvShape, fine_tokens: int) -> list[tuple[int, int, int, int]]:
+    """(first token, tokens of a chunk, chunks, fine tokens): equal chunks together, those with fine tokens alone."""
+    batches: list[tuple[int, int, int, int]] = []
+    first = 0
+    for chunk in shape.chunks():
+        left_behind = shape.tokens - first - chunk.tokens
+        fine = min(max(fine_tokens - left_behind, 0), chunk.tokens)
+        if batches and batches[-1][1] == chunk.tokens and batches[-1][3] == fine:
+            start, tokens, chunks, _ = batches[-1]
+            batches[-1] = (start, tokens, chunks + 1, fine)
+        else:
+            batches.append((first, chunk.tokens, 1, fine))
+        first += chunk.tokens
+    return batches
+
+
+def _encode_batch(
+    part: KvBlock, profile: KvProfile, plan: StepPlan, chunks: int, *, progressive: bool, accelerate: bool | None
+) -> list[bytes]:
+    exact = [part.part(i * plan.tokens, plan.tokens) for i in range(chunks)]
+    coded = to_symbols(profile, to_components(profile, part, accelerate), plan, accelerate)
+    if coded is None:
+        return [
+            encode_lossless(block, accelerate)
+            if chunks == 1
+            else _encode_batch(block, profile, plan, 1, progressive=progressive, accelerate=accelerate)[0]
+            for block in exact
+        ]
+    symbols, escapes = coded
+    contexts = profile.contexts(plan.token_quarters).ravel()
+    payloads = []
+    refinements = [b""] * chunks
+    if progressive:
+        coarse, places, place_contexts = _split(symbols, contexts)
+        bodies = encode_streams(coarse, contexts, profile.coarse_table, LANES, accelerate)
+        for row in range(chunks):
+            # Escaped numbers travel whole in the base and have no place to refine.
+            told = coarse[row] != COARSE_ESCAPE
+            (refinements[row],) = encode_streams(
+                places[row, told][None], place_contexts[row, told], profile.fine_table, REFINEMENT_LANES, accelerate
+            )
+    else:
+        bodies = encode_streams(symbols, contexts, profile.table, LANES, accelerate)
+    for row, block in enumerate(exact):
+        position = block.shape.first_position
+        kind = BASE if progressive else WHOLE
+        head = HEAD.pack(kind, plan.quarters, plan.fine_tokens, position, profile.digest[:8], len(bodies[row]))
+        payload = seal("kv-shoal", block.shape.specs, head + bodies[row] + pack_escapes(escapes[row]))
+        if progressive:
+            payload += seal("kv-shoal-refinement", [], payload[-CHECKSUM_BYTES:] + refinements[row])
+        if len(payload) >= block.shape.raw_bytes:
+            payload = encode_lossless(block, accelerate)
+        payloads.append(payload)
+    return payloads
+
+
+def _split(
+    symbols: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint16]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
+    base, place = split_thirds(as_numbers(symbols))
+    coarse = np.where(symbols == ESCAPE, COARSE_ESCAPE, base + COARSE_ZERO).astype(np.uint8)
+    return coarse, _mirrored(place, base), _place_contexts(base, contexts)
+
+
+def _mirrored(place: npt.NDArray[np.int16], base: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
+    """Places 0, 1, 2 counted away from zero, so that both signs share their tables."""
+    return (np.where(base < 0, -place, place) + 1).astype(np.uint8)
+
+
+def _place_contexts(base: npt.NDArray[np.int16], contexts: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+    return contexts * np.uint16(4) + np.minimum(np.abs(base), 3).astype(np.uint16)
+
+
+def _decode_whole(
+    members: Sequence[_ParsedChunk],
+    plan: StepPlan,
+    profile: KvProfile,
+    allow_truncated: bool,
+    accelerate: bool | None,
+) -> Floats:
+    contexts = profile.contexts(plan.token_quarters).ravel()
+    symbols = decode_streams([m.stream for m in members], contexts, profile.table, LANES, accelerate)
+    escapes = [_escapes(m, int((row == ESCAPE).sum())) for m, row in zip(members, symbols, strict=True)]
+    return from_symbols(symbols, escapes, plan, profile.layers, profile.channels, accelerate)
+
+
+def _decode_progressive(
+    members: Sequence[_ParsedChunk],
+    plan: StepPlan,
+    profile: KvProfile,
+    allow_truncated: bool,
+    accelerate: bool | None,
+) -> Floats:
+    contexts = profile.contexts(plan.token_quarters).ravel()
+    symbols = decode_streams([m.stream for m in members], contexts, profile.coarse_table, LANES, accelerate)
+    numbers = symbols.astype(np.int64) - COARSE_ZERO
+    for row, member in enumerate(members):
+        escaped = symbols[row] == COARSE_ESCAPE
+        numbers[row] = _refined(member, numbers[row], ~escaped, contexts, profile, allow_truncated, accelerate)
+        numbers[row, escaped] = _escapes(member, int(escaped.sum()))
+    return from_numbers(numbers, plan, profile.layers, profile.channels)
+
+
+def _escapes(member: _ParsedChunk, count: int) -> Numbers:
+    numbers = parse_escapes(member.escapes, count)
+    member.escapes.close()
+    return numbers
+
+
+def _refined(
+    member: _ParsedChunk,
+    base: npt.NDArray[np.int64],
+    told: npt.NDArray[np.bool_],
+    contexts: npt.NDArray[np.uint16],
+    profile: KvProfile,
+    allow_truncated: bool,
+    accelerate: bool | None,
+) -> npt.NDArray[np.int64]:
+    length = sealed_bytes(member.refinement, [])
+    if allow_truncated and (length is None or length > len(member.refinement)):
+        return 3 * base
+    reader = ByteReader(unseal(member.refinement, "kv-shoal-refinement", []))
+    if reader.take(CHECKSUM_BYTES) != member.tag:
+        raise MalformedPayload("the refinement of another base")
+    narrow = base[told].astype(np.int16)
+    stream = reader.take(reader.left)
+    (places,) = decode_streams(
+        [stream], _place_contexts(narrow, contexts[told]), profile.fine_table, REFINEMENT_LANES, accelerate
+    )
+    outward = places.astype(np.int64) - 1
+    numbers = 3 * base
+    numbers[told] += np.where(narrow < 0, -outward, outward)
+    return numbers
