@@ -1,7 +1,8 @@
 """The `shoal` KV codec: calibrated transform coding in chunks of 64 tokens, each decodable alone.
 
-Body: kind u8 (0 whole, 1 base of a progressive chunk), step quarters i8, fine tokens u8, first position u32, the
-first 8 bytes of the profile's digest, stream length u32, stream, escaped numbers. A progressive chunk is the payload
+Body: kind u8 (bit 0: base of a progressive chunk, bit 1: with a shift), step quarters i8, fine tokens u8, first position u32, the
+first 8 bytes of the profile's digest, stream length u32, the shift of the rotated keys as bfloat16 if there is one
+(a bias on all keys that the profile does not know), stream, escaped numbers. A progressive chunk is the payload
 of its base, numbers rounded to threes, followed by the payload of the refinement: the checksum of the base it belongs
 to, then a stream. The two together are as long as the whole chunk but for the frame. A block that is not finite, or
 that would not shrink, travels as an exact block instead.
@@ -9,6 +10,7 @@ that would not shrink, travels as an exact block instead.
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from .byte_reader import ByteReader
 from .container import CHECKSUM_BYTES, seal, sealed_bytes, unseal
 from .errors import MalformedPayload
-from .kv_block import KvBlock, KvShape
+from .kv_block import KvBlock, KvShape, from_floats, to_floats
 from .kv_lossless import encode_lossless
 from .kv_profile import ESCAPE, Floats, KvProfile
 from .kv_symbols import (
@@ -34,7 +36,8 @@ from .kv_transform import from_components, to_components
 from .rans import decode_streams, encode_streams
 
 HEAD = struct.Struct("<BbBI8sI")
-WHOLE, BASE = 0, 1
+WHOLE, BASE, SHIFTED = 0, 1, 2
+CROWDED = 64
 LANES = 32
 REFINEMENT_LANES = 16
 COARSE_ZERO = 20
@@ -78,17 +81,18 @@ def decode_batch(
     raises: MalformedPayload
     """
     parsed = [_ParsedChunk.parse(payload, shape, profile) for payload, shape in zip(payloads, shapes, strict=True)]
-    groups: dict[tuple[int, StepPlan], list[int]] = {}
+    groups: dict[tuple[int, StepPlan, bytes], list[int]] = {}
     for index, chunk in enumerate(parsed):
-        groups.setdefault((chunk.kind, chunk.plan), []).append(index)
+        groups.setdefault((chunk.kind, chunk.plan, chunk.shift), []).append(index)
     blocks: dict[int, KvBlock] = {}
-    for (kind, plan), members in groups.items():
+    for (kind, plan, shift), members in groups.items():
+        used = _shifted(profile, shift)
         chunks = [parsed[i] for i in members]
-        decode = _decode_whole if kind == WHOLE else _decode_progressive
-        components = decode(chunks, plan, profile, allow_truncated, accelerate)
+        decode = _decode_progressive if kind & BASE else _decode_whole
+        components = decode(chunks, plan, used, allow_truncated, accelerate)
         positions = np.concatenate([shapes[i].positions for i in members])
         dtype = shapes[members[0]].dtype
-        keys, values = from_components(profile, components, dtype, positions, accelerate)
+        keys, values = from_components(used, components, dtype, positions, accelerate)
         for row, index in enumerate(members):
             cut = slice(row * plan.tokens, (row + 1) * plan.tokens)
             full = shapes[index].specs[0].shape
@@ -99,12 +103,19 @@ def decode_batch(
 class _ParsedChunk:
     """A chunk whose frame and head are right; its streams are not decoded yet."""
 
-    __slots__ = ("escapes", "kind", "plan", "refinement", "stream", "tag")
+    __slots__ = ("escapes", "kind", "plan", "refinement", "shift", "stream", "tag")
 
     def __init__(
-        self, kind: int, plan: StepPlan, stream: memoryview, escapes: ByteReader, tag: bytes, refinement: bytes
+        self,
+        kind: int,
+        plan: StepPlan,
+        shift: bytes,
+        stream: memoryview,
+        escapes: ByteReader,
+        tag: bytes,
+        refinement: bytes,
     ) -> None:
-        self.kind, self.plan, self.stream, self.escapes = kind, plan, stream, escapes
+        self.kind, self.plan, self.shift, self.stream, self.escapes = kind, plan, shift, stream, escapes
         self.tag, self.refinement = tag, refinement
 
     @classmethod
@@ -117,12 +128,14 @@ class _ParsedChunk:
         kind, quarters, fine, position, digest, stream_bytes = HEAD.unpack(reader.take(HEAD.size))
         if digest != profile.digest[:8]:
             raise MalformedPayload("a chunk coded with another profile")
-        if kind not in {WHOLE, BASE} or fine > shape.tokens or position != shape.first_position:
+        if kind > BASE | SHIFTED or fine > shape.tokens or position != shape.first_position:
             raise MalformedPayload("a chunk of another kind or position than agreed on")
-        if kind == WHOLE and length != len(payload):
+        if not kind & BASE and length != len(payload):
             raise MalformedPayload("bytes behind a whole chunk")
         plan = StepPlan(quarters, shape.tokens, fine)
-        return cls(kind, plan, reader.take(stream_bytes), reader, base[-CHECKSUM_BYTES:], payload[length:])
+        shift = bytes(reader.take(2 * shape.layers * profile.channels)) if kind & SHIFTED else b""
+        stream = reader.take(stream_bytes)
+        return cls(kind, plan, shift, stream, reader, base[-CHECKSUM_BYTES:], payload[length:])
 
 
 def _batches(shape: KvShape, fine_tokens: int) -> list[tuple[int, int, int, int]]:
@@ -144,39 +157,77 @@ def _batches(shape: KvShape, fine_tokens: int) -> list[tuple[int, int, int, int]
 def _encode_batch(
     part: KvBlock, profile: KvProfile, plan: StepPlan, chunks: int, *, progressive: bool, accelerate: bool | None
 ) -> list[bytes]:
-    exact = [part.part(i * plan.tokens, plan.tokens) for i in range(chunks)]
     coded = to_symbols(profile, to_components(profile, part, accelerate), plan, accelerate)
-    if coded is None:
-        return [
-            encode_lossless(block, accelerate)
-            if chunks == 1
-            else _encode_batch(block, profile, plan, 1, progressive=progressive, accelerate=accelerate)[0]
-            for block in exact
-        ]
+    exact = [part.part(i * plan.tokens, plan.tokens) for i in range(chunks)]
+    if coded is None or sum(map(len, coded[1])) * CROWDED > coded[0].size:
+        return [_encode_alone(block, profile, plan, progressive=progressive, accelerate=accelerate) for block in exact]
+    payloads = _payloads(exact, coded, profile, plan, b"", progressive=progressive, accelerate=accelerate)
+    return [
+        payload if len(payload) < block.shape.raw_bytes else encode_lossless(block, accelerate)
+        for payload, block in zip(payloads, exact, strict=True)
+    ]
+
+
+def _encode_alone(
+    block: KvBlock, profile: KvProfile, plan: StepPlan, *, progressive: bool, accelerate: bool | None
+) -> bytes:
+    """A chunk that the profile does not fit well: plain, with its keys' mean taken off, or exact; the shortest."""
+    candidates = [encode_lossless(block, accelerate)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        rotated = to_floats(block.keys, block.shape.dtype).mean(axis=1).reshape(profile.offsets.shape)
+        mean = rotated - profile.offsets
+    shifts = [b"", from_floats(mean, "bfloat16").tobytes()] if np.isfinite(mean).all() else [b""]
+    for shift in shifts:
+        used = _shifted(profile, shift)
+        coded = to_symbols(used, to_components(used, block, accelerate), plan, accelerate)
+        if coded is not None:
+            candidates += _payloads([block], coded, profile, plan, shift, progressive=progressive, accelerate=accelerate)
+    return min(candidates, key=len)
+
+
+def _shifted(profile: KvProfile, shift: bytes) -> KvProfile:
+    """raises: MalformedPayload for a shift that is not finite"""
+    if not shift:
+        return profile
+    vector = to_floats(np.frombuffer(shift, "<u2"), "bfloat16").reshape(profile.offsets.shape)
+    if not np.isfinite(vector).all():
+        raise MalformedPayload("a shift that is not finite")
+    with np.errstate(over="ignore"):
+        return replace(profile, offsets=profile.offsets + vector)
+
+
+def _payloads(
+    blocks: Sequence[KvBlock],
+    coded: tuple[npt.NDArray[np.uint8], list[Numbers]],
+    profile: KvProfile,
+    plan: StepPlan,
+    shift: bytes,
+    *,
+    progressive: bool,
+    accelerate: bool | None,
+) -> list[bytes]:
     symbols, escapes = coded
     contexts = profile.contexts(plan.token_quarters).ravel()
-    payloads = []
-    refinements = [b""] * chunks
+    refinements = []
     if progressive:
         coarse, places, place_contexts = _split(symbols, contexts)
         bodies = encode_streams(coarse, contexts, profile.coarse_table, LANES, accelerate)
-        for row in range(chunks):
+        for row, base in enumerate(coarse):
             # Escaped numbers travel whole in the base and have no place to refine.
-            told = coarse[row] != COARSE_ESCAPE
-            (refinements[row],) = encode_streams(
-                places[row, told][None], place_contexts[row, told], profile.fine_table, REFINEMENT_LANES, accelerate
-            )
+            told = base != COARSE_ESCAPE
+            rows = places[row, told][None], place_contexts[row, told]
+            refinements += encode_streams(*rows, profile.fine_table, REFINEMENT_LANES, accelerate)
     else:
         bodies = encode_streams(symbols, contexts, profile.table, LANES, accelerate)
-    for row, block in enumerate(exact):
-        position = block.shape.first_position
-        kind = BASE if progressive else WHOLE
-        head = HEAD.pack(kind, plan.quarters, plan.fine_tokens, position, profile.digest[:8], len(bodies[row]))
-        payload = seal("kv-shoal", block.shape.specs, head + bodies[row] + pack_escapes(escapes[row]))
+    kind = (BASE if progressive else WHOLE) | (SHIFTED if shift else 0)
+    payloads = []
+    for row, block in enumerate(blocks):
+        place = block.shape.first_position
+        head = HEAD.pack(kind, plan.quarters, plan.fine_tokens, place, profile.digest[:8], len(bodies[row]))
+        body = head + shift + bodies[row] + pack_escapes(escapes[row])
+        payload = seal("kv-shoal", block.shape.specs, body)
         if progressive:
             payload += seal("kv-shoal-refinement", [], payload[-CHECKSUM_BYTES:] + refinements[row])
-        if len(payload) >= block.shape.raw_bytes:
-            payload = encode_lossless(block, accelerate)
         payloads.append(payload)
     return payloads
 

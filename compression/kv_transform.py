@@ -33,7 +33,8 @@ def to_components(profile: KvProfile, block: KvBlock, accelerate: bool | None = 
         np.subtract(keys.reshape(flat), profile.means[0, :, None], out=centred[0])
         values = to_floats(block.values, shape.dtype).reshape(flat)
         np.subtract(values, profile.means[1, :, None], out=centred[1])
-    return _grouped_product(profile, centred, profile.forward_matrices)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _grouped_product(profile, centred, profile.forward_matrices)
 
 
 def from_components(

@@ -32,7 +32,7 @@ def random_count(count: int, share: Fraction) -> int:
 def random_positions(
     count: int, share: Fraction, seed: int, drawn: npt.NDArray[np.int64] | None = None
 ) -> npt.NDArray[np.int64]:
-    """One position from each of floor(count * share) equal stretches, ascending; each position equally likely.
+    """One position from each of floor(count * share) stretches, all different; each position equally likely.
 
     drawn: only these stretches' positions
     """
@@ -40,7 +40,11 @@ def random_positions(
     index = np.arange(stretches, dtype=np.int64) if drawn is None else drawn
     low = index * count // max(stretches, 1)
     high = (index + 1) * count // max(stretches, 1)
-    return low + ((random_words(seed, index) * (high - low).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+    jitter = (random_words(seed, index) * (high - low).astype(np.uint64)) >> np.uint64(32)
+    # Stretches differ by one in length; turning the whole by a random amount makes all positions equal again.
+    turn = int(random_words(~seed, np.zeros(1, np.int64))[0]) * count >> 32
+    positions = low + jitter.astype(np.int64) + turn
+    return np.where(positions < count, positions, positions - count)
 
 
 def kept_per_chunk(count: int, share: Fraction) -> npt.NDArray[np.int64]:
