@@ -100,26 +100,24 @@ def dequantise(symbols_bltc: npt.NDArray[np.uint8], steps_t: Floats, first_layer
 def quantise(
     components_ltc: Floats,
     scales_t: Floats,
-    limits_ltc: npt.NDArray[np.uint8],
+    limits_ltc: Floats,
     tokens: int,
     first_layer: int,
     out_bltc: npt.NDArray[np.uint8],
-) -> int:
-    """Symbols of one kind, in the order of the chunks; returns how many are beyond their limit and marked 121.
+) -> None:
+    """Symbols of one kind, in the order of the chunks; 121 for what is beyond its limit.
 
     limits: (L, tokens, C) for the tokens of one chunk, the same for each
     """
-    beyond = 0
     for layer in range(components_ltc.shape[0]):
         for token in range(components_ltc.shape[1]):
             chunk = token // tokens
             place = token - chunk * tokens
             scale = scales_t[place]
-            for channel in range(components_ltc.shape[2]):
-                scaled = np.rint(components_ltc[layer, token, channel] * scale)
-                limit = np.float32(limits_ltc[layer, place, channel])
-                inside = (scaled <= limit) & (scaled >= -limit)
-                symbol = np.uint8(np.int32(scaled) + np.int32(60)) if inside else np.uint8(121)
-                out_bltc[chunk, first_layer + layer, place, channel] = symbol
-                beyond += 0 if inside else 1
-    return beyond
+            row = components_ltc[layer, token]
+            limits = limits_ltc[layer, place]
+            symbols = out_bltc[chunk, first_layer + layer, place]
+            for channel in range(row.shape[0]):
+                scaled = np.rint(row[channel] * scale)
+                inside = np.abs(scaled) <= limits[channel]
+                symbols[channel] = np.uint8(scaled + np.float32(60) if inside else np.float32(121))

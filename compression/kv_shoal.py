@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .byte_reader import ByteReader
+from .acceleration import wants_numba
 from .container import CHECKSUM_BYTES, seal, sealed_bytes, unseal
 from .errors import MalformedPayload
 from .kv_block import KvBlock, KvShape, from_floats, to_floats
@@ -40,6 +41,9 @@ WHOLE, BASE, SHIFTED = 0, 1, 2
 CROWDED = 64
 LANES = 32
 REFINEMENT_LANES = 16
+# Chunks worked on at once: few for compiled loops, whose arrays then stay in the processor's cache, many for numpy,
+# whose loops over lanes then are wide.
+CACHED_CHUNKS, WIDE_CHUNKS = 8, 64
 COARSE_ZERO = 20
 COARSE_ESCAPE = 2 * COARSE_ZERO + 1
 
@@ -60,7 +64,7 @@ def encode_block(
     if not profile.fits(block.shape):
         raise ValueError("a profile made for another model")
     payloads: list[bytes] = []
-    for first, tokens, chunks, fine in _batches(block.shape, fine_tokens):
+    for first, tokens, chunks, fine in _batches(block.shape, fine_tokens, _chunks_at_once(accelerate)):
         part = block.part(first, tokens * chunks)
         plan = StepPlan(step_quarters, tokens, fine)
         payloads += _encode_batch(part, profile, plan, chunks, progressive=progressive, accelerate=accelerate)
@@ -81,11 +85,15 @@ def decode_batch(
     raises: MalformedPayload
     """
     parsed = [_ParsedChunk.parse(payload, shape, profile) for payload, shape in zip(payloads, shapes, strict=True)]
-    groups: dict[tuple[int, StepPlan, bytes], list[int]] = {}
+    at_once = _chunks_at_once(accelerate)
+    groups: dict[tuple[int, StepPlan, bytes], list[list[int]]] = {}
     for index, chunk in enumerate(parsed):
-        groups.setdefault((chunk.kind, chunk.plan, chunk.shift), []).append(index)
+        key = (chunk.kind, chunk.plan, chunk.shift)
+        if len(groups.setdefault(key, [[]])[-1]) == at_once:
+            groups[key].append([])
+        groups[key][-1].append(index)
     blocks: dict[int, KvBlock] = {}
-    for (kind, plan, shift), members in groups.items():
+    for (kind, plan, shift), members in ((key, part) for key, parts in groups.items() for part in parts):
         used = _shifted(profile, shift)
         chunks = [parsed[i] for i in members]
         decode = _decode_progressive if kind & BASE else _decode_whole
@@ -138,14 +146,18 @@ class _ParsedChunk:
         return cls(kind, plan, shift, stream, reader, base[-CHECKSUM_BYTES:], payload[length:])
 
 
-def _batches(shape: KvShape, fine_tokens: int) -> list[tuple[int, int, int, int]]:
+def _chunks_at_once(accelerate: bool | None) -> int:
+    return CACHED_CHUNKS if wants_numba(accelerate) else WIDE_CHUNKS
+
+
+def _batches(shape: KvShape, fine_tokens: int, at_once: int) -> list[tuple[int, int, int, int]]:
     """(first token, tokens of a chunk, chunks, fine tokens): equal chunks together, those with fine tokens alone."""
     batches: list[tuple[int, int, int, int]] = []
     first = 0
     for chunk in shape.chunks():
         left_behind = shape.tokens - first - chunk.tokens
         fine = min(max(fine_tokens - left_behind, 0), chunk.tokens)
-        if batches and batches[-1][1] == chunk.tokens and batches[-1][3] == fine:
+        if batches and batches[-1][1::2] == (chunk.tokens, fine) and batches[-1][2] < at_once:
             start, tokens, chunks, _ = batches[-1]
             batches[-1] = (start, tokens, chunks + 1, fine)
         else:

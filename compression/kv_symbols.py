@@ -54,33 +54,38 @@ def to_symbols(
     """
     layers, channels = components.shape[1], components.shape[3]
     chunks = components.shape[2] // plan.tokens
-    limits = profile.limits[profile.contexts(plan.token_quarters)]
+    limits = profile.limits.astype(np.float32)[profile.contexts(plan.token_quarters)]
     scales = np.float32(1) / plan.steps
     symbols = np.empty((chunks, 2 * layers, plan.tokens, channels), np.uint8)
     if wants_numba(accelerate):
         from . import kv_numba
 
-        beyond = sum(
+        for kind in range(2):
             kv_numba.quantise(components[kind], scales, limits[kind], plan.tokens, kind * layers, symbols)
-            for kind in range(2)
-        )
     else:
-        scaled = np.rint(_by_chunk(components, plan.tokens) * scales[:, None])
-        outside = ~(np.abs(scaled) <= limits.reshape(1, 2 * layers, plan.tokens, channels))
-        with np.errstate(invalid="ignore"):
-            symbols[:] = scaled + np.float32(ZERO)
-        symbols[outside] = ESCAPE
-        beyond = int(outside.sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = np.rint(_by_chunk(components, plan.tokens) * scales[:, None])
+            outside = ~(np.abs(scaled) <= limits.reshape(1, 2 * layers, plan.tokens, channels))
+            scaled += np.float32(ZERO)
+            scaled[outside] = ESCAPE
+        np.copyto(symbols, scaled, casting="unsafe")
     flat = symbols.reshape(chunks, -1)
     escapes = [np.empty(0, np.int64)] * chunks
-    if beyond:
-        scaled = np.rint(_by_chunk(components, plan.tokens) * scales[:, None]).reshape(chunks, -1)
-        for chunk in range(chunks):
-            numbers = scaled[chunk][flat[chunk] == ESCAPE]
-            if not (np.abs(numbers) <= LARGEST_NUMBER).all():
-                return None
-            escapes[chunk] = numbers.astype(np.int64)
+    for chunk, places in _escaped_places(flat).items():
+        layer, token, channel = np.unravel_index(places, symbols.shape[1:])
+        picked = components[layer // layers, layer % layers, chunk * plan.tokens + token, channel]
+        with np.errstate(over="ignore", invalid="ignore"):
+            numbers = np.rint(picked * scales[token])
+        if not (np.abs(numbers) <= LARGEST_NUMBER).all():
+            return None
+        escapes[chunk] = numbers.astype(np.int64)
     return flat, escapes
+
+
+def _escaped_places(flat: Symbols) -> dict[int, Numbers]:
+    """Where each chunk that has escapes has them."""
+    rows = np.flatnonzero((flat == ESCAPE).any(axis=1))
+    return {int(row): np.flatnonzero(flat[row] == ESCAPE) for row in rows}
 
 
 def from_symbols(
@@ -92,18 +97,22 @@ def from_symbols(
     accelerate: bool | None = None,
 ) -> Floats:
     """(B, 2 L T C) symbols as (2, L, B * T, C) components."""
-    if wants_numba(accelerate) and not any(map(len, escapes)):
+    if wants_numba(accelerate):
         from . import kv_numba
 
         components = np.empty((2, layers, len(symbols) * plan.tokens, channels), np.float32)
         shaped = symbols.reshape(len(symbols), 2 * layers, plan.tokens, channels)
         for kind in range(2):
             kv_numba.dequantise(shaped, plan.steps, kind * layers, components[kind])
-        return components
-    numbers = symbols.astype(np.float32) - np.float32(ZERO)
-    for chunk, escaped in enumerate(escapes):
-        numbers[chunk, symbols[chunk] == ESCAPE] = escaped
-    return from_numbers(numbers, plan, layers, channels)
+    else:
+        components = from_numbers(symbols.astype(np.float32) - np.float32(ZERO), plan, layers, channels)
+    for chunk, numbers in enumerate(escapes):
+        if len(numbers):
+            places = np.flatnonzero(symbols[chunk] == ESCAPE)
+            layer, token, channel = np.unravel_index(places, (2 * layers, plan.tokens, channels))
+            values = numbers.astype(np.float32) * plan.steps[token]
+            components[layer // layers, layer % layers, chunk * plan.tokens + token, channel] = values
+    return components
 
 
 def from_numbers(numbers: npt.NDArray[np.integer] | Floats, plan: StepPlan, layers: int, channels: int) -> Floats:
