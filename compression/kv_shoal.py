@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .byte_reader import ByteReader
 from .acceleration import wants_numba
+from .byte_reader import ByteReader
 from .container import CHECKSUM_BYTES, seal, sealed_bytes, unseal
 from .errors import MalformedPayload
 from .kv_block import KvBlock, KvShape, from_floats, to_floats
@@ -193,7 +193,9 @@ def _encode_alone(
         used = _shifted(profile, shift)
         coded = to_symbols(used, to_components(used, block, accelerate), plan, accelerate)
         if coded is not None:
-            candidates += _payloads([block], coded, profile, plan, shift, progressive=progressive, accelerate=accelerate)
+            candidates += _payloads(
+                [block], coded, profile, plan, shift, progressive=progressive, accelerate=accelerate
+            )
     return min(candidates, key=len)
 
 

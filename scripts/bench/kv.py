@@ -31,7 +31,16 @@ from shoal.compression.kv_block import KvBlock, KvShape, from_floats, joined, to
 from shoal.compression.kv_cachegen import CacheGen
 from shoal.compression.kv_cachegen_reference import CacheGenReference
 from shoal.compression.kv_profile import KvProfile
-from shoal.node.kv_calibration import Continuation, block_of, cache_of, cached, calibrate, coded_by, continuation, measure
+from shoal.node.kv_calibration import (
+    Continuation,
+    block_of,
+    cache_of,
+    cached,
+    calibrate,
+    coded_by,
+    continuation,
+    measure,
+)
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = "sherlock.txt"
@@ -55,7 +64,9 @@ def main() -> int:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-    print(f"{platform.processor() or platform.machine()}, python {platform.python_version()}, torch {torch.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, python {platform.python_version()}, torch {torch.__version__}"
+    )
 
     books = [path for path in sorted(options.corpus.glob("*.txt")) if path.name != HELD_OUT]
     ids = functools.partial(windows, tokenizer)
@@ -64,7 +75,9 @@ def main() -> int:
     started = time.perf_counter()
     joint = calibrate(model, fit, checks)
     per_head = calibrate(model, fit, checks, joint=False)
-    print(f"two profiles in {time.perf_counter() - started:.0f} s, {len(joint.packed)} and {len(per_head.packed)} bytes")
+    print(
+        f"two profiles in {time.perf_counter() - started:.0f} s, {len(joint.packed)} and {len(per_head.packed)} bytes"
+    )
     source = "\n".join(path.read_text() for path in sorted(Path(os.__file__).parent.glob("[a-h]*.py"))[:40])
     texts = {"held-out novel": (options.corpus / HELD_OUT).read_text()[5_000:], "source code": source}
     domains = {

@@ -10,7 +10,9 @@ from shoal.compression.errors import MalformedPayload
 from shoal.compression.rans import decode_streams, encode_streams, lanes_for
 
 
-def drawn(contexts: int, alphabet: int, streams: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, EntropyTable]:
+def drawn(
+    contexts: int, alphabet: int, streams: int, count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, EntropyTable]:
     random = np.random.default_rng(seed)
     counts = (random.pareto(1.0, (contexts, alphabet)) * 50).astype(np.int64) + 1
     table = table_from_counts(counts, floor=1)
@@ -23,7 +25,11 @@ def drawn(contexts: int, alphabet: int, streams: int, count: int, seed: int) -> 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 5), st.integers(1, 256), st.integers(1, 3), st.integers(0, 400), st.sampled_from([1, 2, 32, 64]),
+    st.integers(1, 5),
+    st.integers(1, 256),
+    st.integers(1, 3),
+    st.integers(0, 400),
+    st.sampled_from([1, 2, 32, 64]),
     st.integers(0, 2**32 - 1),
 )
 def test_streams_come_back_and_both_implementations_write_the_same_bytes(
