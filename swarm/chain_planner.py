@@ -5,7 +5,8 @@ from typing import Protocol
 
 from . import blobs, routing
 from .chain_plan import ChainPlan, PlannedHop
-from .errors import ModelNotServable
+from .directory import RecordBook
+from .errors import ModelNotServable, OutOfMemory
 from .generation import ServedModel, TokenRequest
 from .identifiers import ModelId, PeerId
 from .manifest import Manifest
@@ -21,16 +22,26 @@ BLAME_MS = 2000.0  # by pretending that it is this much slower
 
 
 class Lookup(Protocol):
+    book: RecordBook  # what is known without asking
+
     async def nodes(self) -> list[NodeRecord]: ...
 
     async def holders(self, model: ModelId) -> list[NodeRecord]: ...
 
 
 class DirectoryPlanner:
-    """`chain_plan.ChainPlanner` over a directory. clock: monotonic seconds."""
+    """`chain_plan.ChainPlanner` over a directory. clock: monotonic seconds; wall_clock: unix seconds, as records have."""
 
-    def __init__(self, lookup: Lookup, calls: MemberCalls, pinger: Pinger, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        calls: MemberCalls,
+        pinger: Pinger,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
         self._lookup = lookup
+        self._wall_clock = wall_clock
         self._calls = calls
         self._pinger = pinger
         self._clock = clock
@@ -44,7 +55,16 @@ class DirectoryPlanner:
         self._texts[model] = texts
 
     async def plan(self, request: TokenRequest, wanted: Plan, dtype: str | None) -> ChainPlan:
-        records = await self._lookup.holders(request.model)
+        known = self._lookup.book.holders(request.model, self._wall_clock())
+        try:  # a look-up may wait for peers that have just died
+            return await self._choose(known, request, wanted, dtype)
+        except (ModelNotServable, OutOfMemory):
+            records = await self._lookup.holders(request.model)
+            return await self._choose(records, request, wanted, dtype)
+
+    async def _choose(
+        self, records: list[NodeRecord], request: TokenRequest, wanted: Plan, dtype: str | None
+    ) -> ChainPlan:
         await self._pinger.measure_unknown(records, FIRST_PING_S)
         chain = routing.plan_chain(
             records,

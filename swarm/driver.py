@@ -27,7 +27,7 @@ from .units import Span, whole
 class LocalParts(Protocol):
     """Loads the units that a driver keeps for itself; `node.local_parts` has the real one."""
 
-    async def load(self, model: ModelId, local_layers: int, dtype: str | None) -> tuple[Compute, str]:
+    async def load(self, model: ModelId, local_layers: int) -> tuple[Compute, str]:
         """A compute that holds embed, the first layers and the head; and its dtype. raises: UsageError, OutOfMemory"""
 
 
@@ -124,7 +124,7 @@ class Driver:
     ) -> tuple[LocalFeeder, LocalHead, str]:
         if self._local_parts is None:
             raise UsageError("local_layers needs torch and the model's files on this machine; this client has neither")
-        compute, dtype = await self._local_parts.load(request.model, request.local_layers, None)
+        compute, dtype = await self._local_parts.load(request.model, request.local_layers)
         room = len(request.ids) + request.max_new_tokens
         front, back = SessionId(name + "front"), SessionId(name + "back")
         await compute.open(front, Span(0, 1 + request.local_layers), room, request.sampling, ())

@@ -30,7 +30,7 @@ _MAX_CACHED_PEERS = 16384
 class Swarm(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     name: str
     owner: PeerId
-    salt: bytes
+    salt: bytes  # keeps a private swarm's id secret; may be empty in a public one
     public: bool  # anybody may join; no certificates
 
     @property
@@ -54,8 +54,8 @@ def swarm_problem(swarm: Swarm) -> str:
     """What is wrong with a swarm's description, or an empty string."""
     if not 0 < len(swarm.name) <= MAX_NAME_LENGTH or not swarm.name.isprintable():
         return f"a swarm's name has 1 to {MAX_NAME_LENGTH} printable characters"
-    if len(swarm.salt) != SALT_BYTES:
-        return f"a swarm's salt has {SALT_BYTES} bytes"
+    if len(swarm.salt) != SALT_BYTES and not (swarm.public and not swarm.salt):
+        return f"a private swarm's salt has {SALT_BYTES} bytes"
     if not peer_id.is_peer_id(swarm.owner):
         return "a swarm's owner is an ed25519 PeerID"
     return ""

@@ -20,7 +20,7 @@ _HEAD = bytes.fromhex("002408011220")
 _P = 2**255 - 19
 _SIGN = 1 << 255
 # y of the eight points whose order divides 8 (both signs of x share one y)
-_SMALL_ORDER_Y = frozenset(
+SMALL_ORDER_Y = frozenset(
     {
         0,
         1,
@@ -38,7 +38,7 @@ def check_public_key(public_key: bytes) -> None:
     y = int.from_bytes(public_key, "little") % _SIGN
     if y >= _P:
         raise MalformedMessage("ed25519 public key is not in canonical form")
-    if y in _SMALL_ORDER_Y:
+    if y in SMALL_ORDER_Y:
         raise MalformedMessage("ed25519 public key is of small order")
 
 

@@ -40,7 +40,7 @@ class RemoteDirectory:
     ) -> None:
         self._calls = calls
         self._reader = reader
-        self._book = RecordBook(reader)
+        self.book = RecordBook(reader)
         self._bootstrap = tuple(bootstrap)
         self._clock = clock
         self._fetched_at = 0.0
@@ -48,15 +48,15 @@ class RemoteDirectory:
     async def nodes(self) -> list[NodeRecord]:
         if self._clock() - self._fetched_at > FRESH_S:
             await self._refresh()
-        return self._book.live(self._clock())
+        return self.book.live(self._clock())
 
     async def holders(self, model: ModelId) -> list[NodeRecord]:
         await self.nodes()
-        return self._book.holders(model, self._clock())
+        return self.book.holders(model, self._clock())
 
     async def _refresh(self) -> None:
         """raises: SwarmUnreachable when nobody answers"""
-        others = [record.peer for record in self._book.live(self._clock()) if record.peer not in self._bootstrap]
+        others = [record.peer for record in self.book.live(self._clock()) if record.peer not in self._bootstrap]
         reasons = []
         for peer in (*self._bootstrap, *others[:8]):
             try:
@@ -84,7 +84,7 @@ class RemoteDirectory:
     def _take(self, data: bytes) -> str:
         """returns: whose record it is, "" when it is not valid"""
         now = self._clock()
-        self._book.merge(data, now)
+        self.book.merge(data, now)
         try:
             return self._reader.read(data, now).peer
         except (MalformedMessage, Refused):

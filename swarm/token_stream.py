@@ -18,7 +18,7 @@ from .generation import Failover, FinishReason, Route, RouteHop, TokenRequest
 from .handshake import Gate
 from .hop import open_push
 from .hop_link import HopLink, LinkAddress
-from .identifiers import SessionId
+from .identifiers import PeerId, SessionId
 from .kept_outputs import without_held
 from .manifest import Manifest
 from .messages import Adopt, Feed, Open, Output, Probe, Rewire, Timing, Token
@@ -108,6 +108,11 @@ class DriverStream:
 
     def links(self) -> list[HopLink]:
         return [*self._links.values(), *self._closed]
+
+    @property
+    def chain(self) -> tuple[PeerId, ...]:
+        """The peers that serve this session now, in order."""
+        return tuple(hop.peer for hop in self._session.hops)
 
     async def __aiter__(self) -> AsyncIterator[Choice]:
         async for item in self._choices:

@@ -54,8 +54,11 @@ def repeats(token: int = 40) -> Script:
     return lambda request: [token] * request.max_new_tokens
 
 
+def scripted_model(script: Script | None = None, missing: str = "", max_context: int = 2048) -> ScriptedModel:
+    return ScriptedModel(novels_manifest(max_context=max_context), novels_files(), script or tells(), missing)
+
+
 def scripted_novels(
     script: Script | None = None, missing: str = "", step_s: float = 0.0, max_context: int = 2048
 ) -> ScriptedSource:
-    manifest = novels_manifest(max_context=max_context)
-    return ScriptedSource([ScriptedModel(manifest, novels_files(), script or tells(), missing)], step_s)
+    return ScriptedSource([scripted_model(script, missing, max_context)], step_s)

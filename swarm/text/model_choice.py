@@ -25,15 +25,14 @@ def public_names(models: Sequence[ServedModel]) -> dict[str, ServedModel]:
     return dict(sorted(names.items()))
 
 
-def choose_model(models: Sequence[ServedModel], wanted: str | None) -> ServedModel:
+def choose_model(models: Sequence[ServedModel], wanted: str | None, servable: bool = True) -> ServedModel:
     """By name or id; with no name, the only servable one.
 
-    raises: UnknownModel, NoModelNamed; ModelNotServable naming the missing layers
+    raises: UnknownModel, NoModelNamed; when it must be `servable`, ModelNotServable naming the missing layers
     """
     names = public_names(models)
     if wanted is None:
-        servable = [model for model in names.values() if not model.missing]
-        candidates = servable or list(names.values())
+        candidates = [model for model in names.values() if not model.missing] or list(names.values())
         if len(candidates) != 1:
             raise NoModelNamed(f"name one of the models: {_listed(names)}")
         chosen = candidates[0]
@@ -42,7 +41,7 @@ def choose_model(models: Sequence[ServedModel], wanted: str | None) -> ServedMod
         if found is None:
             raise UnknownModel(f"no model {wanted!r} in this swarm; it knows {_listed(names)}")
         chosen = found
-    if chosen.missing:
+    if chosen.missing and servable:
         raise ModelNotServable(f"{chosen.name} cannot be served now: no peer holds {chosen.missing}")
     return chosen
 

@@ -104,11 +104,16 @@ class ScriptedSource:
         stream = ScriptedStream(request, self._found(request.model), self._step_s)
         self.streams.append(stream)
         self.open_sessions += 1
+        self.session_changed()
         try:
             yield stream
         finally:
             self.open_sessions -= 1
             stream.finish_reason = stream.finish_reason or "cancelled"
+            self.session_changed()
+
+    def session_changed(self) -> None:
+        """Called when a session has opened or closed; a test may override it."""
 
     async def models(self) -> list[ServedModel]:
         return [model.served for model in self._models.values()]

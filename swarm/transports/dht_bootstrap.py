@@ -37,11 +37,11 @@ async def ask_bootstrap_peers(
     by_peer: dict[Any, list[Any]] = {}
     for text in addresses:
         try:
-            address = _dht.Multiaddr(text)
-            peer_id = _dht.PeerID.from_base58(address["p2p"])
-        except Exception:  # noqa: BLE001, S112  hivemind's parser raises bare ValueErrors, KeyErrors and its own
+            address, _, peer = text.rpartition("/p2p/")  # the last one: a relay has one of its own before
+            where, peer_id = _dht.Multiaddr(address), _dht.PeerID.from_base58(peer)
+        except Exception:  # noqa: BLE001, S112  hivemind's parsers raise whatever they like
             continue
-        by_peer.setdefault(peer_id, []).append(address)
+        by_peer.setdefault(peer_id, []).append(where)
     by_peer.pop(node.peer_id, None)
     asked = list(by_peer.items())[:MAX_ASKED]
     answers = await asyncio.gather(*(_ask(node, *peer, clock, timeout_s) for peer in asked))

@@ -5,6 +5,7 @@ peer stays in a book until its time is over, so a peer that answers with nothing
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,19 +21,17 @@ from shoal.swarm.records import CLOCK_SLACK_S, RECORD_TTL_S, NodeRecord, RecordR
 
 from . import dht_keys
 from .dht_bootstrap import Answered, ask_bootstrap_peers, check_clock
-from .dht_imports import import_dht_node
+from .dht_node import RPC_TIMEOUT_S, create_node, within
 from .record_validator import REVOCATION_TTL_S, SwarmRecordValidator
 
 LOOKUP_TIMEOUT_S = 6.0
 STORE_TIMEOUT_S = 8.0
 WITHDRAW_TIMEOUT_S = 3.0
 REJOIN_PERIOD_S = 10.0
+TOUCH_PERIOD_S = 30.0  # how often the bootstrap peers that are not in our table are looked for
 FRESH_S = 1.0  # two lookups within this time are one
-REPLICAS = 5
-BEAM = 8  # peers asked per key on reading; the REPLICAS nearest hold it
-RPC_TIMEOUT_S = 3.0
-
-_dht = import_dht_node()
+BEAM = 8  # peers asked per key on reading; the dht_node.REPLICAS nearest hold it
+STOP_TIMEOUT_S = 2.0
 
 
 class DhtDirectory:
@@ -61,6 +60,8 @@ class DhtDirectory:
         self._looked_up_at: dict[str, float] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._rejoined_at = -math.inf
+        self._touched_at = clock()
+        self._touching: asyncio.Task[None] | None = None
         self._published = (0, -math.inf)  # version of the revocation list that stands in the DHT, and until when
 
     @classmethod
@@ -80,21 +81,7 @@ class DhtDirectory:
 
         raises: SwarmUnreachable when no bootstrap peer answers; UsageError when this machine's clock is wrong
         """
-        node = await _dht.DHTNode.create(
-            p2p=p2p,
-            node_id=_dht.DHTID.generate(source=identity.peer_id.encode()),
-            num_replicas=REPLICAS,
-            wait_timeout=RPC_TIMEOUT_S,
-            cache_locally=False,  # the book is the cache
-            cache_nearest=0,
-            cache_size=64,
-            cache_refresh_before_expiry=0,
-            cache_on_store=False,
-            reuse_get_requests=False,
-            client_mode=not listen,
-            record_validator=SwarmRecordValidator(reader, clock),
-        )
-        _keep_what_is_valid(node.protocol)
+        node = await create_node(p2p, identity.peer_id, SwarmRecordValidator(reader, clock), listen)
         others = tuple(a for a in bootstrap if not a.endswith(f"/p2p/{identity.peer_id}"))
         directory = cls(node, identity, reader, others, clock)
         try:
@@ -118,10 +105,14 @@ class DhtDirectory:
     async def _fill_routing_table(self, answers: Iterable[Answered]) -> None:
         for answer in answers:
             await self._node.protocol.update_routing_table(answer.node_id, answer.peer_id, responded=True)
-        await _within(RPC_TIMEOUT_S, self._node.find_nearest_nodes([self._node.node_id]))
+        await within(RPC_TIMEOUT_S, self._node.find_nearest_nodes([self._node.node_id]))
 
     async def stop(self) -> None:
-        await self._node.shutdown()
+        if self._touching is not None:
+            self._touching.cancel()
+        self._node.is_alive = False
+        with contextlib.suppress(Exception):  # the handlers are gone with the daemon anyway
+            await within(STOP_TIMEOUT_S, self._node.shutdown())  # it hangs when our own p2pd has died
 
     async def announce(self, record: NodeRecord) -> None:
         now = self._clock()
@@ -133,6 +124,7 @@ class DhtDirectory:
         self._ours = record
         self.book.merge(data, now)
         await self._rejoin_when_alone()
+        self._touch_bootstrap_peers()
         if not await self._store_record(record, data, STORE_TIMEOUT_S):
             raise Unavailable("no peer of the swarm would store this node's record; trying again")
         await self._publish_revocations()
@@ -166,7 +158,7 @@ class DhtDirectory:
         self, keys: list[bytes], value: bytes, subkey: str | int, expires_at: float, timeout_s: float
     ) -> bool:
         """Whether the first key was stored somewhere."""
-        stored = await _within(
+        stored = await within(
             timeout_s,
             self._node.store_many(
                 keys,
@@ -243,33 +235,16 @@ class DhtDirectory:
         if addresses:
             await self._fill_routing_table(await ask_bootstrap_peers(self._node, addresses, self._clock, RPC_TIMEOUT_S))
 
+    def _touch_bootstrap_peers(self) -> None:
+        """In the background: a bootstrap peer that was restarted alone comes back into the swarm's table by this."""
+        now = self._clock()
+        if now - self._touched_at < TOUCH_PERIOD_S or (self._touching is not None and not self._touching.done()):
+            return
+        self._touched_at = now
+        present = {peer.to_base58() for peer in self._node.protocol.routing_table.uid_to_peer_id.values()}
+        lost = [a for a in self._bootstrap if a.rpartition("/p2p/")[2] not in present]
+        if lost:
+            self._touching = asyncio.create_task(self._touch(lost))
 
-async def _within(timeout_s: float, work: Any) -> Any:
-    """The result, or None when it took too long."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except TimeoutError:
-        return None
-
-
-def _keep_what_is_valid(protocol: Any) -> None:
-    """Drop the invalid entries of a dictionary instead of refusing all of it.
-
-    hivemind refuses the whole: one entry at the edge of its lifetime, or of a peer whose revocation is known
-    here and not yet there, would hide every other record of the shard.
-    """
-
-    def keep(key: bytes, dictionary: Any) -> bool:
-        with dictionary.freeze():
-            dictionary.maxsize = math.inf
-            invalid = [
-                subkey
-                for subkey, (value, expiration_time) in dictionary.items()
-                if not protocol._validate_record(key, protocol.serializer.dumps(subkey), value, expiration_time)
-            ]
-            for subkey in invalid:
-                del dictionary[subkey]
-        return bool(dictionary)
-
-    protocol._validate_dictionary = keep
+    async def _touch(self, addresses: list[str]) -> None:
+        await self._fill_routing_table(await ask_bootstrap_peers(self._node, addresses, self._clock, RPC_TIMEOUT_S))

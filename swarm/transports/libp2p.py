@@ -162,6 +162,7 @@ class Libp2pTransport:
         self._p2p = p2p
         self._me = PeerId(p2p.peer_id.to_base58())
         self._addresses: tuple[str, ...] = ()
+        self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: set[Libp2pStream | LoopbackStream] = set()
         self._handlers: dict[str, StreamHandler] = {}
@@ -186,6 +187,7 @@ class Libp2pTransport:
         return transport
 
     async def stop(self) -> None:
+        self._stopping = True
         for stream in tuple(self._streams):
             stream.abort()
         for task in tuple(self._tasks):
@@ -220,8 +222,12 @@ class Libp2pTransport:
     async def died(self) -> None:
         await self._daemon.died.wait()
 
-    def _dead(self) -> bool:
+    @property
+    def is_dead(self) -> bool:
         return self._daemon.died.is_set()
+
+    def _dead(self) -> bool:
+        return self.is_dead
 
     async def _bounded(self, work: Coroutine[Any, Any, T], timeout_s: float, what: str) -> T:
         """raises: DaemonDied, TimedOut, PeerUnreachable"""
@@ -309,6 +315,9 @@ class Libp2pTransport:
             try:
                 peer = PeerId(info.peer_id.to_base58())
                 await self._handle(protocol, Libp2pStream(peer, reader, writer, self._dead))
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    raise  # asyncio would log the task of a server's callback as failed
             finally:
                 self._tasks.discard(task)
 

@@ -62,9 +62,11 @@ class SwarmRecordValidator:
 
     def check(self, record: StoredRecord) -> None:
         """raises: MalformedMessage or Refused, with what is wrong"""
+        if not (isinstance(record.value, bytes) and isinstance(record.subkey, bytes)):
+            raise MalformedMessage("not bytes")  # a dictionary that a peer returned may hold anything
         if len(record.value) > MAX_LIST_BYTES + 8 or len(record.subkey) > 64:
             raise MalformedMessage("too large")
-        if not math.isfinite(record.expiration_time):
+        if not isinstance(record.expiration_time, float) or not math.isfinite(record.expiration_time):
             raise MalformedMessage("it never expires")
         value = _plain(record.value, bytes)
         if record.key == self._revocation_key:

@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 
 import pytest
 from novels_text import novels_files, novels_manifest, novels_model
+
 from shoal.swarm.errors import UsageError
 from shoal.swarm.text.chat_template import ChatTemplate, read_template
 from shoal.swarm.text.template_sandbox import compiled

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from novels_text import STORY, novels_files, novels_manifest, novels_model
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
 from shoal.swarm.text.detokenizer import WindowDetokenizer
 from shoal.swarm.text.token_bytes import rules_of
 from shoal.swarm.text.tokenizer import TextModel
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 EMOJI = "👩‍🚀😀é漢"
 WORDS = ["▁", "▁the", "▁a", "the", "▁▁", "n", "o", "é", "漢"]

@@ -1,6 +1,7 @@
 import anyio
 import pytest
 from novels_text import STORY, novels_files, novels_manifest, repeats, scripted_novels, tells
+
 from shoal.swarm.errors import ContextTooLong, ModelNotServable, ShoalError, StreamBroken, Unavailable, UsageError
 from shoal.swarm.generation import ServedModel
 from shoal.swarm.identifiers import ModelId

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from novels_text import novels_files, novels_manifest, novels_model
+
 from shoal.swarm.errors import UsageError
 from shoal.swarm.text.tokenizer import TextModel
 

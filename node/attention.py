@@ -1,0 +1,273 @@
+"""One attention function for every transformers decoder: a packed batch of many sessions, each with its own paged KV.
+
+A batch is the new positions of all its sessions end to end. The function that transformers calls per layer writes their
+keys and values into the pool and lets each session's queries see that session's positions only.
+
+Shapes: T new positions of the batch, N of one session, L positions that session holds afterwards (from the first visible
+one), H query heads, K key-value heads, G = H / K, D width of a head.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from .kv_cache import PagedCache, Reservation
+from .model_skeleton import ATTENTION
+from .transformers_imports import import_quickly
+
+_MINUS_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The new positions [start, start + count) of one session."""
+
+    room: Reservation
+    start: int
+    count: int
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """What all layers of one forward pass share."""
+
+    cache: PagedCache
+    pieces: Sequence[Piece]
+    gathers: bool  # decode steps of several sessions as one padded batch: fewer, larger kernels on a GPU
+    offsets: list[int] = field(init=False)  # of each piece in the batch
+    slots: torch.Tensor | None = field(init=False)  # (T,) where new positions go; None when it is one run
+    seen: dict[int, int | None] = field(default_factory=dict)  # layer -> its window, filled as layers attend
+    _masks: dict[tuple[int, int], torch.Tensor | None] = field(default_factory=dict)
+    _padded: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.offsets = [0, *accumulate(piece.count for piece in self.pieces)]
+        first = self.pieces[0]
+        self.slots = None if len(self.pieces) == 1 and first.room.slots is None else self._slots()
+
+    def _slots(self) -> torch.Tensor:
+        if all(piece.count == 1 and piece.room.slots is None for piece in self.pieces):
+            return torch.tensor([p.room.base + p.start for p in self.pieces], device=self.cache.device)
+        return torch.cat([self.places(piece, piece.start) for piece in self.pieces])
+
+    def places(self, piece: Piece, first: int) -> torch.Tensor:
+        """(L,) places in the pool of the positions [first, start + count) of a piece's session."""
+        stop = piece.start + piece.count
+        if piece.room.slots is not None:
+            return piece.room.slots[first:stop]
+        return torch.arange(piece.room.base + first, piece.room.base + stop, device=self.cache.device)
+
+    def first_visible(self, piece: Piece, window: int) -> int:
+        """The first position that any new position of a piece may see; window 0: no limit."""
+        return max(0, piece.start - window + 1) if window else 0
+
+    def mask(self, at: int, window: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """(N, L) to add to the scores of piece `at`; None when every new position sees every one of the L."""
+        piece = self.pieces[at]
+        if piece.count == 1:
+            return None
+        if (at, window) not in self._masks:
+            stop, device = piece.start + piece.count, self.cache.device
+            rows = torch.arange(piece.start, stop, device=device)[:, None]
+            columns = torch.arange(self.first_visible(piece, window), stop, device=device)[None]
+            hidden = columns > rows
+            if window:
+                hidden |= columns <= rows - window
+            zeros = torch.zeros(hidden.shape, dtype=dtype, device=device)
+            self._masks[at, window] = zeros.masked_fill_(hidden, _MINUS_INFINITY)
+        return self._masks[at, window]
+
+    def padded(self, window: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """For one new position per session: places (S, Lmax) in the pool, and what to add to the scores (S, 1, 1, Lmax)."""
+        if window not in self._padded:
+            places = [self.places(piece, self.first_visible(piece, window)) for piece in self.pieces]
+            lengths = torch.tensor([len(row) for row in places], device=self.cache.device)
+            index = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
+            empty = torch.arange(index.shape[1], device=self.cache.device)[None] >= lengths[:, None]
+            bias = torch.zeros(empty.shape, dtype=dtype, device=self.cache.device).masked_fill_(empty, _MINUS_INFINITY)
+            self._padded[window] = (index, bias[:, None, None])
+        return self._padded[window]
+
+
+class _Running(threading.local):
+    plan: AttentionPlan | None = None
+
+
+running = _Running()  # the plan of the forward pass on this thread; layers of some families drop unknown arguments
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface. query: (1, H, T, D), key, value: (1, K, T, D); returns (1, T, H, D)."""
+    plan = running.plan
+    if plan is None:
+        raise RuntimeError("attention outside a forward pass of a shard")
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    out = attend_packed(
+        plan,
+        module.layer_idx,
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        scale,
+        sliding_window or 0,
+        softcap,
+        s_aux,
+    )
+    return out[None], None
+
+
+def attend_packed(
+    plan: AttentionPlan,
+    layer: int,
+    q_THD: torch.Tensor,  # noqa: N803
+    k_TKD: torch.Tensor,  # noqa: N803
+    v_TKD: torch.Tensor,  # noqa: N803
+    scale: float,
+    window: int = 0,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Write the new keys and values, and attend. returns: (T, H, D)"""
+    keys, values = plan.cache.pool(layer, k_TKD, v_TKD)
+    plan.seen[layer] = window
+    if plan.slots is None:
+        piece = plan.pieces[0]
+        at = piece.room.base + piece.start
+        keys[at : at + piece.count].copy_(k_TKD)
+        values[at : at + piece.count].copy_(v_TKD)
+    else:
+        keys.index_copy_(0, plan.slots, k_TKD)
+        values.index_copy_(0, plan.slots, v_TKD)
+    plain = softcap is None and sinks is None
+    if plan.gathers and len(plan.pieces) > 1 and q_THD.shape[0] == len(plan.pieces):
+        return _decode_together(plan, q_THD, keys, values, scale, window, softcap, sinks)
+    outputs = []
+    for at, piece in enumerate(plan.pieces):
+        first, stop = plan.first_visible(piece, window), piece.start + piece.count
+        if piece.room.slots is None:
+            base = piece.room.base
+            seen_k, seen_v = keys[base + first : base + stop], values[base + first : base + stop]
+        else:
+            places = piece.room.slots[first:stop]
+            seen_k, seen_v = keys.index_select(0, places), values.index_select(0, places)
+        q = q_THD if len(plan.pieces) == 1 else q_THD[plan.offsets[at] : plan.offsets[at + 1]]
+        if plain and piece.count == 1 and q.dtype == torch.float32:
+            outputs.append(_decode_one(q, seen_k, seen_v, scale))
+        elif plain and (piece.count > 1 or q.dtype != torch.float32):
+            whole = first == 0 and piece.start == 0 and (not window or stop <= window)
+            mask = None if whole else plan.mask(at, window, q.dtype)
+            outputs.append(_fused(q, seen_k, seen_v, mask, scale, is_causal=whole and piece.count > 1))
+        else:
+            outputs.append(_by_hand(q, seen_k, seen_v, plan.mask(at, window, torch.float32), scale, softcap, sinks))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _decode_one(
+    q_1HD: torch.Tensor,
+    k_LKD: torch.Tensor,
+    v_LKD: torch.Tensor,
+    scale: float,  # noqa: N803
+) -> torch.Tensor:
+    """One query: two small products, less overhead on CPU than the fused kernel. returns: (1, H, D)"""
+    heads = k_LKD.shape[1]
+    scores = torch.bmm(q_1HD.reshape(heads, -1, q_1HD.shape[-1]), k_LKD.permute(1, 2, 0)).mul_(scale)
+    out = torch.bmm(torch.softmax(scores, -1), v_LKD.transpose(0, 1))
+    return out.view(1, q_1HD.shape[1], -1)
+
+
+def _fused(
+    q_NHD: torch.Tensor,  # noqa: N803
+    k_LKD: torch.Tensor,  # noqa: N803
+    v_LKD: torch.Tensor,  # noqa: N803
+    mask: torch.Tensor | None,
+    scale: float,
+    *,
+    is_causal: bool,
+) -> torch.Tensor:
+    """returns: (N, H, D)"""
+    out = F.scaled_dot_product_attention(
+        q_NHD.transpose(0, 1)[None],
+        k_LKD.transpose(0, 1)[None],
+        v_LKD.transpose(0, 1)[None],
+        attn_mask=mask,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=q_NHD.shape[1] != k_LKD.shape[1],
+    )
+    return out[0].transpose(0, 1)
+
+
+def _by_hand(
+    q_NHD: torch.Tensor,  # noqa: N803
+    k_LKD: torch.Tensor,  # noqa: N803
+    v_LKD: torch.Tensor,  # noqa: N803
+    mask: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Soft-capped scores (Gemma 2) and attention sinks (gpt-oss), which the fused kernel lacks. returns: (N, H, D)"""
+    groups = q_NHD.shape[1] // k_LKD.shape[1]
+    k = k_LKD.transpose(0, 1).repeat_interleave(groups, 0)
+    v = v_LKD.transpose(0, 1).repeat_interleave(groups, 0)
+    scores = _capped(torch.matmul(q_NHD.transpose(0, 1), k.transpose(1, 2)) * scale, softcap)
+    weights = _softmax(scores if mask is None else scores + mask, sinks)
+    return torch.matmul(weights.to(v.dtype), v).transpose(0, 1)
+
+
+def _decode_together(
+    plan: AttentionPlan,
+    q_SHD: torch.Tensor,  # noqa: N803
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """One new position for each of S sessions, their KV gathered and padded to the longest. returns: (S, H, D)"""
+    index, bias = plan.padded(window, q_SHD.dtype)
+    k, v = keys[index].transpose(1, 2), values[index].transpose(1, 2)  # (S, K, Lmax, D)
+    q = q_SHD[:, :, None]
+    gqa = q.shape[1] != k.shape[1]
+    if softcap is None and sinks is None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=gqa)
+        return out[:, :, 0]
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    weights = _softmax(_capped(torch.matmul(q, k.transpose(2, 3)) * scale, softcap) + bias, sinks)
+    return torch.matmul(weights.to(v.dtype), v)[:, :, 0]
+
+
+def _capped(scores: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+def _softmax(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """Over the last dimension, in float32; a sink per head takes part and is dropped. scores: (..., H, N, L)"""
+    scores = scores.float()
+    if sinks is None:
+        return torch.softmax(scores, -1)
+    column = sinks.float().reshape(-1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat((scores, column), -1), -1)[..., :-1]
+
+
+def register() -> None:
+    """Make `attend` known to transformers, once per process; again does no harm."""
+    import_quickly("transformers.modeling_utils").AttentionInterface.register(ATTENTION, attend)

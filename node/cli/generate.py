@@ -1,0 +1,106 @@
+"""`shoal generate`: continue a text."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .ask_flags import (
+    ApiFlag,
+    ExcludeFlag,
+    InviteFlag,
+    LocalLayersFlag,
+    LogprobsFlag,
+    MaxHopsFlag,
+    MaxTokensFlag,
+    MinPFlag,
+    ModelFlag,
+    PenaltyFlag,
+    RouteFlag,
+    SeedFlag,
+    StopFlag,
+    TemperatureFlag,
+    TopKFlag,
+    TopPFlag,
+    ask_settings,
+    home_of,
+    request_options,
+)
+from .flags import HomeFlag, JsonFlag
+from .output import Output
+
+TEMPERATURE = 0.0
+USUAL_TOKENS = 256
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: shoal generate 'It was a dark and' --max-tokens 64 --route")(generate)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to continue, or - to read it from stdin.")],
+    model: ModelFlag = None,
+    max_tokens: MaxTokensFlag = None,
+    temperature: TemperatureFlag = None,
+    top_p: TopPFlag = None,
+    top_k: TopKFlag = None,
+    min_p: MinPFlag = None,
+    repetition_penalty: PenaltyFlag = None,
+    seed: SeedFlag = None,
+    stop: StopFlag = None,
+    logprobs: LogprobsFlag = None,
+    local_layers: LocalLayersFlag = None,
+    max_hops: MaxHopsFlag = None,
+    exclude: ExcludeFlag = None,
+    route: RouteFlag = False,
+    invite: InviteFlag = None,
+    api: ApiFlag = None,
+    home: HomeFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Continue a text with the swarm's model; through the node that runs here, or without one as a client.
+
+    The temperature is 0 unless you say otherwise: the same prompt gives the same text. At most 256 new tokens.
+    """
+    flags = {
+        "ask_model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "local_layers": local_layers,
+        "max_hops": max_hops,
+        "api": api,
+    }
+    settings = ask_settings(home_of(home), flags)
+    options = request_options(settings, TEMPERATURE, seed, stop, logprobs, exclude)
+    text = _prompt(prompt, invite)
+    from .answer_stream import Answers
+    from .client_opening import open_client
+
+    output = Output(json)
+    with open_client(home, invite, settings.api, settings.api_key) as client:
+        answers = Answers(client, output, options, settings.max_tokens, USUAL_TOKENS)
+        result = answers.show(text)
+        if logprobs is not None:
+            answers.note_logprobs(result)
+        if route:
+            answers.note_route(result)
+
+
+def _prompt(given: str, invite: str | None) -> str:
+    """One newline at the end of stdin belongs to the shell, not to the text. raises: UsageError"""
+    from shoal.swarm.errors import UsageError
+
+    if given == "-":
+        if invite == "-":
+            raise UsageError("stdin cannot be both the prompt and the invite; give one of them on the command line")
+        try:
+            given = sys.stdin.read().removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise UsageError("stdin is not UTF-8 text") from error
+    if not given:
+        raise UsageError("the prompt must not be empty")
+    return given

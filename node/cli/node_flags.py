@@ -1,0 +1,33 @@
+"""The flags of `up` and `join`."""
+
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="Embedded name, folder or hub id; else novels-6m.")
+]
+NameFlag = Annotated[str | None, typer.Option("--name", help="What others see this node called; else the host's name.")]
+LayersFlag = Annotated[
+    str | None,
+    typer.Option("--layers", help="all, 0:4, embed+0:4 or 4:8+head; else those that the swarm lacks most."),
+]
+DtypeFlag = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or auto.")]
+DeviceFlag = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")]
+MemoryFlag = Annotated[str | None, typer.Option("--max-memory", help="For weights and sessions: 8GB or 50%.")]
+ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Compute threads on the CPU.")]
+HostFlag = Annotated[str | None, typer.Option("--host", help="Address to listen on for peers; 127.0.0.1 stays here.")]
+PortFlag = Annotated[int | None, typer.Option("--port", help="Port for peers; else any free one.")]
+AnnounceFlag = Annotated[
+    list[str] | None, typer.Option("--announce", help="Address that others shall use, /ip4/.../tcp/...; repeatable.")
+]
+RelayFlag = Annotated[
+    list[str] | None, typer.Option("--relay", help="Trusted relay, /ip4/.../tcp/.../p2p/...; repeatable.")
+]
+NatFlag = Annotated[bool | None, typer.Option("--nat/--no-nat", help="Port mapping, hole punching and relays.")]
+ApiHostFlag = Annotated[str | None, typer.Option("--api-host", help="Address of the HTTP API; 127.0.0.1.")]
+ApiPortFlag = Annotated[int | None, typer.Option("--api-port", help="Port of the HTTP API; 8411 or any free one.")]
+SwarmNameFlag = Annotated[str | None, typer.Option("--swarm-name", help="Name of a swarm that is founded now.")]
+PublicFlag = Annotated[bool | None, typer.Option("--public", help="Found a swarm that anybody may join.")]
+GatewayFlag = Annotated[bool | None, typer.Option("--gateway-only", help="Host no layers; only answer the API.")]
+DetachFlag = Annotated[bool, typer.Option("--detach", "-d", help="Start in the background; return when it is ready.")]

@@ -1,0 +1,43 @@
+"""Where a command's words go: data on stdout, everything else on stderr; with `--json`, events on stdout only."""
+
+import sys
+
+import msgspec
+
+SCHEMA = 1
+
+
+class Output:
+    """json: stdout carries NDJSON events, and the lines for people are left out."""
+
+    def __init__(self, json: bool) -> None:
+        self.json = json
+
+    def event(self, event: str, **data: object) -> None:
+        """One JSON object per line; nothing without `--json`."""
+        if self.json:
+            line = msgspec.json.encode({"schema": SCHEMA, "event": event, **data})
+            sys.stdout.write(line.decode() + "\n")
+            sys.stdout.flush()
+
+    def line(self, text: str = "") -> None:
+        """Data for people and pipes."""
+        if not self.json:
+            self.write(text + "\n")
+
+    def write(self, text: str) -> None:
+        """A part of a line, shown at once."""
+        if not self.json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def note(self, text: str = "") -> None:
+        """Beside the data: progress, advice."""
+        if not self.json:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+    def complain(self, message: str) -> None:
+        """The one line of an error, with and without `--json`."""
+        sys.stderr.write(f"shoal: {message}\n")
+        sys.stderr.flush()

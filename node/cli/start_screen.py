@@ -1,0 +1,135 @@
+"""What `shoal up` and `shoal join` show of a node: facts on stdout, the rest on stderr; or events."""
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any, assert_never, get_args
+
+import msgspec
+
+from shoal.node.node_events import (
+    Identified,
+    LayersChosen,
+    Leaving,
+    LoadProgress,
+    NetworkUp,
+    NodeEvent,
+    Ready,
+    SwarmFound,
+    Warned,
+)
+from shoal.swarm.home import Home
+
+from .output import Output
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PRIVACY = (
+    "Privacy: peers that serve your layers can read your prompts and answers. "
+    "Ask private things only in a swarm of people you trust."
+)
+PUBLIC = "This swarm is public: anybody may join it, serve its layers and use it."
+_LABEL_WIDTH = 10
+
+
+def event_name(kind: type[NodeEvent]) -> str:
+    """SwarmFound -> swarm_found."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+_KINDS: dict[str, type[NodeEvent]] = {event_name(kind): kind for kind in get_args(NodeEvent)}
+
+
+def read_event(name: str, facts: dict[str, Any]) -> NodeEvent | None:
+    """The event that another process wrote with `--json`; None when it is not a node's."""
+    kind = _KINDS.get(name)
+    return None if kind is None else msgspec.convert(facts, kind)
+
+
+class StartScreen:
+    """Give `show` every event of the node, in order."""
+
+    def __init__(self, output: Output, home: Home, stop_hint: str = "Ctrl-C stops the node.") -> None:
+        self._output = output
+        self._home = home
+        self._stop_hint = stop_hint
+        self._public = False
+        self._progress: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
+
+    def show(self, event: NodeEvent) -> None:
+        facts = msgspec.to_builtins(event)
+        if self._output.json:
+            self._output.event(event_name(type(event)), **facts)
+        else:
+            self._tell(event)
+
+    def close(self) -> None:
+        """Take the bars off the terminal."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _tell(self, event: NodeEvent) -> None:
+        match event:
+            case Identified(name, peer):
+                self._fact("node", f"{name}  {peer}")
+            case SwarmFound():
+                self._swarm(event)
+            case NetworkUp(addresses, verdict, _):
+                self._fact("network", verdict)
+                for address in addresses:
+                    self._output.note(f"{'':{_LABEL_WIDTH}}{address}")
+            case LayersChosen(model, layers, reason, device, dtype):
+                self._fact("model", f"{model}, layers {layers} ({reason})")
+                self._fact("device", f"{device}, {dtype}")
+            case LoadProgress(what, done, total):
+                self._advance(what, done, total)
+            case Ready():
+                self.close()
+                self._ready(event)
+            case Warned(text):
+                self._output.note(f"warning   {text}")
+            case Leaving(reason):
+                self._output.note(f"stopping: {reason}")
+            case _:
+                assert_never(event)
+
+    def _fact(self, label: str, value: str) -> None:
+        self._output.line(f"{label:{_LABEL_WIDTH}}{value}")
+
+    def _swarm(self, event: SwarmFound) -> None:
+        kind = "public" if event.public else "private"
+        role = "founded now, you own it" if event.founded else "you own it" if event.owner else "you are a member"
+        self._public = event.public
+        self._fact("swarm", f"{event.swarm} ({kind}; {role})")
+
+    def _ready(self, event: Ready) -> None:
+        self._fact("API", f"{event.api}/v1  (key: {_with_home('shoal key show', self._home)})")
+        if event.invite:
+            self._output.note(f"\nLet one machine in with this line, within 7 days ({'shoal invite'} makes more):")
+            self._fact("invite", event.invite)
+        self._output.note()
+        if self._public:
+            self._output.note(PUBLIC)
+        self._output.note(PRIVACY)
+        self._output.note(f"\nReady after {event.seconds:.1f} s. {self._stop_hint}")
+
+    def _advance(self, what: str, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            return
+        if self._progress is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._progress.start()
+        if what not in self._bars:
+            self._bars[what] = self._progress.add_task(f"loading {what}", total=total)
+        self._progress.update(self._bars[what], completed=done, total=total)
+
+
+def _with_home(command: str, home: Home) -> str:
+    """The command as the user has to type it."""
+    return command if home == Home.find() else f"{command} --home {home.root}"

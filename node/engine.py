@@ -1,0 +1,204 @@
+"""A node's `Compute`: one shard on one device, its thread, and the numbers for the node's record.
+
+Callers on any event loop wait for futures; everything else happens on the device thread, in `EngineCore`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shoal.swarm.compute import Done, Work
+from shoal.swarm.errors import LocalFault, ShoalError
+from shoal.swarm.identifiers import SessionId
+from shoal.swarm.sampling import Sampling
+from shoal.swarm.units import Span
+
+from .device_thread import DeviceThread, Next, Reply, deliver
+from .engine_core import EngineCore
+from .scheduler import BATCH_TOKENS
+from .shard import Shard
+
+LINGER_SHARE = 0.1  # of a step
+LONGEST_LINGER_S = 0.001
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Open:
+    session: SessionId
+    span: Span
+    max_tokens: int
+    sampling: Sampling
+    history: tuple[int, ...]
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    work: Work
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class _Close:
+    session: SessionId
+
+
+_Command = _Open | _Run | _Cancel | _Close
+
+
+class Engine:
+    """Serves the units of a shard to many sessions at once. `stop` it before dropping it."""
+
+    def __init__(
+        self, shard: Shard, kv_tokens: int, wire_dtype: str | None = None, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        """kv_tokens: room for the sessions' positions
+        wire_dtype: of what is sent on, the shard's own by default
+        batch_tokens: positions that one batch computes at most, about
+
+        raises: OutOfMemory when the KV cache does not fit
+        """
+        self.shard = shard
+        self._core = EngineCore(shard, kv_tokens, wire_dtype, batch_tokens)
+        self._core.measure()
+        self._settled: list[Reply] = []
+        self._keys: dict[Reply, int] = {}
+        self._over: LocalFault | None = None
+        self._thread: DeviceThread[_Command] = DeviceThread(f"shoal-{shard.device}", self._turn, self._ended)
+
+    @property
+    def step_ms(self) -> float:
+        """Time of one decode step over the whole span, smoothed."""
+        return self._core.step_ms
+
+    @property
+    def queue_length(self) -> int:
+        """Works that wait or run."""
+        return self._core.queue_length
+
+    @property
+    def sessions(self) -> int:
+        return len(self._core.sessions)
+
+    @property
+    def free_tokens(self) -> int:
+        return self._core.cache.free_tokens
+
+    @property
+    def tokens_done(self) -> int:
+        """Positions computed since the start."""
+        return self._core.tokens_done
+
+    async def open(
+        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+    ) -> None:
+        """See `Compute.open`. raises: OutOfMemory, ContextTooLong, Refused, LocalFault (the engine has stopped)"""
+        self._check_alive()
+        reply = Reply()
+        self._thread.post(_Open(session, span, max_tokens, sampling, history, reply))
+        if self._over:  # it ended between the check and the post
+            raise self._over
+        try:
+            await reply.wait()
+        except BaseException:
+            if reply.abandoned:
+                self.close(session)  # nobody will use what may still be opened
+            raise
+
+    async def run(self, work: Work) -> Done:
+        """See `Compute.run`. raises: BadActivation, LocalFault, OutOfMemory, Refused"""
+        self._check_alive()
+        reply = Reply()
+        self._thread.post(_Run(work, reply))
+        if self._over:
+            raise self._over
+        try:
+            done: Done = await reply.wait()
+        except BaseException:
+            if reply.abandoned:
+                self._thread.post(_Cancel(reply))
+            raise
+        return done
+
+    def close(self, session: SessionId) -> None:
+        self._thread.post(_Close(session))
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Let the running batch finish and fail whatever waits; again does no harm."""
+        self._thread.stop(timeout_s)
+
+    def _check_alive(self) -> None:
+        if self._over:
+            raise self._over
+
+    def _turn(self, commands: list[_Command]) -> Next:
+        """On the device thread."""
+        for command in commands:
+            self._obey(command)
+        self._flush()
+        busy = self._core.turn()
+        answered = len(self._settled)
+        self._flush()
+        if self.sessions == 1:
+            return Next(busy)
+        # sessions that were answered together come back together: waiting a moment keeps them in one batch
+        return Next(busy, answered, min(LONGEST_LINGER_S, LINGER_SHARE * self.step_ms / 1e3))
+
+    def _obey(self, command: _Command) -> None:
+        match command:
+            case _Open():
+                self._answer(
+                    command.reply,
+                    lambda: self._core.open(
+                        command.session, command.span, command.max_tokens, command.sampling, command.history
+                    ),
+                )
+            case _Run(work, reply):
+                if not reply.abandoned:
+                    self._submit(work, reply)
+            case _Cancel(reply):
+                if reply in self._keys:
+                    self._core.cancel(self._keys[reply])
+            case _Close(session):
+                self._core.close(session)
+
+    def _submit(self, work: Work, reply: Reply) -> None:
+        def settle(done: Done | None, error: ShoalError | None) -> None:
+            self._keys.pop(reply, None)
+            self._settled.append(reply.settle(done, error))
+
+        try:
+            self._keys[reply] = self._core.submit(work, settle)
+        except ShoalError as error:
+            self._settled.append(reply.settle(error=error))
+        except Exception as error:  # noqa: BLE001  a bug of ours in one work must not end the thread for the others
+            self._settled.append(reply.settle(error=LocalFault(f"{type(error).__name__}: {error}")))
+
+    def _answer(self, reply: Reply, action: Callable[[], None]) -> None:
+        try:
+            action()
+            self._settled.append(reply.settle())
+        except ShoalError as error:
+            self._settled.append(reply.settle(error=error))
+        except Exception as error:  # noqa: BLE001  as in _submit
+            self._settled.append(reply.settle(error=LocalFault(f"{type(error).__name__}: {error}")))
+
+    def _flush(self) -> None:
+        if self._settled:
+            deliver(self._settled)
+            self._settled = []
+
+    def _ended(self, error: BaseException | None) -> None:
+        reason = (
+            "the engine was stopped" if error is None else f"the device thread died: {type(error).__name__}: {error}"
+        )
+        self._over = LocalFault(reason)  # first: whoever posts from here on sees it
+        self._core.fail_all(self._over)
+        for command in self._thread.leftovers():
+            if isinstance(command, (_Open, _Run)):
+                self._settled.append(command.reply.settle(error=self._over))
+        self._flush()

@@ -1,0 +1,307 @@
+"""What the device thread does with sessions and works: check, queue, batch, run, sample.
+
+Nothing here is thread-safe and nothing waits: `Engine` calls it from its device thread only.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from shoal.swarm.compute import Choice, Done, Work
+from shoal.swarm.errors import ContextTooLong, LocalFault, OutOfMemory, Refused, ShoalError
+from shoal.swarm.identifiers import SessionId
+from shoal.swarm.sampling import Sampling, checked
+from shoal.swarm.units import Span, describe, has_embed, has_head
+
+from .activation_tensors import bytes_of, is_finite, tensor_of
+from .attention import Piece
+from .kv_cache import Reservation
+from .sampler import Draw, choose
+from .scheduler import BATCH_TOKENS, Batch, Waiting, next_batch
+from .shard import Shard
+
+_SMOOTHING = 0.1  # weight of the newest step in `step_ms`
+Settle = Callable[[Done | None, ShoalError | None], None]
+
+
+@dataclass(slots=True)
+class Job:
+    """One work on its way."""
+
+    key: int
+    work: Work
+    settle: Settle
+    x: torch.Tensor  # (count,) ids or (count, hidden)
+    queued_s: float  # clock
+    turn: int
+    done: int = 0  # positions
+    begun_s: float | None = None
+    compute_s: float = 0.0
+    outputs: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Session:
+    span: Span
+    room: Reservation
+    sampling: Sampling
+    history: list[int]
+    priority: float = 1.0
+    jobs: list[Job] = field(default_factory=list)
+
+    @property
+    def expected(self) -> int:
+        """Where the next work has to start."""
+        return self.room.length + sum(job.work.count - job.done for job in self.jobs)
+
+
+class EngineCore:
+    """All sessions of one shard."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        kv_tokens: int,
+        wire_dtype: str | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.shard = shard
+        self.cache = shard.new_cache(kv_tokens)
+        self.sessions: dict[SessionId, Session] = {}
+        self.step_ms = 0.0
+        self.tokens_done = 0
+        self._layers = shard.manifest.layers
+        self._wire_dtype = wire_dtype or shard.dtype
+        self._batch_tokens = batch_tokens
+        self._clock = clock
+        self._jobs: dict[int, tuple[Session, Job]] = {}
+        self._keys = 0
+        self._turn = 0
+
+    @property
+    def queue_length(self) -> int:
+        return len(self._jobs)
+
+    def open(
+        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+    ) -> None:
+        """raises: OutOfMemory, ContextTooLong, Refused"""
+        if session in self.sessions:
+            raise Refused("a session of this name is open already")
+        if not self.shard.span.covers(span):
+            raise Refused(f"{describe(span, self._layers)} is not hosted here")
+        if max_tokens < 1:
+            raise Refused("a session needs room for at least one token")
+        if max_tokens > self.shard.manifest.max_context:
+            limit = self.shard.manifest.max_context
+            raise ContextTooLong(f"{max_tokens} tokens are more than the model's context of {limit}")
+        try:
+            checked(sampling)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        if any(not 0 <= token < self.shard.manifest.vocabulary for token in history):
+            raise Refused("the history holds a token id outside the vocabulary")
+        kept = list(history) if sampling.needs_history else []
+        self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept)
+
+    def close(self, session: SessionId) -> None:
+        found = self.sessions.pop(session, None)
+        if found is None:
+            return
+        for job in found.jobs:
+            self._jobs.pop(job.key, None)
+            job.settle(None, Refused("the session was closed"))
+        self.cache.release(found.room)
+
+    def submit(self, work: Work, settle: Settle) -> int:
+        """Queue a work. returns: its key
+
+        raises: Refused, BadActivation, ContextTooLong
+        """
+        session = self.sessions.get(work.session)
+        if session is None:
+            raise Refused("no such session")
+        if work.count < 1 or work.start != session.expected:
+            raise Refused(f"{work.count} positions from {work.start} on; {session.expected} are held")
+        if work.start + work.count > session.room.tokens:
+            raise Refused(f"{work.start + work.count} positions; {session.room.tokens} were reserved")
+        if work.wants_token and not has_head(session.span, self._layers):
+            work = replace(work, wants_token=False)  # the wish is for the hop at the end of the chain
+        self._keys += 1
+        job = Job(self._keys, work, settle, self._input(session, work), self._clock(), self._turn)
+        session.jobs.append(job)
+        self._jobs[job.key] = (session, job)
+        return job.key
+
+    def cancel(self, key: int) -> None:
+        """Take a work out of the queue; what was computed of it is forgotten, and works queued behind it are refused."""
+        session, job = self._jobs.get(key, (None, None))
+        if session is None or job is None:
+            return
+        at = session.jobs.index(job)
+        if at == 0:
+            session.room.truncate(job.work.start)
+        for gone in session.jobs[at:]:
+            self._jobs.pop(gone.key, None)
+            gone.settle(None, Refused("an earlier work of the session was cancelled"))
+        del session.jobs[at:]
+
+    def turn(self) -> bool:
+        """Run one batch. returns: whether works are left"""
+        waiting = [
+            Waiting(
+                session.jobs[0].key,
+                session.span,
+                session.jobs[0].work.count - session.jobs[0].done,
+                session.jobs[0].turn,
+                session.priority,
+            )
+            for session in self.sessions.values()
+            if session.jobs
+        ]
+        batch = next_batch(waiting, self._turn, self._batch_tokens)
+        if batch is not None:
+            self._turn += 1
+            self._run(batch)
+        return bool(self._jobs)
+
+    def fail_all(self, error: ShoalError) -> None:
+        for _, job in list(self._jobs.values()):
+            job.settle(None, error)
+        self._jobs.clear()
+        for session in self.sessions.values():
+            session.jobs.clear()
+
+    def measure(self) -> None:
+        """Set `step_ms` before the first session: one decode step over the whole span, the best of three."""
+        shard, room = self.shard, self.cache.reserve(1)
+        tokens = has_embed(shard.span)
+        shape = (1,) if tokens else (1, shard.manifest.hidden)
+        x = torch.zeros(shape, dtype=torch.long if tokens else shard.torch_dtype, device=shard.device)
+        times = []
+        for _ in range(3):
+            began_s = self._clock()
+            self._synchronised(shard.run(shard.span, x, shard.plan(self.cache, (Piece(room, 0, 1),)), (0,)))
+            times.append(self._clock() - began_s)
+        self.step_ms = min(times) * 1e3
+        self.cache.release(room)
+
+    def _input(self, session: Session, work: Work) -> torch.Tensor:
+        shard = self.shard
+        if not has_embed(session.span):
+            if work.ids:
+                raise Refused("ids were sent to a span that takes hidden states")
+            return tensor_of(work.hidden, work.count, shard.manifest.hidden, shard.torch_dtype, shard.device)
+        if len(work.ids) != work.count or work.hidden:
+            raise Refused(f"{len(work.ids)} ids for {work.count} positions")
+        for token in work.ids:
+            if not 0 <= token < shard.manifest.vocabulary:
+                raise Refused(f"token id {token} is outside the vocabulary of {shard.manifest.vocabulary}")
+        return torch.tensor(work.ids, dtype=torch.long, device=shard.device)
+
+    def _run(self, batch: Batch) -> None:
+        picked = [(*self._jobs[take.key], take.count) for take in batch.takes]
+        pieces = tuple(Piece(session.room, session.room.length, count) for session, _, count in picked)
+        rows, wanting, at = [], [], 0
+        for session, job, count in picked:
+            at += count
+            if job.work.wants_token and job.done + count == job.work.count:
+                rows.append(at - 1)
+                wanting.append((session, job))
+        began_s = self._clock()
+        try:
+            inputs = [job.x[job.done : job.done + count] for _, job, count in picked]
+            x = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+            out = self._synchronised(self.shard.run(batch.span, x, self.shard.plan(self.cache, pieces), rows))
+            choices = self._choices(batch.span, out, wanting)
+        except (MemoryError, torch.OutOfMemoryError):
+            self._drop(picked, OutOfMemory("no memory left for the computation of this batch"))
+            return
+        except Exception as error:  # noqa: BLE001  our own bug: told to those who wait, and the thread goes on
+            where = describe(batch.span, self._layers)
+            self._drop(picked, LocalFault(f"{where} failed: {type(error).__name__}: {error}"))
+            return
+        took_s = self._clock() - began_s
+        self._count(batch, took_s)
+        at = 0
+        for session, job, count in picked:
+            part = None if has_head(batch.span, self._layers) else out[at : at + count]
+            at += count
+            self._advance(session, job, count, part, choices, began_s, took_s)
+
+    def _choices(
+        self, span: Span, out: torch.Tensor, wanting: list[tuple[Session, Job]]
+    ) -> dict[int, Choice | ShoalError]:
+        if not has_head(span, self._layers) or not wanting:
+            return {}
+        draws = [Draw(s.sampling, j.work.start + j.work.count, s.history) for s, j in wanting]
+        keys = [job.key for _, job in wanting]
+        try:
+            return dict(zip(keys, choose(out, draws), strict=True))
+        except LocalFault:
+            return {key: self._alone(out[row : row + 1], draws[row]) for row, key in enumerate(keys)}
+
+    def _alone(self, logits: torch.Tensor, draw: Draw) -> Choice | ShoalError:
+        try:
+            return choose(logits, [draw])[0]
+        except LocalFault as error:
+            return error
+
+    def _advance(
+        self,
+        session: Session,
+        job: Job,
+        count: int,
+        part: torch.Tensor | None,
+        choices: dict[int, Choice | ShoalError],
+        began_s: float,
+        took_s: float,
+    ) -> None:
+        choice = choices.get(job.key)
+        if part is not None and not is_finite(part):
+            choice = LocalFault(f"{describe(session.span, self._layers)} produced NaN or infinity")
+        if isinstance(choice, ShoalError):
+            self._drop([(session, job, count)], choice)
+            return
+        job.begun_s = began_s if job.begun_s is None else job.begun_s
+        job.compute_s += took_s
+        job.done += count
+        job.turn = self._turn
+        session.room.length += count
+        if part is not None:
+            job.outputs.append(part)
+        if job.done < job.work.count:
+            return
+        session.jobs.pop(0)
+        del self._jobs[job.key]
+        if choice is not None and session.sampling.needs_history:
+            session.history.append(choice.id)
+        hidden = b""
+        if job.outputs:
+            out = job.outputs[0] if len(job.outputs) == 1 else torch.cat(job.outputs)
+            hidden = bytes_of(out, self._wire_dtype)
+        job.settle(Done(hidden, choice, job.begun_s - job.queued_s, job.compute_s), None)
+
+    def _drop(self, picked: Iterable[tuple[Session, Job, int]], error: ShoalError) -> None:
+        """Fail works; their sessions stand where those works began."""
+        for session, job, _ in picked:
+            session.room.truncate(job.work.start)
+            for gone in session.jobs:
+                self._jobs.pop(gone.key, None)
+                gone.settle(None, error)
+            session.jobs.clear()
+
+    def _count(self, batch: Batch, took_s: float) -> None:
+        self.tokens_done += sum(take.count for take in batch.takes)
+        if all(take.count == 1 for take in batch.takes):
+            step_ms = took_s * 1e3 * len(self.shard.span) / len(batch.span)
+            self.step_ms += _SMOOTHING * (step_ms - self.step_ms)
+
+    def _synchronised(self, out: torch.Tensor) -> torch.Tensor:
+        """GPU work is over when this returns, so that times are times and errors come here."""
+        if out.device.type == "cuda":
+            torch.cuda.synchronize(out.device)
+        return out

@@ -1,0 +1,84 @@
+"""The layers that a driver keeps for itself (`local_layers=k`): embed, the first k layers, and the head."""
+
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from shoal.swarm.compute import Compute, Done, Work
+from shoal.swarm.errors import UsageError
+from shoal.swarm.identifiers import ModelId, SessionId
+from shoal.swarm.sampling import Sampling
+from shoal.swarm.units import Span
+
+from .options import NodeOptions
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+KV_TOKENS = 16384
+
+
+class SplitCompute:
+    """One `Compute` over several engines; a session belongs to the one that holds its span."""
+
+    def __init__(self, parts: dict[Span, Compute]) -> None:
+        self._parts = parts
+        self._sessions: dict[SessionId, Compute] = {}
+
+    async def open(
+        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+    ) -> None:
+        compute = next(part for held, part in self._parts.items() if held.covers(span))
+        await compute.open(session, span, max_tokens, sampling, history)
+        self._sessions[session] = compute
+
+    async def run(self, work: Work) -> Done:
+        return await self._sessions[work.session].run(work)
+
+    def close(self, session: SessionId) -> None:
+        compute = self._sessions.pop(session, None)
+        if compute is not None:
+            compute.close(session)
+
+
+class NodeLocalParts:
+    """`driver.LocalParts` from the files of this machine; loaded parts are kept for the next session."""
+
+    def __init__(self, options: NodeOptions) -> None:
+        self._options = options
+        self._loaded: dict[tuple[ModelId, int], tuple[SplitCompute, str]] = {}
+        self._engines: list["Engine"] = []
+        self._lock = anyio.Lock()
+
+    async def load(self, model: ModelId, local_layers: int) -> tuple[Compute, str]:
+        async with self._lock:
+            if (model, local_layers) not in self._loaded:
+                self._loaded[model, local_layers] = await anyio.to_thread.run_sync(self._load, model, local_layers)
+            return self._loaded[model, local_layers]
+
+    def _load(self, wanted: ModelId, local_layers: int) -> tuple[SplitCompute, str]:
+        from .engine import Engine  # torch
+        from .model_source import resolve
+        from .shard import Shard, choose_device, choose_dtype
+
+        options = self._options
+        if options.model is None:
+            raise UsageError("local_layers needs the model's files on this machine; start the node with a model")
+        model = resolve(options.model, options.home.cache)
+        if model.model_id != wanted:
+            raise UsageError(f"local_layers works with the model of this node, {model.manifest.name}, only")
+        layers = model.manifest.layers
+        device = choose_device(options.device)
+        dtype = choose_dtype(options.dtype, model.manifest, device)
+        parts: dict[Span, Compute] = {}
+        for span in (Span(0, 1 + local_layers), Span(layers + 1, layers + 2)):
+            model.fetch(span)
+            engine = Engine(Shard.load(model, span, dtype, device), KV_TOKENS)
+            self._engines.append(engine)
+            parts[span] = engine
+        return SplitCompute(parts), dtype
+
+    def stop(self) -> None:
+        for engine in self._engines:
+            engine.stop()

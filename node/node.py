@@ -1,0 +1,281 @@
+"""A volunteer's node: everything put together, in the order in which a start needs it.
+
+`run_node` starts the daemon and the imports of the tensor library side by side, enters the swarm, loads the layers that are
+needed, and serves until it is told to stop. Whatever goes wrong, the daemon is stopped and the lock is given back.
+"""
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+import shoal
+from shoal.swarm.blobs import serve_blobs
+from shoal.swarm.chain_planner import DirectoryPlanner
+from shoal.swarm.driver import Driver
+from shoal.swarm.errors import DaemonDied, ShoalError, SwarmUnreachable
+from shoal.swarm.home import NodeFacts
+from shoal.swarm.hop_server import HopServer
+from shoal.swarm.identifiers import PROTOCOL_VERSION
+from shoal.swarm.identity import Identity
+from shoal.swarm.invite import read_invite
+from shoal.swarm.invite_store import InviteStore
+from shoal.swarm.joining import connect_any, serve_joining
+from shoal.swarm.latency import LatencyBook
+from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.node_lock import NodeLock
+from shoal.swarm.pings import Pinger, serve_pings
+from shoal.swarm.record_calls import serve_records
+from shoal.swarm.records import NodeRecord, RecordReader
+from shoal.swarm.swarm_entry import Entered
+from shoal.swarm.transports.libp2p import Libp2pTransport
+
+from .api_server import ApiServer
+from .hosted_models import HostedModels
+from .local_parts import NodeLocalParts
+from .model_loading import load_hosted, warm_imports
+from .node_control import LiveControl
+from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
+from .node_loops import NodeLoops
+from .options import NodeOptions
+from .swarm_setup import enter_swarm
+
+if TYPE_CHECKING:
+    from shoal.swarm.transports.dht_directory import DhtDirectory
+
+Report = Callable[[NodeEvent], None]
+
+
+@dataclass(slots=True)
+class Node:
+    """The parts of a running node, for the loops, the control surface and tests."""
+
+    options: NodeOptions
+    identity: Identity
+    transport: Libp2pTransport
+    setup: Entered
+    calls: MemberCalls
+    directory: "DhtDirectory"
+    pinger: Pinger
+    hosted: HostedModels
+    driver: Driver
+    planner: DirectoryPlanner
+    hops: HopServer
+    invites: InviteStore | None  # at the owner
+    started_at: float  # unix seconds
+    earlier_starts: frozenset[float]  # of this home: their records may outlive a kill -9
+    device: str = "none"
+    loops: NodeLoops = field(init=False)
+    stop: anyio.Event = field(default_factory=anyio.Event)
+    stop_reason: str = "asked to stop"
+
+    @property
+    def full_addresses(self) -> tuple[str, ...]:
+        return tuple(f"{address}/p2p/{self.transport.me}" for address in self.transport.addresses)
+
+    def record(self) -> NodeRecord:
+        """What this node says about itself now; the directory sets the expiry."""
+        return NodeRecord(
+            peer=self.transport.me,
+            swarm=self.setup.swarm.id,
+            name=self.options.name,
+            version=shoal.__version__,
+            protocol=PROTOCOL_VERSION,
+            addresses=self.transport.addresses,
+            hosted=self.hosted.records(),
+            rtt_ms=self.pinger.book.nearest(self.pinger.book.rtt_ms()),
+            started_at=self.started_at,
+            expires_at=0.0,
+            certificate=self.setup.gate.certificate,
+        )
+
+    def ask_to_stop(self, reason: str) -> None:
+        self.stop_reason = reason
+        self.stop.set()
+
+
+@asynccontextmanager
+async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -> AsyncIterator[Node]:
+    """A node that serves until the context is left; then it withdraws, ends its API and stops its daemon.
+
+    raises: ShoalError with the line to show and the exit code
+    """
+    began_s = anyio.current_time()
+    invite = read_invite(options.invite, _now()) if options.invite else None
+    options.home.prepare()
+    identity = Identity.load_or_create(options.home.identity)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(NodeLock(options.home.lock, options.name))
+        report(Identified(options.name, identity.peer_id))
+        if options.model is not None:
+            tasks.start_soon(_in_background, warm_imports)  # takes seconds; the network comes up meanwhile
+        transport = await Libp2pTransport.start(identity.libp2p_key(), options.network)
+        stack.push_async_callback(transport.stop)
+        setup, founded = await enter_swarm(options, identity, transport, invite, _now)
+        owner = setup.swarm.owner == identity.peer_id
+        report(SwarmFound(setup.swarm.name, setup.swarm.public, owner, founded))
+        reached = await _reach(transport, setup, owner, report)
+        node = await _assemble(options, identity, transport, setup, tasks, stack, report)
+        report(NetworkUp(node.full_addresses, _verdict(options, node, reached), reached))
+        await _host(node, stack, report)
+        api_key = options.home.api_key()
+        server = ApiServer(node.driver, LiveControl(node), api_key, options.api_host, options.api_port)
+        api = await stack.enter_async_context(server.running(tasks))
+        options.home.write_facts(NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at))
+        stack.callback(options.home.node.unlink, missing_ok=True)
+        await node.loops.announce()
+        stack.push_async_callback(node.loops.withdraw)
+        tasks.start_soon(node.loops.run)
+        line = None
+        if node.invites is not None:
+            line = node.invites.create(node.full_addresses, _now())
+        report(Ready(api, line, anyio.current_time() - began_s))
+        try:
+            yield node
+        finally:
+            report(Leaving(node.stop_reason))
+
+
+async def _reach(transport: Libp2pTransport, setup: Entered, owner: bool, report: Report) -> int:
+    """Connect to the peers known from before. returns: how many answered. raises: SwarmUnreachable"""
+    others = [a for a in setup.membership.bootstrap if not a.endswith(f"/p2p/{transport.me}")]
+    if not others:
+        return 0
+    try:
+        return len(await connect_any(transport, others))
+    except SwarmUnreachable as error:
+        if not owner:
+            raise
+        report(Warned(f"{error}; this node owns the swarm and starts it alone"))
+        return 0
+
+
+async def _assemble(
+    options: NodeOptions,
+    identity: Identity,
+    transport: Libp2pTransport,
+    setup: Entered,
+    tasks: TaskGroup,
+    stack: AsyncExitStack,
+    report: Report,
+) -> Node:
+    """Everything but the model and the API, answering calls already."""
+    from shoal.swarm.transports.dht_directory import DhtDirectory
+
+    reader = RecordReader(setup.swarm, setup.revocations)
+    bootstrap = setup.membership.bootstrap
+    owner = setup.swarm.owner == identity.peer_id
+    try:
+        directory = await DhtDirectory.start(transport.hivemind_p2p, identity, reader, bootstrap)
+    except SwarmUnreachable:
+        if not owner:
+            raise
+        directory = await DhtDirectory.start(transport.hivemind_p2p, identity, reader)
+    stack.push_async_callback(directory.stop)
+    calls = MemberCalls(transport, setup.gate)
+    pinger = Pinger(transport, calls, LatencyBook(), anyio.current_time)
+    planner = DirectoryPlanner(directory, calls, pinger, anyio.current_time, _now)
+    hosted = HostedModels()
+    local_parts = NodeLocalParts(options)
+    stack.callback(local_parts.stop)
+    driver = Driver(transport, setup.gate, planner, tasks, local_parts=local_parts)
+    hops = HopServer(transport, setup.gate, hosted)
+    invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
+    if invites is not None:
+        stack.callback(invites.close)
+        setup.revocations.merge(invites.revocations())
+        await serve_joining(transport, lambda peer, body: invites.answer(peer, body, _now()))
+    before = options.home.read_facts()
+    node = Node(
+        options=options,
+        identity=identity,
+        transport=transport,
+        setup=setup,
+        calls=calls,
+        directory=directory,
+        pinger=pinger,
+        hosted=hosted,
+        driver=driver,
+        planner=planner,
+        hops=hops,
+        invites=invites,
+        started_at=_now(),
+        earlier_starts=frozenset({before.started} if before else ()),
+    )
+    node.loops = NodeLoops(node, report)
+    await hops.start()
+    await serve_pings(calls)
+    await serve_records(calls, directory.book, _now)
+    await serve_blobs(calls, hosted.blobs)
+    return node
+
+
+async def _host(node: Node, stack: AsyncExitStack, report: Report) -> None:
+    """Load the layers that are needed and serve them. raises: UsageError, OutOfMemory, Unavailable"""
+    if node.options.model is None:
+        return
+    records = await node.loops.look()
+    here = anyio.from_thread.run_sync  # events belong to the loop
+    hosted = await anyio.to_thread.run_sync(
+        load_hosted,
+        node.options,
+        records,
+        node.transport.me,
+        lambda event: here(report, event),
+        abandon_on_cancel=True,
+    )
+    node.device = hosted.device
+    node.planner.know(hosted.model, hosted.manifest, hosted.texts)
+    node.hosted.add(hosted)
+    stack.callback(hosted.engine.stop)
+
+
+def _verdict(options: NodeOptions, node: Node, reached: int) -> str:
+    """One line on how others reach this node."""
+    if options.network.loopback:
+        return "this machine only (loopback)"
+    if node.directory.reachable:
+        return f"reachable: a peer could dial this node; {reached} peers answered"
+    if node.directory.reachable is False:
+        return "behind a NAT or firewall: peers reach this node through relays, more slowly"
+    return "not known yet: nobody has dialled this node so far"
+
+
+async def _in_background(work: Callable[[], None]) -> None:
+    """On a thread that is left behind when the node is told to stop meanwhile."""
+    await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+
+def _now() -> float:
+    return time.time()  # noqa: TID251  the shell's clock, passed on to the cores
+
+
+async def _watch_daemon(node: Node) -> None:
+    await node.transport.died()
+    node.ask_to_stop("the libp2p daemon died")
+
+
+async def run_node(options: NodeOptions, report: Report, on_running: Callable[[Node], None] | None = None) -> None:
+    """Serve until somebody asks the node to stop. raises: ShoalError"""
+    error: ShoalError | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            async with running_node(options, report, tasks) as node:
+                if on_running is not None:
+                    on_running(node)
+                tasks.start_soon(_watch_daemon, node)
+                await node.stop.wait()
+                if node.transport.is_dead:
+                    raise DaemonDied("the node's own libp2p daemon died; start the node again")
+        except ShoalError as caught:
+            error = caught
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error

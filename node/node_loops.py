@@ -1,0 +1,121 @@
+"""What a node does beside serving: announces itself, watches the swarm, measures its neighbours."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+
+from shoal.swarm import membership_file
+from shoal.swarm.errors import ShoalError, Unavailable
+from shoal.swarm.membership_file import Membership
+from shoal.swarm.node_lock import clash, refuse_clash
+from shoal.swarm.records import ANNOUNCE_PERIOD_S, NodeRecord
+
+from .node_events import NodeEvent, Warned
+
+if TYPE_CHECKING:
+    from .node import Node
+
+log = structlog.get_logger(__name__)
+LOOK_PERIOD_S = 5.0
+ADDRESS_PERIOD_S = 30.0
+PING_AT_ONCE = 4
+PING_AGAIN_S = 20.0
+KNOWN_BOOTSTRAP = 8  # addresses of others remembered for the next start
+
+
+class NodeLoops:
+    def __init__(self, node: "Node", report: Callable[[NodeEvent], None]) -> None:
+        self._node = node
+        self._directory = node.directory
+        self._report = report
+        self._saved: Membership | None = None
+        self._revocations = node.setup.revocations.version
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._announce_often)
+            tasks.start_soon(self._look_often)
+            tasks.start_soon(self._refresh_addresses)
+
+    async def announce(self) -> None:
+        try:
+            await self._directory.announce(self._node.record())
+        except Unavailable as error:
+            log.warning("announce_failed", reason=str(error))
+
+    async def withdraw(self) -> None:
+        with anyio.move_on_after(3.0, shield=True):
+            await self._directory.withdraw()
+
+    async def _announce_often(self) -> None:
+        while True:
+            await self.announce()
+            await anyio.sleep(ANNOUNCE_PERIOD_S)
+
+    async def _refresh_addresses(self) -> None:
+        while True:
+            await anyio.sleep(ADDRESS_PERIOD_S)
+            try:
+                await self._node.transport.refresh_addresses()
+            except (ShoalError, OSError) as error:
+                log.warning("addresses_unknown", reason=str(error))
+
+    async def _look_often(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except Unavailable as error:
+                log.warning("look_up_failed", reason=str(error))
+            await anyio.sleep(LOOK_PERIOD_S)
+
+    async def look(self) -> list[NodeRecord]:
+        """See who is there: revocations, a stranger with our identity, neighbours to measure, addresses to remember."""
+        nodes = await self._directory.nodes()
+        node = self._node
+        other = clash(node.record(), nodes, time.time(), node.earlier_starts)  # noqa: TID251
+        if other is not None:
+            self._report(Warned(str(refuse_clash(other))))
+            node.ask_to_stop("another node runs with this identity")
+        await self._drop_revoked()
+        self._remember(nodes)
+        peers = {record.peer: record for record in nodes if record.peer != node.transport.me}
+        book = node.pinger.book
+        stale = book.stalest(peers, PING_AT_ONCE, anyio.current_time(), PING_AGAIN_S)
+        await node.pinger.measure([peers[peer] for peer in stale])
+        return nodes
+
+    async def spread_revocations(self) -> None:
+        """The owner has just revoked somebody: act on it here, and publish the list."""
+        await self._drop_revoked()
+        await self.announce()
+
+    async def _drop_revoked(self) -> None:
+        """Peers that the owner has thrown out since: end what they have open here."""
+        revocations = self._node.setup.revocations
+        if revocations.version == self._revocations:
+            return
+        self._revocations = revocations.version
+        if self._node.transport.me in revocations.peers:
+            self._node.ask_to_stop("the owner of the swarm has revoked this node")
+        for peer in revocations.peers:
+            await self._node.transport.disconnect(peer)
+        log.info("revocations_updated", version=revocations.version, peers=len(revocations.peers))
+
+    def _remember(self, nodes: list[NodeRecord]) -> None:
+        """Keep the newest addresses and revocations in the home, for the next start."""
+        node = self._node
+        others = [record for record in nodes if record.peer != node.transport.me]
+        addresses = [f"{address}/p2p/{r.peer}" for r in others for address in r.addresses[:2]]
+        kept = [address for address in node.setup.membership.bootstrap if address not in addresses]
+        membership = Membership(
+            node.setup.swarm,
+            node.setup.membership.certificate,
+            tuple([*addresses, *kept][:KNOWN_BOOTSTRAP]),
+            node.setup.revocations.encoded,
+        )
+        if membership != self._saved:
+            self._saved = membership
+            membership_file.save(node.options.home.swarm, membership)

@@ -1,0 +1,195 @@
+"""The swarm at scale, in one process and in virtual time: volunteers come and are killed, clients look for chains.
+
+What is real here: the records, the keys of the directory, `placement` for who hosts what, and `routing` for the chains.
+What is simulated: the DHT (`simulated_directory`), the clocks and the network. A run is a function of its seed.
+"""
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .identifiers import ModelId, PeerId
+from .placement import Budget, Placement, choose_span, should_move
+from .records import NodeRecord
+from .routing import DEFAULT_MAX_HOPS
+from .simulated_client import Judge, Query
+from .simulated_directory import DirectoryConditions, Heard, SimulatedDirectory
+from .simulated_model import SimulatedModel
+from .simulated_peer import SWARM, Population, SimulatedPeer, next_announcement_s, record_bytes
+from .simulated_time import Timeline
+from .simulation_report import Report
+from .transports.dht_keys import model_key, model_keys, node_key
+from .units import Span, whole
+
+WARM_UP_S = 10.0  # the first peers have announced themselves by then
+_MEASURED = 16  # peers that a joiner pings
+_KNOWN = 400  # records that a founder bases its choice on, so that founding 10,000 peers takes no hours
+
+
+class Placer(Protocol):
+    def __call__(self, records: Sequence[NodeRecord], model: ModelId, budget: Budget, generator: random.Random) -> Span:
+        """What a joiner should host, given what the directory lists."""
+
+
+def placed_by_need(records: Sequence[NodeRecord], model: ModelId, budget: Budget, generator: random.Random) -> Span:
+    """As real nodes choose."""
+    return choose_span(records, model, budget, generator).span
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    peers: int = 1000
+    layers: tuple[int, ...] = (32, 80)  # a model each; peers choose one by its number of units
+    duration_s: float = 300.0  # after the warm-up
+    churn: float = 0.3  # of the first peers: so many are killed, and so many join, at random times
+    lookups: int = 1000
+    max_hops: int = DEFAULT_MAX_HOPS
+    review_s: float = math.inf  # how often a peer asks itself whether to move
+    population: Population = field(default_factory=Population)
+    directory: DirectoryConditions = field(default_factory=DirectoryConditions)
+    seed: int = 0
+
+
+class Simulation:
+    """`Simulation(scenario).run()` gives the report."""
+
+    def __init__(self, scenario: Scenario, place: Placer = placed_by_need) -> None:
+        self.scenario = scenario
+        self.timeline = Timeline()
+        self.report = Report(peers=scenario.peers)
+        self.peers: dict[PeerId, SimulatedPeer] = {}  # the dead too
+        self.models = {ModelId(f"{n:064x}"): SimulatedModel(n, name=f"model-{n}") for n in scenario.layers}
+        self._alive: list[SimulatedPeer] = []
+        self._place = place
+        self._random = random.Random(f"{scenario.seed}/swarm")
+        generator = random.Random(f"{scenario.seed}/directory")
+        self._directory = SimulatedDirectory(self.timeline, generator, scenario.directory)
+        self._judge = Judge(self.report, self.peers)
+
+    def run(self) -> Report:
+        scenario, timeline = self.scenario, self.timeline
+        self._found_swarm()
+        stop = WARM_UP_S + scenario.duration_s
+        for _ in range(round(scenario.churn * scenario.peers)):
+            timeline.at(self._random.uniform(WARM_UP_S, stop), self._kill_someone)
+            timeline.at(self._random.uniform(WARM_UP_S, stop), self._join)
+        for _ in range(scenario.lookups):
+            timeline.at(self._random.uniform(WARM_UP_S, stop), self._look_up)
+        timeline.run(stop)
+        timeline.run(stop + scenario.directory.tries * scenario.directory.timeout_s + 1.0)  # the last lookups end
+        return self._completed_report()
+
+    def _found_swarm(self) -> None:
+        """The first peers choose one after the other, each knowing what others chose before it."""
+        records: list[NodeRecord] = []
+        for _ in range(self.scenario.peers):
+            peer = self._enter()
+            known = records if len(records) <= _KNOWN else self._random.sample(records, _KNOWN)
+            records.append(self._choose(peer, self._some_model(), known))
+            self._begin(peer, self._random.uniform(0.0, WARM_UP_S - 1.0))
+
+    def _begin(self, peer: SimulatedPeer, when: float) -> None:
+        self.timeline.at(when, self._announce, peer)
+        if self.scenario.review_s < math.inf:
+            self.timeline.at(when + self._random.uniform(0.0, self.scenario.review_s), self._review, peer)
+
+    def _enter(self) -> SimulatedPeer:
+        peer = SimulatedPeer.draw(self._random, self.scenario.population)
+        self.peers[peer.peer] = peer
+        self._alive.append(peer)
+        self._directory.join(peer.peer)
+        return peer
+
+    def _join(self) -> None:
+        """Enter, look up who holds parts of a model, choose layers, load them, announce."""
+        peer, model = self._enter(), self._some_model()
+        self.report.joined += 1
+
+        def chosen(heard: Heard) -> None:
+            if peer.alive:
+                self._choose(peer, model, heard.records)
+                self._begin(peer, self.timeline.now + peer.load_s)
+
+        self._directory.look_up(model_keys(SWARM, model), chosen)
+
+    def _some_model(self) -> ModelId:
+        """The larger the likelier."""
+        models = sorted(self.models)
+        return self._random.choices(models, [self.models[model].layers for model in models])[0]
+
+    def _choose(self, peer: SimulatedPeer, model: ModelId, records: Sequence[NodeRecord]) -> NodeRecord:
+        span = self._place(records, model, self._budget(peer, model), self._random)
+        others = self._random.sample(self._alive, min(_MEASURED, len(self._alive)))
+        rtt_ms = {other.peer: peer.rtt_ms(other) for other in others if other is not peer}
+        return peer.host(model, self.models[model], span, rtt_ms)
+
+    def _budget(self, peer: SimulatedPeer, model: ModelId) -> Budget:
+        """A unit is one byte here."""
+        return Budget(peer.capacity_units, (1,) * (self.models[model].layers + 2))
+
+    def _review(self, peer: SimulatedPeer) -> None:
+        """Look the swarm up and move if it is worth it; the old layers are served until the new ones are loaded."""
+        if not peer.alive or peer.record is None:
+            return
+        model, own = peer.record.hosted[0].model, peer.record.hosted[0].span
+
+        def decide(heard: Heard) -> None:
+            budget = self._budget(peer, model)
+            move = should_move(heard.records, model, budget, own, self._random, peer.peer)
+            if peer.alive and isinstance(move, Placement):
+                self.timeline.after(peer.load_s, self._move, peer, move.span)
+
+        self._directory.look_up(model_keys(SWARM, model), decide)
+        self.timeline.after(self.scenario.review_s, self._review, peer)
+
+    def _move(self, peer: SimulatedPeer, span: Span) -> None:
+        if peer.alive:
+            peer.move(span)
+            self.report.moved += 1
+            self._tell(peer)
+
+    def _announce(self, peer: SimulatedPeer) -> None:
+        if not peer.alive:
+            return
+        self._tell(peer)
+        self.timeline.after(next_announcement_s(self._random), self._announce, peer)
+
+    def _tell(self, peer: SimulatedPeer) -> None:
+        record = peer.announce(self.timeline.now, queue=self._random.randint(0, 4))
+        model = record.hosted[0].model
+        self._directory.store(record, [node_key(SWARM, peer.peer), model_key(SWARM, model, peer.peer)])
+
+    def _kill_someone(self) -> None:
+        """kill -9: it says nothing, and its copies of other records are gone."""
+        victim = self._alive.pop(self._random.randrange(len(self._alive)))
+        victim.died_at = self.timeline.now
+        self._directory.leave(victim.peer)
+        self.report.killed += 1
+
+    def _look_up(self) -> None:
+        """Half of the lookups want a whole model, half a part of one, as a failing session does."""
+        model = self._random.choice(sorted(self.models))
+        span = whole(self.models[model].layers)
+        if self._random.random() < 0.5:
+            span = Span(*sorted(self._random.sample(range(span.stop + 1), 2)))
+        client = self._random.choice(self._alive)
+        now = self.timeline.now
+        query = Query(client, model, span, self.scenario.max_hops, now, now - self.scenario.directory.latency_s[1])
+
+        def found(heard: Heard) -> None:
+            self._judge.judge(query, heard, self.timeline.now)
+
+        self._directory.look_up(model_keys(SWARM, model), found)
+
+    def _completed_report(self) -> Report:
+        report = self.report
+        sizes = [record_bytes(peer.record) for peer in self._alive if peer.record is not None]
+        report.record_bytes = round(statistics.mean(sizes))
+        report.alive_at_end = len(self._alive)
+        report.copies_sent = self._directory.sent_copies
+        report.events = self.timeline.happened
+        report.simulated_s = self.timeline.now
+        return report
