@@ -17,7 +17,8 @@ from .entropy_table import SLOTS, table_from_counts
 from .kv_profile import ALPHABET, CLASSES, ESCAPE, LARGEST_SYMBOL, LOWEST_CLASS, ZERO, KvProfile
 from .rotary import rotate, rotation
 
-RIDGE = 1e-3
+# Of the mean sensitivity: below it an estimate is mostly noise, and a large error would leave the quadratic regime.
+RIDGE = 1e-2
 # Brings the steps of the three levels to about one, where float16 matrices are at their most exact.
 SCALE = 64.0
 SPREAD_LIMIT = 100

@@ -1,11 +1,11 @@
 """The `shoal` KV codec: calibrated transform coding in chunks of 64 tokens, each decodable alone.
 
-Body: kind u8 (bit 0: base of a progressive chunk, bit 1: with a shift), step quarters i8, fine tokens u8, first position u32, the
-first 8 bytes of the profile's digest, stream length u32, the shift of the rotated keys as bfloat16 if there is one
-(a bias on all keys that the profile does not know), stream, escaped numbers. A progressive chunk is the payload
-of its base, numbers rounded to threes, followed by the payload of the refinement: the checksum of the base it belongs
-to, then a stream. The two together are as long as the whole chunk but for the frame. A block that is not finite, or
-that would not shrink, travels as an exact block instead.
+Body: kind u8 (bit 0: base of a progressive chunk, bit 1: with a shift), step quarters i8, fine tokens u8, first
+position u32, the first 8 bytes of the profile's digest, stream length u32, the shift of the rotated keys as bfloat16
+if there is one (a bias on all keys that the profile does not know), stream, escaped numbers. A progressive chunk is
+the payload of its base, numbers rounded to threes, followed by the payload of the refinement: the checksum of the
+base it belongs to, then a stream. The two together are as long as the whole chunk but for the frame. A block that is
+not finite, or that would not shrink, travels as an exact block instead.
 """
 
 import struct

@@ -9,12 +9,13 @@ scale per tensor measured by a forward pass with noise.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from shoal.compression.kv_bitstream import FINE_TOKENS, decode_kv, encode_kv
 from shoal.compression.kv_block import KvBlock, KvShape, from_floats, to_floats
@@ -31,6 +32,7 @@ JOINT_CHANNELS = 256
 CONTINUATION = 64
 
 Floats = npt.NDArray[np.float32]
+# A causal language model of transformers, whose own types do not say what calling one gives.
 Model = Any
 
 
@@ -177,7 +179,10 @@ def _step_for(model: Model, profile: KvProfile, held_out: Sequence[Continuation]
         tried = replace(profile, steps=(quarters, quarters, quarters))
         return measure(model, held_out, coded_by(tried, level)).kl
 
+    # The divergence grows with the square of the step: one measurement brings the search near, the rest are steps.
     quarters = profile.steps[index]
+    near = 2 * np.log2(TARGET_KL[level] / max(cost(quarters), 1e-9))
+    quarters = int(np.clip(quarters + np.floor(near), -STEP_LIMIT, STEP_LIMIT))
     while quarters < STEP_LIMIT and cost(quarters) <= TARGET_KL[level]:
         quarters += 1
     while quarters > -STEP_LIMIT and cost(quarters) > TARGET_KL[level]:
@@ -218,3 +223,28 @@ def _stacked(tensors: Sequence[torch.Tensor]) -> Floats:
 def _outer(rows: Floats) -> npt.NDArray[np.float64]:
     flat = rows.reshape(rows.shape[0], rows.shape[1], -1).astype(np.float64)
     return np.asarray(flat.transpose(0, 2, 1) @ flat)
+
+
+def calibrate_files(
+    folder: Path,
+    texts: Sequence[Path],
+    documents: int,
+    tokens: int,
+    *,
+    joint: bool | None = None,
+    backward: bool = True,
+) -> KvProfile:
+    """Calibrate the model of a folder on stretches spread evenly over text files; every fifth sets the levels.
+
+    raises: ValueError when the texts are too short for so many stretches
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval()
+    ids = torch.tensor([token for path in texts for token in tokenizer(path.read_text("utf-8", "replace")).input_ids])
+    if len(ids) < documents * tokens:
+        raise ValueError(f"{len(ids)} tokens of text, {documents * tokens} are wanted: add text or ask for less")
+    stride = (len(ids) - tokens) // max(documents - 1, 1)
+    stretches = [ids[index * stride : index * stride + tokens] for index in range(documents)]
+    fit = [stretch for index, stretch in enumerate(stretches) if index % 5 != 4]
+    return calibrate(model, fit, stretches[4::5], joint=joint, backward=backward)

@@ -24,7 +24,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from shoal.compression.kv_bitstream import LEVELS, decode_kv, encode_kv
 from shoal.compression.kv_block import KvBlock, KvShape, from_floats, joined, to_floats
@@ -33,6 +33,7 @@ from shoal.compression.kv_cachegen_reference import CacheGenReference
 from shoal.compression.kv_profile import KvProfile
 from shoal.node.kv_calibration import (
     Continuation,
+    Model,
     block_of,
     cache_of,
     cached,
@@ -102,20 +103,20 @@ def main() -> int:
     return 0
 
 
-def windows(tokenizer: Any, text: str, count: int, tokens: int) -> list[torch.Tensor]:
+def windows(tokenizer: PreTrainedTokenizerBase, text: str, count: int, tokens: int) -> list[torch.Tensor]:
     ids = torch.tensor(tokenizer(text[: 400_000 + 40 * tokens]).input_ids)
     stride = (len(ids) - tokens) // count
     return [ids[i * stride : i * stride + tokens] for i in range(count)]
 
 
-def exact_block(model: Any, ids: torch.Tensor) -> KvBlock:
+def exact_block(model: Model, ids: torch.Tensor) -> KvBlock:
     with torch.no_grad():
         _, keys, values = cached(model, ids)
     return block_of(keys, values)
 
 
 def levels(
-    model: Any, joint: KvProfile, per_head: KvProfile, domains: dict[str, list[Continuation]]
+    model: Model, joint: KvProfile, per_head: KvProfile, domains: dict[str, list[Continuation]]
 ) -> list[dict[str, Any]]:
     rows = []
     for name, profile in (("joint", joint), ("per head", per_head)):
@@ -129,7 +130,7 @@ def levels(
     return rows
 
 
-def greedy_match(model: Any, document: Continuation, coder: Coder) -> float:
+def greedy_match(model: Model, document: Continuation, coder: Coder) -> float:
     """Share of GREEDY_TOKENS tokens before the first that differs from the exact cache's."""
     exact = greedy(model, document.exact, document.tokens[:1])
     got = greedy(model, coder(document.exact)[0], document.tokens[:1])
@@ -137,7 +138,7 @@ def greedy_match(model: Any, document: Continuation, coder: Coder) -> float:
     return (same.index(False) if False in same else len(same)) / len(same)
 
 
-def greedy(model: Any, block: KvBlock, first: torch.Tensor) -> list[int]:
+def greedy(model: Model, block: KvBlock, first: torch.Tensor) -> list[int]:
     cache, token, out = cache_of(block), first, []
     with torch.no_grad():
         for _ in range(GREEDY_TOKENS):
@@ -148,7 +149,7 @@ def greedy(model: Any, block: KvBlock, first: torch.Tensor) -> list[int]:
 
 
 def rate_curves(
-    model: Any, joint: KvProfile, per_head: KvProfile, training: list[KvBlock], documents: list[Continuation]
+    model: Model, joint: KvProfile, per_head: KvProfile, training: list[KvBlock], documents: list[Continuation]
 ) -> dict[str, list[tuple[float, float]]]:
     """(bits a value, KL) of each codec."""
     curves: dict[str, list[tuple[float, float]]] = {}
@@ -164,7 +165,7 @@ def rate_curves(
     for level in (0.6, 0.8, 1.1, 1.5, 2.0):
         fitted = CacheGen.fit(training[::2], level)
         add("cachegen", functools.partial(through, fitted))
-    for bins in ((128, 64), (64, 32), (48, 24), (32, 16), (24, 12)):
+    for bins in ((64, 32), (48, 24), (32, 16), (24, 12), (20, 10)):
         add("cachegen-reference", functools.partial(by_parts, CacheGenReference(*bins)))
     for bits in (8, 6, 5, 4):
         add("absmax per token", functools.partial(absmax, bits))
@@ -221,7 +222,7 @@ def exactness(documents: list[Continuation], profile: KvProfile) -> dict[str, fl
     return report
 
 
-def bias(model: Any, profile: KvProfile, documents: list[Continuation]) -> dict[str, Any]:
+def bias(model: Model, profile: KvProfile, documents: list[Continuation]) -> dict[str, Any]:
     """One fixed vector on every key: attention does not change when it is taken off again, so neither may quality."""
     shape = documents[0].exact.shape
     vector = np.random.default_rng(0).normal(0, 8, (shape.layers, 1, shape.heads, shape.width)).astype(np.float32)
