@@ -128,25 +128,27 @@ def _decode(
         states_bl[stream] = np.frombuffer(body, "<u4", lanes)
     if (states_bl < LOWEST_STATE).any():
         return np.empty((0, 0), np.uint8), False
-    words = np.concatenate([np.frombuffer(body, "<u2", offset=head) for body in bodies] + [np.zeros(1, np.uint16)])
+    words = np.concatenate(
+        [np.frombuffer(body, "<u2", offset=head) for body in bodies] + [np.zeros(1, np.uint16)]
+    ).astype(np.uint32)
     lengths = np.array([(len(body) - head) // 2 for body in bodies], np.int64)
     ends = np.cumsum(lengths)
     cursors = ends - lengths
     slots = table.slots_cm.ravel()
     offsets = contexts.astype(np.int64) * SLOTS
     symbols_bn = np.empty((streams, count), np.uint8)
-    last_word = len(words) - 1
     for step in range(steps):
         first, last = step * lanes, min(count, (step + 1) * lanes)
         state = states_bl[:, : last - first]
-        entry = slots[(state & np.uint32(SLOTS - 1)) + offsets[..., first:last]]
+        # Every index is inside by construction; clipping only spares numpy its check.
+        entry = slots.take((state & np.uint32(SLOTS - 1)) + offsets[..., first:last], mode="clip")
         symbols_bn[:, first:last] = entry  # the low byte
         frequency = (entry >> np.uint32(20)) + np.uint32(1)
         state = frequency * (state >> np.uint32(SLOT_BITS)) + ((entry >> np.uint32(8)) & np.uint32(SLOTS - 1))
         short = state < LOWEST_STATE
-        taken = np.cumsum(short, axis=1)
-        reads = np.minimum(cursors[:, None] + taken - 1, last_word)
-        refilled = (state << np.uint32(WORD_BITS)) | words[np.maximum(reads, 0)]
+        taken = np.cumsum(short, axis=1, dtype=np.int32)
+        # Reads before the first and behind the last word are of lanes that need none, or of a stream to be refused.
+        refilled = (state << np.uint32(WORD_BITS)) | words.take(taken + (cursors - 1)[:, None], mode="clip")
         states_bl[:, : last - first] = np.where(short, refilled, state)
         cursors += taken[:, -1]
     intact = bool((cursors == ends).all() and (states_bl == LOWEST_STATE).all())
