@@ -2,9 +2,11 @@
 
 Shapes: N positions, D hidden.
 """
+# ruff: noqa: N803  names end in their shapes, as the legend above says
 
 import math
 
+import numpy as np
 import torch
 
 from shoal.compression import activations
@@ -34,7 +36,7 @@ def tensor_of(data: bytes, count: int, hidden: int, dtype: torch.dtype, device: 
     return x.to(device=device, dtype=dtype)
 
 
-def bytes_of(x_ND: torch.Tensor, dtype: str) -> bytes:  # noqa: N803
+def bytes_of(x_ND: torch.Tensor, dtype: str) -> bytes:
     """An activation of `dtype`: float32, bfloat16, float16, or int8 with one scale per position."""
     count, hidden = x_ND.shape
     if dtype == "int8":
@@ -55,7 +57,7 @@ def is_finite(x: torch.Tensor) -> bool:
 def _filled(body: memoryview, dtype: torch.dtype) -> torch.Tensor:
     """A tensor with its own memory, filled with raw values."""
     x = torch.empty(len(body), dtype=torch.uint8)
-    memoryview(x.numpy())[:] = body
+    x.numpy()[:] = np.frombuffer(body, dtype=np.uint8)
     return x.view(dtype)
 
 

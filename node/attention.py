@@ -3,95 +3,19 @@
 A batch is the new positions of all its sessions end to end. The function that transformers calls per layer writes their
 keys and values into the pool and lets each session's queries see that session's positions only.
 
-Shapes: T new positions of the batch, N of one session, L positions that session holds afterwards (from the first visible
-one), H query heads, K key-value heads, G = H / K, D width of a head.
+Shapes: T new positions of the batch, N of one session, L positions that session holds afterwards (from the first
+visible one), H query heads, K key-value heads, G = H / K, D width of a head.
 """
+# ruff: noqa: N803  names end in their shapes, as the legend above says
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from .kv_cache import PagedCache, Reservation
+from .attention_plan import AttentionPlan
 from .model_skeleton import ATTENTION
-from .transformers_imports import import_quickly
-
-_MINUS_INFINITY = float("-inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The new positions [start, start + count) of one session."""
-
-    room: Reservation
-    start: int
-    count: int
-
-
-@dataclass(slots=True)
-class AttentionPlan:
-    """What all layers of one forward pass share."""
-
-    cache: PagedCache
-    pieces: Sequence[Piece]
-    gathers: bool  # decode steps of several sessions as one padded batch: fewer, larger kernels on a GPU
-    offsets: list[int] = field(init=False)  # of each piece in the batch
-    slots: torch.Tensor | None = field(init=False)  # (T,) where new positions go; None when it is one run
-    seen: dict[int, int | None] = field(default_factory=dict)  # layer -> its window, filled as layers attend
-    _masks: dict[tuple[int, int], torch.Tensor | None] = field(default_factory=dict)
-    _padded: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.offsets = [0, *accumulate(piece.count for piece in self.pieces)]
-        first = self.pieces[0]
-        self.slots = None if len(self.pieces) == 1 and first.room.slots is None else self._slots()
-
-    def _slots(self) -> torch.Tensor:
-        if all(piece.count == 1 and piece.room.slots is None for piece in self.pieces):
-            return torch.tensor([p.room.base + p.start for p in self.pieces], device=self.cache.device)
-        return torch.cat([self.places(piece, piece.start) for piece in self.pieces])
-
-    def places(self, piece: Piece, first: int) -> torch.Tensor:
-        """(L,) places in the pool of the positions [first, start + count) of a piece's session."""
-        stop = piece.start + piece.count
-        if piece.room.slots is not None:
-            return piece.room.slots[first:stop]
-        return torch.arange(piece.room.base + first, piece.room.base + stop, device=self.cache.device)
-
-    def first_visible(self, piece: Piece, window: int) -> int:
-        """The first position that any new position of a piece may see; window 0: no limit."""
-        return max(0, piece.start - window + 1) if window else 0
-
-    def mask(self, at: int, window: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """(N, L) to add to the scores of piece `at`; None when every new position sees every one of the L."""
-        piece = self.pieces[at]
-        if piece.count == 1:
-            return None
-        if (at, window) not in self._masks:
-            stop, device = piece.start + piece.count, self.cache.device
-            rows = torch.arange(piece.start, stop, device=device)[:, None]
-            columns = torch.arange(self.first_visible(piece, window), stop, device=device)[None]
-            hidden = columns > rows
-            if window:
-                hidden |= columns <= rows - window
-            zeros = torch.zeros(hidden.shape, dtype=dtype, device=device)
-            self._masks[at, window] = zeros.masked_fill_(hidden, _MINUS_INFINITY)
-        return self._masks[at, window]
-
-    def padded(self, window: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """For one new position per session: places (S, Lmax) in the pool, and what to add to the scores (S, 1, 1, Lmax)."""
-        if window not in self._padded:
-            places = [self.places(piece, self.first_visible(piece, window)) for piece in self.pieces]
-            lengths = torch.tensor([len(row) for row in places], device=self.cache.device)
-            index = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
-            empty = torch.arange(index.shape[1], device=self.cache.device)[None] >= lengths[:, None]
-            bias = torch.zeros(empty.shape, dtype=dtype, device=self.cache.device).masked_fill_(empty, _MINUS_INFINITY)
-            self._padded[window] = (index, bias[:, None, None])
-        return self._padded[window]
+from .transformers_imports import Untyped, import_quickly
 
 
 class _Running(threading.local):
@@ -102,7 +26,7 @@ running = _Running()  # the plan of the forward pass on this thread; layers of s
 
 
 def attend(
-    module: Any,
+    module: Untyped,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -111,7 +35,7 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    **_: Any,
+    **_: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface. query: (1, H, T, D), key, value: (1, K, T, D); returns (1, T, H, D)."""
     plan = running.plan
@@ -135,9 +59,9 @@ def attend(
 def attend_packed(
     plan: AttentionPlan,
     layer: int,
-    q_THD: torch.Tensor,  # noqa: N803
-    k_TKD: torch.Tensor,  # noqa: N803
-    v_TKD: torch.Tensor,  # noqa: N803
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
     scale: float,
     window: int = 0,
     softcap: float | None = None,
@@ -182,7 +106,7 @@ def _decode_one(
     q_1HD: torch.Tensor,
     k_LKD: torch.Tensor,
     v_LKD: torch.Tensor,
-    scale: float,  # noqa: N803
+    scale: float,
 ) -> torch.Tensor:
     """One query: two small products, less overhead on CPU than the fused kernel. returns: (1, H, D)"""
     heads = k_LKD.shape[1]
@@ -192,9 +116,9 @@ def _decode_one(
 
 
 def _fused(
-    q_NHD: torch.Tensor,  # noqa: N803
-    k_LKD: torch.Tensor,  # noqa: N803
-    v_LKD: torch.Tensor,  # noqa: N803
+    q_NHD: torch.Tensor,
+    k_LKD: torch.Tensor,
+    v_LKD: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float,
     *,
@@ -214,9 +138,9 @@ def _fused(
 
 
 def _by_hand(
-    q_NHD: torch.Tensor,  # noqa: N803
-    k_LKD: torch.Tensor,  # noqa: N803
-    v_LKD: torch.Tensor,  # noqa: N803
+    q_NHD: torch.Tensor,
+    k_LKD: torch.Tensor,
+    v_LKD: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float,
     softcap: float | None,
@@ -233,7 +157,7 @@ def _by_hand(
 
 def _decode_together(
     plan: AttentionPlan,
-    q_SHD: torch.Tensor,  # noqa: N803
+    q_SHD: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     scale: float,

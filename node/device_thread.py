@@ -35,10 +35,10 @@ class Reply:
         self._future: asyncio.Future[Any] = self._loop.create_future()
         self._outcome: tuple[Any, BaseException | None] = (None, None)
 
-    async def wait(self) -> Any:
+    async def wait(self) -> Any:  # noqa: ANN401  the caller knows what it asked for
         return await self._future
 
-    def settle(self, result: Any = None, error: BaseException | None = None) -> "Reply":
+    def settle(self, result: object = None, error: BaseException | None = None) -> "Reply":
         """On the device thread; `deliver` then tells the caller."""
         self._outcome = (result, error)
         return self
@@ -83,7 +83,7 @@ class DeviceThread(Generic[Command]):
     """Calls `turn` with what has come in, for ever, on one thread of its own."""
 
     def __init__(self, name: str, turn: Turn[Command], ended: Ended) -> None:
-        """ended: called on the thread at its end, with the error when `turn` raised; then `leftovers` says what is undone."""
+        """ended: called on the thread at its end, with the error if `turn` raised; `leftovers` says what is undone."""
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._turn, self._ended = turn, ended
         self._unread: list[Command] = []

@@ -64,7 +64,6 @@ class Engine:
         """
         self.shard = shard
         self._core = EngineCore(shard, kv_tokens, wire_dtype, batch_tokens)
-        self._core.measure()
         self._settled: list[Reply] = []
         self._keys: dict[Reply, int] = {}
         self._over: LocalFault | None = None

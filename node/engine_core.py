@@ -5,7 +5,7 @@ Nothing here is thread-safe and nothing waits: `Engine` calls it from its device
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
@@ -16,45 +16,14 @@ from shoal.swarm.sampling import Sampling, checked
 from shoal.swarm.units import Span, describe, has_embed, has_head
 
 from .activation_tensors import bytes_of, is_finite, tensor_of
-from .attention import Piece
-from .kv_cache import Reservation
+from .attention_plan import Piece
+from .engine_session import Job, Session, Settle
 from .sampler import Draw, choose
 from .scheduler import BATCH_TOKENS, Batch, Waiting, next_batch
 from .shard import Shard
+from .step_time import finished, step_ms
 
 _SMOOTHING = 0.1  # weight of the newest step in `step_ms`
-Settle = Callable[[Done | None, ShoalError | None], None]
-
-
-@dataclass(slots=True)
-class Job:
-    """One work on its way."""
-
-    key: int
-    work: Work
-    settle: Settle
-    x: torch.Tensor  # (count,) ids or (count, hidden)
-    queued_s: float  # clock
-    turn: int
-    done: int = 0  # positions
-    begun_s: float | None = None
-    compute_s: float = 0.0
-    outputs: list[torch.Tensor] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Session:
-    span: Span
-    room: Reservation
-    sampling: Sampling
-    history: list[int]
-    priority: float = 1.0
-    jobs: list[Job] = field(default_factory=list)
-
-    @property
-    def expected(self) -> int:
-        """Where the next work has to start."""
-        return self.room.length + sum(job.work.count - job.done for job in self.jobs)
 
 
 class EngineCore:
@@ -71,7 +40,7 @@ class EngineCore:
         self.shard = shard
         self.cache = shard.new_cache(kv_tokens)
         self.sessions: dict[SessionId, Session] = {}
-        self.step_ms = 0.0
+        self.step_ms = step_ms(shard, self.cache, clock)
         self.tokens_done = 0
         self._layers = shard.manifest.layers
         self._wire_dtype = wire_dtype or shard.dtype
@@ -137,7 +106,7 @@ class EngineCore:
         return job.key
 
     def cancel(self, key: int) -> None:
-        """Take a work out of the queue; what was computed of it is forgotten, and works queued behind it are refused."""
+        """Take a work out of the queue; what was computed of it is forgotten, works queued behind it are refused."""
         session, job = self._jobs.get(key, (None, None))
         if session is None or job is None:
             return
@@ -175,20 +144,6 @@ class EngineCore:
         for session in self.sessions.values():
             session.jobs.clear()
 
-    def measure(self) -> None:
-        """Set `step_ms` before the first session: one decode step over the whole span, the best of three."""
-        shard, room = self.shard, self.cache.reserve(1)
-        tokens = has_embed(shard.span)
-        shape = (1,) if tokens else (1, shard.manifest.hidden)
-        x = torch.zeros(shape, dtype=torch.long if tokens else shard.torch_dtype, device=shard.device)
-        times = []
-        for _ in range(3):
-            began_s = self._clock()
-            self._synchronised(shard.run(shard.span, x, shard.plan(self.cache, (Piece(room, 0, 1),)), (0,)))
-            times.append(self._clock() - began_s)
-        self.step_ms = min(times) * 1e3
-        self.cache.release(room)
-
     def _input(self, session: Session, work: Work) -> torch.Tensor:
         shard = self.shard
         if not has_embed(session.span):
@@ -215,7 +170,7 @@ class EngineCore:
         try:
             inputs = [job.x[job.done : job.done + count] for _, job, count in picked]
             x = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
-            out = self._synchronised(self.shard.run(batch.span, x, self.shard.plan(self.cache, pieces), rows))
+            out = finished(self.shard.run(batch.span, x, self.shard.plan(self.cache, pieces), rows))
             choices = self._choices(batch.span, out, wanting)
         except (MemoryError, torch.OutOfMemoryError):
             self._drop(picked, OutOfMemory("no memory left for the computation of this batch"))
@@ -299,9 +254,3 @@ class EngineCore:
         if all(take.count == 1 for take in batch.takes):
             step_ms = took_s * 1e3 * len(self.shard.span) / len(batch.span)
             self.step_ms += _SMOOTHING * (step_ms - self.step_ms)
-
-    def _synchronised(self, out: torch.Tensor) -> torch.Tensor:
-        """GPU work is over when this returns, so that times are times and errors come here."""
-        if out.device.type == "cuda":
-            torch.cuda.synchronize(out.device)
-        return out

@@ -1,12 +1,12 @@
 """What a model does around its layers beyond embedding and matrix: factors, logit scales, soft caps.
 
-Read from the model's own code: its forward is run on a probe with decoder, layers or head taken away, and what it does to
-the probe must be nothing, a factor, or the soft cap of its configuration. So no family's extra step is forgotten silently.
+Read from the model's own code: its forward is run on a probe with decoder, layers or head taken away, and what it
+does to the probe must be nothing, a factor, or the soft cap of its configuration. So no family's extra step is
+forgotten silently.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,11 +22,11 @@ _CLOSE = 1e-4
 class _Fixed(nn.Module):
     """Returns the same thing whatever comes in."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: object) -> None:
         super().__init__()
         self._value = value
 
-    def forward(self, *_: Any, **__: Any) -> Any:
+    def forward(self, *_: object, **__: object) -> object:
         return self._value
 
 
@@ -38,7 +38,7 @@ def logit_transform(skeleton: Skeleton) -> Callable[[torch.Tensor], torch.Tensor
     probe = torch.linspace(-80.0, 80.0, skeleton.config.vocab_size).view(1, 1, -1)
     hidden = torch.zeros(1, 1, skeleton.config.hidden_size)
     given = import_quickly("transformers.modeling_outputs").MoeModelOutputWithPast(last_hidden_state=hidden)
-    replaced = {skeleton.model.base_model: _Fixed(given), skeleton.head: _Fixed(probe)}
+    replaced: dict[nn.Module, nn.Module] = {skeleton.model.base_model: _Fixed(given), skeleton.head: _Fixed(probe)}
     with _replaced(skeleton.model, replaced):
         out = _run(skeleton, lambda: skeleton.model.forward(inputs_embeds=hidden).logits)
     factor = _factor(probe, out)

@@ -13,7 +13,11 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+)
 
 from shoal.swarm.errors import OutOfMemory, Unavailable, UsageError
 from shoal.swarm.manifest import FileEntry
@@ -64,7 +68,8 @@ class HubFiles:
         return content
 
     def download(self, entry: FileEntry, folder: Path, progress: Progress | None = None) -> None:
-        """Bring one file, going on where an earlier attempt stopped; it appears under its name only when its hash is right.
+        """Bring one file, going on where an earlier attempt stopped; it appears under its name only when its hash is
+        right.
 
         raises: Unavailable, OutOfMemory (disk full; what has come is kept), UsageError (the hub sent other bytes)
         """

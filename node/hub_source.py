@@ -1,7 +1,8 @@
 """A model from a Hugging Face hub: its manifest from metadata, and then only the weight files that a span needs.
 
-Headers of safetensors files are read by range requests and their sha256 is the hub's own (git LFS), so the `model_id` is
-that of a folder with the same files. What was brought before serves without network (HF_HUB_OFFLINE, or a hub that is down).
+Headers of safetensors files are read by range requests and their sha256 is the hub's own (git LFS), so the `model_id`
+is that of a folder with the same files. What was brought before serves without network (HF_HUB_OFFLINE, or a hub that
+is down).
 """
 
 from pathlib import Path

@@ -1,11 +1,12 @@
 """Keys and values of all sessions in one pool of pages per layer.
 
-A session reserves at `open` what it can ever need, in one run of pages where there is one: attention then reads views of
-the pool, with no copy. On a fragmented pool it gets scattered pages, and attention gathers them.
+A session reserves at `open` what it can ever need, in one run of pages where there is one: attention then reads views
+of the pool, with no copy. On a fragmented pool it gets scattered pages, and attention gathers them.
 
 Shapes: T tokens of the pool, H key-value heads, D width of a head. A page is PAGE_TOKENS consecutive tokens.
 source: Kwon et al., Efficient Memory Management for Large Language Model Serving with PagedAttention, arXiv:2309.06180
 """
+# ruff: noqa: N803  names end in their shapes, as the legend above says
 
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ class PagedCache:
                 merged.append(run)
         self._free = merged
 
-    def pool(self, layer: int, key_THD: torch.Tensor, value_THD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: N803
+    def pool(self, layer: int, key_THD: torch.Tensor, value_THD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The two pools of a layer, (capacity, H, D) each, made when the layer first writes.
 
         raises: OutOfMemory

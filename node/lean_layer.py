@@ -1,21 +1,23 @@
 """The Llama decoder layer in fewer, larger operations, for float32 on CPU.
 
-transformers' own layer spends about half of a small model's time between the products. Llama, Mistral, Qwen2 and Qwen3 share
-one layer, so that one is written out here: q, k and v in one product, gate and up in one, rotary embedding over queries and
-keys together, and the root mean square through one norm. `lean_layer` compares it with the original before it replaces it.
+transformers' own layer spends about half of a small model's time between the products. Llama, Mistral, Qwen2 and
+Qwen3 share one layer, so that one is written out here: q, k and v in one product, gate and up in one, rotary
+embedding over queries and keys together, and the root mean square through one norm. `lean_layer` compares it with the
+original before it replaces it.
 
 Shapes: T positions, D hidden, H query heads, K key-value heads, W width of a head.
 """
-
-from typing import Any
+# ruff: noqa: N803, N806  names end in their shapes, as the legend above says
 
 import torch
 from torch import nn
 
-from .attention import AttentionPlan, Piece, attend_packed, running
+from .attention import attend_packed, running
+from .attention_plan import AttentionPlan, Piece
 from .kv_cache import PagedCache
-from .packed_linear import fast_linear
+from .packed_linear import FastLinear, fast_linear
 from .rotary_table import Rope
+from .transformers_imports import Untyped
 
 _KNOWN = {
     ("transformers.models.llama.modeling_llama", "LlamaDecoderLayer"),
@@ -30,7 +32,7 @@ class RootMeanSquareNorm:
     """x * weight / sqrt(mean(x^2) + eps) over the last dimension; weight: broadcastable to x."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        self._weight = weight.detach()
+        self._weight = weight.detach().clone()
         self._eps = torch.tensor(eps)
         self._share = 1.0 / weight.shape[-1]
 
@@ -42,7 +44,7 @@ class RootMeanSquareNorm:
 class LeanLayer:
     """One decoder layer over a packed batch."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Untyped) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.index = int(attention.layer_idx)
         self._width = int(attention.head_dim)
@@ -66,7 +68,7 @@ class LeanLayer:
 
     def forward(
         self, x_TD: torch.Tensor, cos_T1W: torch.Tensor, sin_T1W: torch.Tensor, plan: AttentionPlan
-    ) -> torch.Tensor:  # noqa: N803
+    ) -> torch.Tensor:
         """sin_T1W: with its first half negated (`signed_sin`). returns: (T, D)"""
         rows, heads, half = x_TD.shape[0], self._heads, self._width // 2
         qkv = self._qkv.forward(self._norm(x_TD)).view(rows, -1, self._width)
@@ -78,7 +80,7 @@ class LeanLayer:
         seen = attend_packed(
             plan, self.index, qk[:, :heads], qk[:, heads:], qkv[:, heads + self._kv_heads :], self._scale, self._window
         )
-        x_TD = x_TD + self._out.forward(seen.reshape(rows, -1))  # noqa: N806
+        x_TD = x_TD + self._out.forward(seen.reshape(rows, -1))
         gate_up = self._gate_up.forward(self._norm_after(x_TD))
         inner = self._activation(gate_up[:, : self._inner]).mul_(gate_up[:, self._inner :])
         return x_TD + self._down.forward(inner)
@@ -117,7 +119,7 @@ def _scratch_plan() -> AttentionPlan:
     return AttentionPlan(cache, (Piece(cache.reserve(3), 0, 3),), gathers=False)
 
 
-def _merged(*linears: nn.Linear) -> nn.Module:
+def _merged(*linears: nn.Linear) -> FastLinear:
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias for linear in linears]
     if all(bias is None for bias in biases):
@@ -126,7 +128,7 @@ def _merged(*linears: nn.Linear) -> nn.Module:
     return fast_linear(weight, torch.cat(zeros))
 
 
-def _head_norm(attention: Any, heads: int, kv_heads: int) -> RootMeanSquareNorm | None:
+def _head_norm(attention: Untyped, heads: int, kv_heads: int) -> RootMeanSquareNorm | None:
     """Qwen3 normalises each head's query and key, with one weight for queries and one for keys."""
     if not hasattr(attention, "q_norm"):
         return None

@@ -1,7 +1,7 @@
 """A transformers model without weights, taken apart into units: found by structure, not by a table of families.
 
-Parameters are born on the meta device, so a skeleton of any size costs no memory; buffers (rotary frequencies, embedding
-scales) are computed for real, because no checkpoint holds them.
+Parameters are born on the meta device, so a skeleton of any size costs no memory; buffers (rotary frequencies,
+embedding scales) are computed for real, because no checkpoint holds them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from torch import nn
 
 from shoal.swarm.errors import UsageError
 
-from .transformers_imports import causal_model_class, import_quickly
+from .transformers_imports import Untyped, causal_model_class, import_quickly
 
 ATTENTION = "shoal"  # the name under which `attention.attend` is registered
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -24,8 +24,8 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 class Skeleton:
     """The parts of a causal language model; every parameter is on the meta device until weights are loaded."""
 
-    model: Any  # the whole transformers model
-    config: Any
+    model: Untyped  # the whole transformers model
+    config: Untyped
     embed: nn.Module
     layers: nn.ModuleList
     norm: nn.Module
@@ -45,7 +45,7 @@ def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
             parameter = nn.Parameter(torch.empty_like(parameter, device="meta", dtype=kind), requires_grad=False)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
     try:
         with import_quickly("transformers.initialization").no_init_weights():
             yield
@@ -70,7 +70,7 @@ def build_skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> Skeleton:
     return _take_apart(model, typed, architecture)
 
 
-def _take_apart(model: Any, config: Any, architecture: str) -> Skeleton:
+def _take_apart(model: Untyped, config: Untyped, architecture: str) -> Skeleton:
     base, embed, head = model.base_model, model.get_input_embeddings(), model.get_output_embeddings()
     layers = [m for m in base.children() if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers]
     norms, rotaries, unknown = [], [], []

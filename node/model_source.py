@@ -1,7 +1,7 @@
 """Where a model comes from: the embedded one, a Hugging Face folder, or a hub id. All three give the same thing.
 
-`resolve` reads a few kilobytes (config, headers, hashes), never weights; `LocalModel.fetch` then brings the files that a
-span needs. Folders are hashed once: the manifest is kept with each file's size and modification time.
+`resolve` reads a few kilobytes (config, headers, hashes), never weights; `LocalModel.fetch` then brings the files
+that a span needs. Folders are hashed once: the manifest is kept with each file's size and modification time.
 """
 
 import re
@@ -62,7 +62,8 @@ def resolve(model: str, home_cache: Path, revision: str = "main", progress: Prog
     """Find a model by what the user typed: the embedded model's name, a folder, or a hub id.
 
     home_cache: where manifests and downloads are kept
-    raises: UsageError (unknown, no config.json, corrupt, not a model that can be served), Unavailable (hub not reachable),
+    raises: UsageError (unknown, no config.json, corrupt, not a model that can be served), Unavailable (hub not
+    reachable),
         OutOfMemory (disk full)
     """
     if model == EMBEDDED:

@@ -1,9 +1,9 @@
 """A linear layer for float32 on CPU, with its weight in the order in which the processor reads it.
 
-Generating a token multiplies every weight by one row, so the speed is that of memory. torch's default order reads at 10 GB/s
-where oneDNN's blocked order reads at 20 or more, and several sessions at once gain twice to three times again. Measured on
-AVX-512 with one thread, weight 32000 x 512, microseconds for 1 / 4 / 8 / 64 rows: torch 8800 / 13600 / 12800 / 36900,
-blocked 6100 / 3400 / 4800 / 20900. One row is slower than four there, hence the padding.
+Generating a token multiplies every weight by one row, so the speed is that of memory. torch's default order reads at
+10 GB/s where oneDNN's blocked order reads at 20 or more, and several sessions at once gain twice to three times
+again. Measured on AVX-512 with one thread, weight 32000 x 512, microseconds for 1 / 4 / 8 / 64 rows: torch 8800 /
+13600 / 12800 / 36900, blocked 6100 / 3400 / 4800 / 20900. One row is slower than four there, hence the padding.
 """
 
 import platform
@@ -25,7 +25,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)  # noqa: SLF001
-        self._bias = None if bias is None else bias.detach()
+        self._bias = None if bias is None else bias.detach().clone()
         self._pads = weight.numel() >= _PAD_FROM
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ class PackedLinear(nn.Module):
         count = rows.shape[0]
         if self._pads and count < _PAD_ROWS:
             rows = F.pad(rows, (0, 0, 0, _PAD_ROWS - count))
-        out = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")  # noqa: SLF001
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")  # noqa: SLF001
         if out.shape[0] != count:
             out = out[:count]
         return out if x.dim() == 2 else out.view(*x.shape[:-1], self.out_features)
@@ -45,8 +45,8 @@ class PlainLinear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         wide = weight.shape[0] > weight.shape[1]
-        self._weight = weight.detach().t().contiguous().t() if wide else weight.detach().contiguous()
-        self._bias = None if bias is None else bias.detach()
+        self._weight = weight.detach().t().contiguous().t() if wide else weight.detach().clone()
+        self._bias = None if bias is None else bias.detach().clone()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self._weight, self._bias)
@@ -57,13 +57,16 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
         dtype == torch.float32
         and device.type == "cpu"
         and platform.machine().lower() in ("x86_64", "amd64")
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 
-def fast_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+FastLinear = PackedLinear | PlainLinear
+
+
+def fast_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> FastLinear:
     """The better of the two for this size."""
     return (PackedLinear if weight.numel() >= _PACK_FROM else PlainLinear)(weight, bias)
 

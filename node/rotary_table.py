@@ -1,17 +1,17 @@
 """Rotary position embeddings, computed once per position and then looked up.
 
 The model's own module makes them (any rope type, partial, one per kind of layer). Types that change with the length
-("longrope") have a second table for sessions whose reserved length exceeds the original context, so that a session keeps
-one kind from its first position to its last.
+("longrope") have a second table for sessions whose reserved length exceeds the original context, so that a session
+keeps one kind from its first position to its last.
 """
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from .attention import Piece
+from .attention_plan import Piece
+from .transformers_imports import Untyped
 
 _BLOCK = 1024  # positions by which a table grows
 
@@ -22,7 +22,7 @@ class RotaryTable:
     """cos and sin for any positions, per kind of layer."""
 
     def __init__(
-        self, rotary: Any, layer_types: Sequence[str], config: Any, dtype: torch.dtype, device: torch.device
+        self, rotary: Untyped, layer_types: Sequence[str], config: Untyped, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._rotary = rotary
         self._by_type = "layer_type" in inspect.signature(rotary.forward).parameters

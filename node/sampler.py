@@ -1,11 +1,13 @@
 """The next token from logits: a pure function of the logits, the sampling and the position.
 
 Order as in transformers and vLLM: penalties, temperature, top-k, top-p, min-p, draw. The draw inverts the cumulative
-distribution, most likely token first, at a number hashed from (seed, position): who else is in the batch, and on which node
-it runs, changes nothing. Log-probabilities are of the raw softmax, before all of this, as OpenAI and vLLM report them.
+distribution, most likely token first, at a number hashed from (seed, position): who else is in the batch, and on
+which node it runs, changes nothing. Log-probabilities are of the raw softmax, before all of this, as OpenAI and vLLM
+report them.
 
 Shapes: R rows, V vocabulary.
 """
+# ruff: noqa: N803  names end in their shapes, as the legend above says
 
 import hashlib
 import math
@@ -33,7 +35,7 @@ class Draw:
     history: Sequence[int] = ()  # the ids so far, when the sampling needs them
 
 
-def choose(logits_RV: torch.Tensor, draws: Sequence[Draw]) -> list[Choice]:  # noqa: N803
+def choose(logits_RV: torch.Tensor, draws: Sequence[Draw]) -> list[Choice]:
     """raises: LocalFault when a row has no largest finite value"""
     best = logits_RV.max(-1)
     values, ids = best.values.tolist(), best.indices.tolist()
@@ -49,7 +51,7 @@ def _is_plain(sampling: Sampling) -> bool:
     return sampling.temperature == 0.0 and sampling.top_logprobs < 0 and not sampling.needs_history
 
 
-def _choose_one(logits_V: torch.Tensor, draw: Draw) -> Choice:  # noqa: N803
+def _choose_one(logits_V: torch.Tensor, draw: Draw) -> Choice:
     sampling = draw.sampling
     raw: Row = logits_V.to("cpu", torch.float64).numpy()
     row = _penalised(raw, sampling, draw.history) if sampling.needs_history else raw

@@ -1,7 +1,8 @@
 """Which works run together next: a pure function over the queue.
 
-Iteration-level scheduling: every batch takes one step of each session that generates, and then pieces of prompts under a
-token budget, so that a long prompt delays the others by one piece and not by its length. A batch has one span of units.
+Iteration-level scheduling: every batch takes one step of each session that generates, and then pieces of prompts
+under a token budget, so that a long prompt delays the others by one piece and not by its length. A batch has one span
+of units.
 source: Yu et al., Orca (OSDI 2022); Agrawal et al., Sarathi-Serve, arXiv:2403.02310
 """
 
@@ -41,8 +42,8 @@ class Batch:
 def next_batch(waiting: Sequence[Waiting], turn: int, tokens: int = BATCH_TOKENS) -> Batch | None:
     """The next batch, or None when nothing waits.
 
-    turn: number of this batch. What waited longest (times its priority) decides the span; since serving a work starts its
-    wait anew, spans and prompts take turns, and nothing starves.
+    turn: number of this batch. What waited longest (times its priority) decides the span; since serving a work starts
+    its wait anew, spans and prompts take turns, and nothing starves.
     """
     if not waiting:
         return None

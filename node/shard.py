@@ -1,7 +1,7 @@
 """The part of a model that this node holds, as a function of packed batches.
 
-A shard runs any sub-span of its units: ids or hidden states in, hidden states or logits out. It knows sessions only as room
-in its KV cache, so it is used alike by the engine, by tests and by a client that keeps layers local.
+A shard runs any sub-span of its units: ids or hidden states in, hidden states or logits out. It knows sessions only
+as room in its KV cache, so it is used alike by the engine, by tests and by a client that keeps layers local.
 
 Shapes: T positions of the batch, D hidden, V vocabulary, R rows that want logits.
 """
@@ -17,7 +17,8 @@ from shoal.swarm.manifest import Manifest
 from shoal.swarm.units import Span, describe, has_embed, has_head, layer_range
 
 from . import attention
-from .attention import AttentionPlan, Piece
+from .attention_plan import AttentionPlan, Piece
+from .free_memory import return_freed_memory
 from .head_transform import embedding_factor, logit_transform
 from .kv_cache import PagedCache
 from .lean_layer import LeanLayer, lean_layer, signed_sin
@@ -26,7 +27,7 @@ from .model_skeleton import Skeleton, build_skeleton
 from .model_source import LocalModel
 from .packed_linear import can_pack, fast_linear, pack_linears
 from .rotary_table import Rope, RotaryTable
-from .weights import WeightReader
+from .weights import WeightReader, own_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LayerDone = Callable[[int, int], None]  # units loaded, units in all
@@ -65,7 +66,7 @@ class Shard:
         self.torch_dtype = DTYPES[dtype]
         self._embed: nn.Module | None = None
         self._embedding_factor = 1.0
-        self._layers: dict[int, Any] = {}  # by index: a LeanLayer or a transformers layer
+        self.layers: dict[int, Any] = {}  # by index: a LeanLayer or a transformers layer
         self._norm: nn.Module | None = None
         self._head: nn.Module | None = None
         self._logits: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -98,6 +99,7 @@ class Shard:
             if done:
                 done(count, len(span))
         shard._try_out()
+        return_freed_memory()
         return shard
 
     def _load_unit(self, unit: int, skeleton: Skeleton, reader: WeightReader) -> None:
@@ -105,6 +107,7 @@ class Shard:
         if unit == 0:
             self._embedding_factor = embedding_factor(skeleton)
             reader.fill(unit, [skeleton.embed])
+            own_memory(skeleton.embed)
             self._embed = skeleton.embed
         elif unit == self.manifest.layers + 1:
             self._logits = logit_transform(skeleton)
@@ -112,14 +115,18 @@ class Shard:
             self._norm = skeleton.norm
             head: Any = skeleton.head
             self._head = fast_linear(head.weight, head.bias) if packs else head
+            own_memory(self._norm)
+            own_memory(self._head)
         else:
             index = unit - 1
             layer = skeleton.layers[index]
             reader.fill(unit, [layer])
-            lean = self._lean_of(layer, index) if packs and (self._lean or not self._layers) else None
-            if lean is None and packs:
-                pack_linears(layer)
-            self._layers[index] = lean or layer
+            lean = self._lean_of(layer, index) if packs and (self._lean or not self.layers) else None
+            if lean is None:
+                if packs:
+                    pack_linears(layer)
+                own_memory(layer)
+            self.layers[index] = lean or layer
             self._lean = lean is not None
             skeleton.layers[index] = nn.Identity()  # what it held is now here only
 
@@ -127,7 +134,7 @@ class Shard:
         if self._rotary is None:
             return None
         rope = self._rotary.first(3, self._types[index])
-        return lean_layer(layer, rope, self.manifest.hidden, check=not self._layers)
+        return lean_layer(layer, rope, self.manifest.hidden, check=not self.layers)
 
     def _try_out(self) -> None:
         """One position through everything, so that a family that cannot be served says so before it is announced."""
@@ -190,13 +197,13 @@ class Shard:
         if self._lean:
             cos, sin = signed_sin(ropes[""])
             for index in layers:
-                x = self._layers[index].forward(x, cos, sin, plan)
+                x = self.layers[index].forward(x, cos, sin, plan)
             return x
         shared: Rope | None = ropes.get("")
         positions = torch.cat([torch.arange(p.start, p.start + p.count, device=self.device) for p in plan.pieces])[None]
         x = x[None]
         for index in layers:
             rope = shared or ropes.get(self._types[index])
-            x = self._layers[index].forward(x, attention_mask=None, position_ids=positions, position_embeddings=rope)
+            x = self.layers[index].forward(x, attention_mask=None, position_ids=positions, position_embeddings=rope)
             x = x if isinstance(x, torch.Tensor) else x[0]
         return x[0]

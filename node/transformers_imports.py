@@ -1,10 +1,10 @@
 """Import a transformers model class without the seconds of modules that a node never uses.
 
 Importing any `modeling_*` file of transformers 5 also imports torch's compiler, its distributed tensors, sympy, scipy
-and accelerate: 8 to 11 s on a slow machine, of 10 to 14 s in all. The parts that a node calls need none of them. While the
-import runs, `torch._dynamo` is a stand-in whose decorators return what they decorate, and the questions "is accelerate /
-scipy / torch.distributed there?" are answered no; then everything is put back. What is given up in this process:
-torch.compile markings on transformers' functions, `device_map`, tensor parallelism and flex attention.
+and accelerate: 8 to 11 s on a slow machine, of 10 to 14 s in all. The parts that a node calls need none of them.
+While the import runs, `torch._dynamo` is a stand-in whose decorators return what they decorate, and the questions "is
+accelerate / scipy / torch.distributed there?" are answered no; then everything is put back. What is given up in this
+process: torch.compile markings on transformers' functions, `device_map`, tensor parallelism and flex attention.
 
 Process-wide by nature (`sys.modules`), so one lock; a process that has imported transformers' modeling code already, or
 torch._dynamo, is left as it is. If the shortcut fails with another version, the plain import is made.
@@ -28,18 +28,21 @@ _QUESTIONS = (
     "is_torch_flex_attn_available",
 )
 _TRACE_MODULE = "torch._dynamo._trace_wrapped_higher_order_op"
+Untyped = Any  # what comes from transformers, which has no types that a checker could hold it to
 _lock = threading.Lock()
 _taken: list[bool] = []  # whether this process takes the shortcut; decided once, as half of each does not fit together
 
 
-def _as_it_is(decorated: Any = None, *_: Any, **__: Any) -> Any:
+def _as_it_is(decorated: Untyped = None, *_: object, **__: object) -> Untyped:
     return decorated if callable(decorated) else _as_it_is
 
 
 class _Undecorated(ModuleType):
     """Stands in for torch._dynamo: every name in it is a decorator that changes nothing."""
 
-    __path__: list[str] = []
+    def __init__(self) -> None:
+        super().__init__("torch._dynamo")
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
@@ -50,7 +53,7 @@ class _Undecorated(ModuleType):
 class _TransformGetItemToIndex:
     """The real context manager, looked up when somebody makes one (mask building under vmap)."""
 
-    def __new__(cls) -> Any:
+    def __new__(cls) -> Untyped:
         return importlib.import_module(_TRACE_MODULE).TransformGetItemToIndex()
 
 
@@ -60,7 +63,7 @@ def _without_heavy_modules() -> Iterator[None]:
     import transformers.utils
     import transformers.utils.import_utils
 
-    compiler, trace = _Undecorated("torch._dynamo"), ModuleType(_TRACE_MODULE)
+    compiler, trace = _Undecorated(), ModuleType(_TRACE_MODULE)
     trace.TransformGetItemToIndex = _TransformGetItemToIndex  # type: ignore[attr-defined]
     holders = (transformers.utils, transformers.utils.import_utils)
     answers = {(holder, name): getattr(holder, name) for holder in holders for name in _QUESTIONS}
@@ -97,7 +100,7 @@ def import_quickly(name: str) -> ModuleType:
             return importlib.import_module(name)
 
 
-def causal_model_class(architecture: str, model_type: str) -> Any:
+def causal_model_class(architecture: str, model_type: str) -> Untyped:
     """The transformers class for a checkpoint; only names that transformers itself lists are ever looked up.
 
     raises: UsageError when transformers has no such text model, or it cannot take an attention function from outside
@@ -106,8 +109,8 @@ def causal_model_class(architecture: str, model_type: str) -> Any:
     names = listed.get(model_type, ())
     if architecture not in ((names,) if isinstance(names, str) else tuple(names)):
         raise UsageError(
-            f"{architecture or 'a model without a named architecture'} (model type {model_type!r}) is not a causal language "
-            "model of the installed transformers; code from model repositories is never run"
+            f"{architecture or 'a model without a named architecture'} (model type {model_type!r}) is not a causal "
+            "language model of the installed transformers; code from model repositories is never run"
         )
     folder = import_quickly("transformers.models.auto.configuration_auto").model_type_to_module_name(model_type)
     module = import_quickly(f"transformers.models.{folder}.modeling_{folder}")

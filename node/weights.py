@@ -1,6 +1,7 @@
 """Read the tensors of some units from safetensors files into a skeleton, one unit at a time and nothing else.
 
-Names and layouts of older checkpoints (experts in single tensors, renamed heads) are converted by transformers' own rules.
+Names and layouts of older checkpoints (experts in single tensors, renamed heads) are converted by transformers' own
+rules.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from shoal.swarm.manifest import Manifest, TensorEntry
 
 from .model_skeleton import Skeleton
 from .model_units import tensors_of_units
-from .transformers_imports import import_quickly
+from .transformers_imports import Untyped, import_quickly
 
 UnitDone = Callable[[int], None]
 
@@ -31,9 +32,9 @@ class WeightReader:
         self._skeleton, self._manifest, self._folder = skeleton, manifest, folder
         self._dtype, self._device = dtype, device
         self._units = tensors_of_units(manifest)
-        self._loading = import_quickly("transformers.core_model_loading")
+        self._loading: Untyped = import_quickly("transformers.core_model_loading")
         mapping = import_quickly("transformers.conversion_mapping").get_model_conversion_mapping
-        self._conversions = lambda: mapping(skeleton.model)
+        self._conversions: Callable[[], list[Untyped]] = lambda: mapping(skeleton.model)
         self._plan = skeleton.model._get_dtype_plan(dtype)  # noqa: SLF001  parameters that a family keeps in float32
         import_quickly("transformers.utils.logging").disable_progress_bar()
 
@@ -94,3 +95,10 @@ class WeightReader:
     def _lacking(self, unit: int, modules: Iterable[nn.Module]) -> str:
         lacking = [name for module in modules for name, p in module.named_parameters() if p.is_meta]
         return f"{self._manifest.name}: the checkpoint lacks {', '.join(lacking[:3]) or 'tensors'} of unit {unit}"
+
+
+def own_memory(module: nn.Module) -> None:
+    """Copy the parameters that still lie in a mapped file, so that the mapping ends and the file may be deleted."""
+    for parameter in module.parameters():
+        if parameter.untyped_storage().nbytes() > parameter.nbytes:
+            parameter.data = parameter.data.clone()

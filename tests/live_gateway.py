@@ -8,6 +8,7 @@ from threading import Condition, Event, Thread
 import uvicorn
 
 from shoal.node.api.app import create_app
+from shoal.node.api.control import NodeControl
 from shoal.swarm.text.scripted_source import ScriptedModel, ScriptedSource
 
 KEY = "a-key-for-tests-only"
@@ -25,10 +26,10 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def live_gateway(source: ScriptedSource) -> Iterator[str]:
+def live_gateway(source: ScriptedSource, control: NodeControl | None = None) -> Iterator[str]:
     """Yields the address, http://127.0.0.1:PORT."""
     listening = socket.create_server(("127.0.0.1", 0))
-    app = create_app(source, KEY)
+    app = create_app(source, KEY, control=control)
     server = _Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=2))
     thread = Thread(target=server.run, kwargs={"sockets": [listening]}, name="test-gateway")
     thread.start()

@@ -36,7 +36,8 @@ def create(ttl: TtlFlag = DEFAULT_TTL, home: HomeFlag = None, json: JsonFlag = F
     from .node_api import NodeApi
 
     output = Output(json)
-    made = NodeApi.of(home).ask("POST", "/invites", {"ttl_s": seconds(ttl)})
+    ttl_s = seconds(ttl)
+    made = NodeApi.of(home).ask("POST", "/invites", {"ttl_s": ttl_s})
     output.event("invite", **made)
     output.line(made["invite"])
     good_for = "one machine" if made["single_use"] else "any number of machines"

@@ -9,7 +9,13 @@ from .output import Output
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Show or renew the key of the HTTP API.", no_args_is_help=True)
+    group = typer.Typer(help="Show the key of the HTTP API, or renew it.", invoke_without_command=True)
+
+    @group.callback(epilog="Example: shoal key")
+    def plain(context: typer.Context, home: HomeFlag = None, json: JsonFlag = False) -> None:
+        if context.invoked_subcommand is None:
+            show(home, json)
+
     group.command(epilog="Example: export OPENAI_API_KEY=$(shoal key show)")(show)
     group.command(epilog="Example: shoal down; shoal key new; shoal up")(new)
     app.add_typer(group, name="key")

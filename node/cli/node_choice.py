@@ -12,7 +12,7 @@ from shoal.swarm.transports.p2pd import NetworkOptions
 
 from .last_port import last_port
 
-MAX_NAME_LENGTH = 64
+MAX_NAME_LENGTH = 56  # "NAME's swarm" has to fit too
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/\S+")
 
 
@@ -28,6 +28,8 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
     name = settings.name or platform.node().split(".")[0] or "node"
     if not name.isprintable() or len(name) > MAX_NAME_LENGTH or not name.strip():
         raise UsageError(f"--name takes 1 to {MAX_NAME_LENGTH} printable characters")
+    if settings.swarm_name and not settings.swarm_name.isprintable():
+        raise UsageError("--swarm-name takes printable characters only")
     if settings.gateway_only and (settings.layers or flags.get("model")):
         raise UsageError("--gateway-only hosts nothing; leave out the model and --layers, or --gateway-only")
     return NodeOptions(

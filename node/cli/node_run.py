@@ -10,8 +10,9 @@ import msgspec
 import structlog
 from anyio.abc import TaskStatus
 
-from shoal.node.node_events import LoadProgress, NetworkUp, NodeEvent
+from shoal.node.node_events import Leaving, LoadProgress, NetworkUp, NodeEvent
 from shoal.node.options import NodeOptions
+from shoal.swarm.errors import Refused
 
 from .failures import INTERRUPTED, OK
 from .last_port import remember_port
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from shoal.node.node import Node
 
 PATIENCE = 3  # signals: the first asks, the second does not wait for running answers, the third ends at once
+WANTED = ("asked to stop", "shoal down")
 log = structlog.get_logger(__name__)
 
 
@@ -57,6 +59,11 @@ class Stopper:
             if len(self.signals) > 1:
                 self._output.note("stopping already; once more ends at once")
 
+    def check(self, reason: str) -> None:
+        """raises: Refused when the swarm, and not the user, made the node stop"""
+        if not self.signals and reason not in WANTED:
+            raise Refused(f"the node has stopped: {reason}")
+
     @property
     def exit_code(self) -> int:
         return INTERRUPTED if self.signals and self.signals[0] == signal.SIGINT else OK
@@ -72,7 +79,12 @@ async def _serve(options: NodeOptions, output: Output) -> int:
 
     screen = StartScreen(output, options.home)
 
+    reason = WANTED[0]
+
     def report(event: NodeEvent) -> None:
+        nonlocal reason
+        if isinstance(event, Leaving):
+            reason = event.reason
         if not isinstance(event, LoadProgress):
             facts = {name: fact for name, fact in msgspec.to_builtins(event).items() if name != "invite"}
             log.info(event_name(type(event)), **facts)
@@ -89,5 +101,6 @@ async def _serve(options: NodeOptions, output: Output) -> int:
                 await run_node(options, report, stopper.node_runs)
         finally:
             screen.close()
-        listening.cancel_scope.cancel()
+            listening.cancel_scope.cancel()
+    stopper.check(reason)
     return stopper.exit_code

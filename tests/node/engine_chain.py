@@ -1,6 +1,7 @@
 """Several engines in a row, with nothing but bytes between them: what hops are to each other, without a network."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -26,10 +27,9 @@ class EngineChain:
 
     def __init__(self, model: LocalModel, cuts: Sequence[int], kv_tokens: int = 2048, batch_tokens: int = 256) -> None:
         edges = (0, *cuts, model.manifest.layers + 2)
-        self.spans = [Span(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+        self.spans = [Span(start, stop) for start, stop in pairwise(edges)]
         self.engines = [
-            Engine(Shard.load(model, span, "float32", CPU), kv_tokens, batch_tokens=batch_tokens)
-            for span in self.spans
+            Engine(Shard.load(model, span, "float32", CPU), kv_tokens, batch_tokens=batch_tokens) for span in self.spans
         ]
 
     def __enter__(self) -> "EngineChain":

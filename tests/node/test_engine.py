@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 import torch
 from node.engine_chain import CPU, EngineChain, local_model
@@ -87,9 +87,7 @@ def test_a_session_cannot_be_opened_twice(engine: Engine) -> None:
 
 
 def test_a_token_outside_the_vocabulary_is_named(engine: Engine) -> None:
-    message = refusal(
-        engine, lambda: open_session(engine, A), lambda: engine.run(Work(A, 0, 2, (1, VOCABULARY)))
-    )
+    message = refusal(engine, lambda: open_session(engine, A), lambda: engine.run(Work(A, 0, 2, (1, VOCABULARY))))
     assert f"token id {VOCABULARY}" in message
 
 
@@ -247,7 +245,7 @@ def test_closing_a_session_that_waits_refuses_what_waits_and_frees_its_room(engi
                     await engine.run(Work(A, 0, 200, tuple(i % VOCABULARY for i in range(200))))
 
             tasks.start_soon(prompt)
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             engine.close(A)
         await open_session(engine, B, tokens=1)  # after the close in the same queue
         assert engine.free_tokens == free - 64
@@ -333,7 +331,7 @@ def test_stopping_fails_what_waits(shard: Shard) -> None:
                     await engine.run(Work(A, 0, 200, tuple(i % VOCABULARY for i in range(200))))
 
             tasks.start_soon(prompt)
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             engine.stop()
         with pytest.raises(LocalFault, match="stopped"):
             await open_session(engine, B)

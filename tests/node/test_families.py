@@ -18,7 +18,9 @@ NEW = 20
 def test_three_engines_in_a_row_give_the_tokens_of_transformers(family: str, tmp_path: Path) -> None:
     model = make_model(family)
     expected = [greedy(model, prompt, NEW) for prompt in PROMPTS]
-    assert len({token for tokens in expected for token in tokens}) > 10, "the random model repeats itself: nothing is tested"
+    assert len({token for tokens in expected for token in tokens}) > 10, (
+        "the random model repeats itself: nothing is tested"
+    )
     save_model(model, tmp_path / "model")
     with EngineChain(local_model(tmp_path / "model", tmp_path / "cache"), cuts=(2, 4), batch_tokens=16) as chain:
         alone = anyio.run(chain.generate_all, PROMPTS[1:2], NEW)

@@ -1,4 +1,4 @@
-"""Models by hub id, from a hub on loopback. The client runs in a process of its own: it reads HF_ENDPOINT when imported."""
+"""Models by hub id, from a hub on loopback. The client is a process of its own: it reads HF_ENDPOINT when imported."""
 
 import json
 import os
@@ -48,7 +48,14 @@ class Client(NamedTuple):
         environment |= {"HF_ENDPOINT": url or self.hub.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1"}
         if offline:
             environment["HF_HUB_OFFLINE"] = "1"
-        arguments = [sys.executable, "-c", CLIENT, name, str(self.cache), json.dumps([[s.start, s.stop] for s in spans])]
+        arguments = [
+            sys.executable,
+            "-c",
+            CLIENT,
+            name,
+            str(self.cache),
+            json.dumps([[s.start, s.stop] for s in spans]),
+        ]
         run = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert run.returncode == 0, run.stderr
         answer: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
@@ -80,7 +87,9 @@ def test_describing_a_model_reads_headers_and_no_weights(client: Client) -> None
     assert client.get()["here"] == []
     weights = {file: ranges for file, ranges in client.hub.downloads().items() if file.endswith(".safetensors")}
     assert weights
-    assert all(range_.startswith("bytes=0-") and range_ != "bytes=0-" for ranges in weights.values() for range_ in ranges)
+    assert all(
+        range_.startswith("bytes=0-") and range_ != "bytes=0-" for ranges in weights.values() for range_ in ranges
+    )
 
 
 def test_only_the_files_of_the_span_are_downloaded_and_only_once(client: Client, folder: Path) -> None:

@@ -7,7 +7,14 @@ import psutil
 import pytest
 import torch
 
-from shoal.node.memory_budget import available_bytes, fit, kv_bytes_from_config, kv_bytes_per_token, parse_size, unit_sizes
+from shoal.node.memory_budget import (
+    available_bytes,
+    fit,
+    kv_bytes_from_config,
+    kv_bytes_per_token,
+    parse_size,
+    unit_sizes,
+)
 from shoal.node.model_source import embedded_folder, resolve
 from shoal.swarm.errors import OutOfMemory, UsageError
 from shoal.swarm.units import Span
@@ -25,7 +32,7 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "much", "-1GB", "8 giga", "0", "120%", "1e9", "GB"])
 def test_other_texts_are_refused_in_one_line(text: str) -> None:
-    with pytest.raises(UsageError, match="^[^\n]*$"):
+    with pytest.raises(UsageError, match=r"^[^\n]*$"):
         parse_size(text, free=1000)
 
 

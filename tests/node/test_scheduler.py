@@ -97,5 +97,3 @@ def test_everything_that_waits_is_finished_in_the_end(waiting: list[Waiting]) ->
             if work.left > take.count:
                 left[take.key] = replace(work, left=work.left - take.count, turn=turn + 1)
     assert not left
-
-

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from shoal.node.transformers_imports import causal_model_class, import_quickly
+from shoal.node.transformers_imports import Untyped, causal_model_class, import_quickly
 
 VOCABULARY = 211
 _SHARED: dict[str, Any] = {
@@ -57,8 +57,12 @@ FAMILIES = {
     "qwen2": Family("qwen2", "Qwen2ForCausalLM"),
     "qwen3": Family("qwen3", "Qwen3ForCausalLM", {"head_dim": 32}),
     "mistral": Family("mistral", "MistralForCausalLM", {"sliding_window": 12}),
-    "gemma2": Family("gemma2", "Gemma2ForCausalLM", {"head_dim": 16, "sliding_window": 12, "tie_word_embeddings": False}, "eager"),
-    "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", {"head_dim": 16, "sliding_window": 12, "tie_word_embeddings": False}),
+    "gemma2": Family(
+        "gemma2", "Gemma2ForCausalLM", {"head_dim": 16, "sliding_window": 12, "tie_word_embeddings": False}, "eager"
+    ),
+    "gemma3": Family(
+        "gemma3_text", "Gemma3ForCausalLM", {"head_dim": 16, "sliding_window": 12, "tie_word_embeddings": False}
+    ),
     "phi": Family("phi", "PhiForCausalLM"),
     "phi3": Family("phi3", "Phi3ForCausalLM", {"sliding_window": 12}),
     "gpt-neox": Family("gpt_neox", "GPTNeoXForCausalLM"),
@@ -84,7 +88,7 @@ FAMILIES = {
 }
 
 
-def make_model(name: str, seed: int = 7, **changes: Any) -> Any:
+def make_model(name: str, seed: int = 7, **changes: object) -> Untyped:
     """A transformers model of a family, float32, in evaluation mode."""
     family = FAMILIES[name]
     model_class = causal_model_class(family.architecture, family.model_type)
@@ -99,13 +103,13 @@ def make_model(name: str, seed: int = 7, **changes: Any) -> Any:
     return model
 
 
-def save_model(model: Any, folder: Path) -> Path:
+def save_model(model: Untyped, folder: Path) -> Path:
     import_quickly("transformers.utils.logging").disable_progress_bar()
     model.save_pretrained(folder)
     return folder
 
 
-def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+def greedy(model: Untyped, prompt: list[int], count: int) -> list[int]:
     """What transformers generates after a prompt."""
     with torch.inference_mode():
         ids = model.generate(

@@ -1,0 +1,161 @@
+"""Help, usage errors, exit codes and the cost of a start, with no node anywhere."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from node.cli.shoal_process import Here, Ran
+
+from shoal.node.cli.failures import described
+from shoal.swarm.errors import ModelNotServable, OutOfMemory, Refused, SwarmUnreachable, UsageError, VersionMismatch
+
+COMMANDS = [
+    ["up"],
+    ["join"],
+    ["chat"],
+    ["generate"],
+    ["models"],
+    ["peers"],
+    ["peers", "revoke"],
+    ["status"],
+    ["invite"],
+    ["invite", "create"],
+    ["invite", "list"],
+    ["invite", "revoke"],
+    ["key"],
+    ["key", "show"],
+    ["key", "new"],
+    ["doctor"],
+    ["down"],
+    ["version"],
+]
+HEAVY = ("torch", "hivemind", "transformers", "numpy", "httpx", "fastapi", "uvicorn", "pydantic_settings")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_with_an_example(shoal: Here, command: list[str]) -> None:
+    ran = shoal(*command, "--help")
+    assert ran.code == 0
+    assert re.search(r"Example: .*shoal " + " ".join(command[:1]), ran.out)
+    assert "--json" in ran.out
+    assert command == ["version"] or "--home" in ran.out
+
+
+def test_the_bare_command_shows_the_commands(shoal: Here) -> None:
+    ran = shoal()
+    assert ran.code == 0
+    assert all(command[0] in ran.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "nonsense"),
+        (["up", "--bogus"], "--bogus"),
+        (["up", "--port", "many"], "--port"),
+        (["up", "--port", "70000"], "--port"),
+        (["up", "--name", "x" * 100], "--name"),
+        (["up", "--name", "two\nlines"], "--name"),
+        (["up", "--swarm-name", "two\nlines"], "--swarm-name"),
+        (["up", "--relay", "example.org"], "--relay"),
+        (["up", "--announce", "example.org"], "--announce"),
+        (["up", "--gateway-only", "--layers", "0:4"], "--gateway-only"),
+        (["join"], "invite"),
+        (["generate"], "prompt"),
+        (["generate", "hi", "--temperature", "-1"], "--temperature"),
+        (["generate", "hi", "--top-p", "2"], "--top-p"),
+        (["generate", "hi", "--exclude", "nobody"], "--exclude"),
+        (["generate", "hi", "--invite", "shoal1:x", "--api", "http://127.0.0.1:1"], "--invite"),
+        (["generate", ""], "empty"),
+        (["invite", "--ttl", "soon"], "--ttl"),
+        (["invite", "--ttl", "400d"], "--ttl"),
+    ],
+)
+def test_a_misused_command_is_told_in_one_line(shoal: Here, arguments: list[str], words: str) -> None:
+    ran = shoal(*arguments)
+    assert ran.code == 2
+    assert words in ran.complaint
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["peers"], ["peers", "revoke", "ana"], ["invite"], ["invite", "list"], ["down"], ["generate", "hi"],
+     ["models"], ["invite", "revoke", "abc"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_without_a_node_the_exit_code_is_3(shoal: Here, arguments: list[str]) -> None:
+    ran = shoal(*arguments, "--json")
+    assert ran.code == 3
+    assert "no node" in ran.complaint
+    assert [event["event"] for event in ran.events] == ["error"]
+    assert ran.events[0]["schema"] == 1
+    assert ran.events[0]["exit_code"] == 3
+    assert ran.events[0]["message"] == ran.complaint
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("x"), 2),
+        (SwarmUnreachable("x"), 3),
+        (Refused("x"), 4),
+        (ModelNotServable("x"), 5),
+        (OutOfMemory("x"), 6),
+        (MemoryError(), 6),
+        (VersionMismatch("x"), 7),
+        (ValueError("our bug\nin two lines"), 1),
+    ],
+)
+def test_each_error_has_its_exit_code_and_one_line(error: Exception, code: int) -> None:
+    found, line = described(error)
+    assert found == code
+    assert line
+    assert "\n" not in line
+
+
+def test_a_bug_shows_its_traceback_only_with_debug(shoal: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("shoal.node.cli.version._installed", broken)
+    monkeypatch.delenv("SHOAL_DEBUG", raising=False)
+    quiet = shoal("version")
+    assert quiet.code == 1
+    assert "ZeroDivisionError" in quiet.complaint
+    monkeypatch.setenv("SHOAL_DEBUG", "1")
+    assert "Traceback" in shoal("version").err
+
+
+def test_version_names_what_is_installed(shoal: Here) -> None:
+    assert "torch" in shoal("version").out
+    (event,) = shoal("version", "--json").events
+    assert event["event"] == "version"
+    assert event["schema"] == 1
+    assert set(event["parts"]) == {"torch", "transformers", "hivemind"}
+    assert shoal("--version").out.startswith("shoal ")
+
+
+def fresh(code: str) -> Ran:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "--home", "/nonexistent/home"], ["up", "--help"]])
+def test_help_and_status_import_nothing_heavy(arguments: list[str]) -> None:
+    ran = fresh(
+        f"import sys; from shoal.node.cli.main import main; main({arguments!r}); "
+        f"print('\\n' + ' '.join(m for m in {HEAVY!r} if m in sys.modules))"
+    )
+    assert ran.code == 0
+    assert ran.out.splitlines()[-1] == ""
+
+
+def test_help_comes_quickly() -> None:
+    def seconds() -> float:
+        began_s = time.perf_counter()
+        fresh("from shoal.node.cli.main import main; main(['--help'])")
+        return time.perf_counter() - began_s
+
+    assert min(seconds() for _ in range(5)) < 0.7

@@ -1,0 +1,136 @@
+"""What status, peers and routes look like as text; pure functions."""
+
+from typing import Any
+
+import pytest
+
+from shoal import Failover, Result, Route, RouteHop, Usage
+from shoal.node.cli.layer_map import Holding, ModelMap, draw, maps_of
+from shoal.node.cli.route_view import route_lines
+from shoal.node.cli.status_view import duration, status_lines
+from shoal.node.cli.status_watch import TokenMeter
+from shoal.node.cli.table import table_lines
+from shoal.swarm.identifiers import PeerId
+
+
+def peer(name: str, start: int, stop: int, layers: int = 8, me: bool = False) -> dict[str, Any]:
+    item = {
+        "model": "m" * 64,
+        "name": "tiny",
+        "layers": "some",
+        "start": start,
+        "stop": stop,
+        "of_layers": layers,
+        "dtype": "float32",
+        "step_ms": 1.5,
+        "sessions": 0,
+        "free_tokens": 100,
+    }
+    return {"peer": f"12D3{name}", "name": name, "me": me, "version": "1", "rtt_ms": None, "hosted": [item]}
+
+
+def bars(lines: list[str]) -> list[str]:
+    return [line.replace("(this node)", "").split()[1] for line in lines[1:-1]]
+
+
+def test_each_peer_has_a_bar_over_the_units_it_holds() -> None:
+    (model,) = maps_of([peer("ana", 0, 5, me=True), peer("ben", 5, 10)])
+    lines = draw(model)
+    assert bars(lines) == ["█" * 15 + "·" * 15, "·" * 15 + "█" * 15]
+    assert lines[-1].split()[1:] == ["1"] * 10
+
+
+def test_a_unit_that_nobody_holds_is_marked() -> None:
+    (model,) = maps_of([peer("ana", 0, 5), peer("ben", 6, 10)])
+    assert draw(model)[-1].split()[1:] == ["1"] * 5 + ["!"] + ["1"] * 4
+
+
+@pytest.mark.parametrize("layers", [40, 70, 71, 126, 500])
+def test_a_single_gap_shows_in_a_model_of_any_depth(layers: int) -> None:
+    gap = layers // 2
+    model = ModelMap("deep", layers, (Holding("a", 0, gap, "x"), Holding("b", gap + 1, layers + 2, "y")))
+    lines = draw(model)
+    assert lines[-1].count("!") == 1
+    assert {len(bar) for bar in bars(lines)} == {len(bars(lines)[0])}
+    assert len(lines[-1]) <= 100
+
+
+def test_more_than_nine_holders_are_a_plus() -> None:
+    model = ModelMap("m", 2, tuple(Holding(f"p{i}", 0, 4, "all") for i in range(12)))
+    assert set(draw(model)[-1].split()[1:]) == {"+"}
+
+
+def test_models_are_apart() -> None:
+    other = peer("cleo", 0, 4, layers=2)
+    other["hosted"][0] |= {"model": "n" * 64, "name": "another"}
+    assert [model.model for model in maps_of([peer("ana", 0, 10), other])] == ["another", "tiny"]
+
+
+def test_status_names_gaps_sessions_and_speed() -> None:
+    status: dict[str, Any] = {
+        "name": "ana",
+        "peer": "12D3ana",
+        "version": "0.1.0",
+        "uptime_s": 75.0,
+        "swarm": {"name": "s", "id": "x", "public": False, "owner": "12D3ana", "mine": True},
+        "network": {"addresses": [], "reachable": None, "peers": 1},
+        "device": "cpu",
+        "hosted": [
+            {
+                "model": "m" * 64,
+                "name": "tiny",
+                "layers": "embed+0:4",
+                "of_layers": 8,
+                "dtype": "float32",
+                "step_ms": 2.0,
+                "sessions": 1,
+                "queue": 0,
+                "tokens": 300,
+                "free_tokens": 50,
+            }
+        ],
+        "sessions": [{"session": "abcd1234", "driver": "12D3ben", "held": 17}],
+        "peers": [peer("ana", 0, 5, me=True), peer("ben", 0, 5)],
+    }
+    text = "\n".join(status_lines(status, {"m" * 64: 42.0}))
+    for words in ("private; you own it", "up 1 min 15 s", "!", "42.0", "abcd1234", "ben"):
+        assert words in text
+    assert "no sessions" in "\n".join(status_lines({**status, "sessions": [], "hosted": []}))
+
+
+def test_tokens_per_second_come_from_two_looks() -> None:
+    meter = TokenMeter()
+    assert meter.rates([{"model": "m", "tokens": 100}], 10.0) == {}
+    assert meter.rates([{"model": "m", "tokens": 150}], 12.0) == {"m": 25.0}
+    assert meter.rates([{"model": "m", "tokens": 0}], 13.0) == {"m": 0.0}  # the node was started again
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5.9, "5 s"), (75, "1 min 15 s"), (3700, "1 h 1 min"), (93784, "1 d 2 h"), (0, "0 s")]
+)
+def test_durations_read_easily(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_columns_line_up_and_numbers_stand_right() -> None:
+    assert table_lines(["name", "ms"], [["a", 1.25], ["long one", None], ["b", 100.0]]) == [
+        "name         ms",
+        "a           1.2",
+        "long one      -",
+        "b         100.0",
+    ]
+    assert table_lines(["name", "ms"], []) == ["name  ms"]
+
+
+def test_a_route_tells_hops_and_failovers() -> None:
+    ana, ben, cleo = (PeerId(f"12D3KooW{'x' * 36}{name:>8}") for name in ("ana", "ben", "cleo"))
+    route = Route(
+        [RouteHop(ana, "ana", "embed+0:4", 20, 1.5, 0.1), RouteHop(cleo, "cleo", "4:8+head", 20, 2.5, 0.2)],
+        [Failover(ben, "4:8+head", "the stream broke", 0.25, (cleo,))],
+        0.1,
+        2.0,
+    )
+    result = Result("text", (1, 2), "length", Usage(5, 20), route, (), "tiny", 7)
+    text = "\n".join(route_lines(result))
+    for words in ("5 tokens in, 20 out (length)", "10.0 tokens/s", "embed+0:4", "2.5", "after 0.25 s", "seed 7"):
+        assert words in text
