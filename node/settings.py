@@ -18,9 +18,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from shoal.node.options import DEFAULT_MODEL
 from shoal.swarm.errors import UsageError
 from shoal.swarm.home import Home
+
+from .options import DEFAULT_MODEL
 
 FILE = "config.toml"
 PREFIX = "SHOAL_"

@@ -31,7 +31,7 @@ ensure_environment() {
         "$python" -m venv "$venv"
     fi
     echo "installing shoal and what it needs; the first time this takes some minutes" >&2
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check \
         --constraint "$root/constraints.txt" --editable "$root${extras:+[$extras]}"
     # What has the test extras has all that a run without them needs.
     { echo "$wanted none"; [ -z "$extras" ] || echo "$wanted $extras"; } >"$stamp"

@@ -59,12 +59,18 @@ def shoal(*arguments: str) -> list[dict[str, Any]]:
     """Run a command with --json. returns: its events. raises: DemoFailed"""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
     command = [sys.executable, "-m", "shoal", *arguments, "--json"]
-    done = subprocess.run(  # noqa: S603  our own command line
-        command, capture_output=True, text=True, env=environment, check=False
+    process = subprocess.Popen(  # noqa: S603  our own command line
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-    if done.returncode:
-        raise DemoFailed(f"`shoal {arguments[0]}` ended with {done.returncode}: {done.stderr.strip()}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        process.terminate()  # it stops the node that it was starting
+        process.communicate()
+        raise
+    if process.returncode:
+        raise DemoFailed(f"`shoal {arguments[0]}` ended with {process.returncode}: {err.strip()}")
+    return [json.loads(line) for line in out.splitlines()]
 
 
 def start(folder: Path, name: str, invite: str | None = None) -> Volunteer:

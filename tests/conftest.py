@@ -30,7 +30,7 @@ def virtual_time(monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, object
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+def nothing_left_behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """After a test marked `network`: no process, no shoal folder and no shoal thread of its own is left.
 
     The test gets a temporary folder of its own, by which its processes are known, orphans included. Nodes
@@ -39,6 +39,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("network") is None:
         yield
         return
+    tmp_path_factory.getbasetemp()  # pytest's own folders stay outside of ours
     threads = set(threading.enumerate())
     root = Path(tempfile.mkdtemp(prefix="st-"))  # short: unix sockets go below it
     monkeypatch = pytest.MonkeyPatch()

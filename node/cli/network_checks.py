@@ -18,6 +18,7 @@ from shoal.swarm.transport import Stream
 
 from .check import Finding
 from .node_api import NodeApi
+from .status_view import counted
 
 ECHOES = 50
 ECHO_PROTOCOL = "/shoal/doctor-echo/1"
@@ -103,7 +104,7 @@ def node(home: Home) -> Finding:
     except ShoalError as error:
         return Finding("node", "fail", str(error), f"look into {home.logs}/node.log, or stop it with `shoal down`")
     others = [peer for peer in peers if not peer["me"]]
-    detail = f"{live[1]} (pid {live[0]}), {len(others)} other peers"
+    detail = f"{live[1]} (pid {live[0]}), {counted(len(others), 'other peer')}"
     ahead = [p["name"] for p in others if p["expires_in_s"] > RECORD_TTL_S + CLOCK_SLACK_S / 2]
     behind = [p["name"] for p in others if p["expires_in_s"] < RECORD_TTL_S - ANNOUNCE_PERIOD_S - 2 * CLOCK_SLACK_S]
     if ahead or behind:

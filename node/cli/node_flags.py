@@ -24,7 +24,7 @@ AnnounceFlag = Annotated[
 RelayFlag = Annotated[
     list[str] | None, typer.Option("--relay", help="Trusted relay, /ip4/.../tcp/.../p2p/...; repeatable.")
 ]
-NatFlag = Annotated[bool | None, typer.Option("--nat/--no-nat", help="Port mapping, hole punching and relays.")]
+NatFlag = Annotated[bool | None, typer.Option("--nat/--no-nat", help="Ask the router for a port; use and be a relay.")]
 ApiHostFlag = Annotated[str | None, typer.Option("--api-host", help="Address of the HTTP API; 127.0.0.1.")]
 ApiPortFlag = Annotated[int | None, typer.Option("--api-port", help="Port of the HTTP API; 8411 or any free one.")]
 SwarmNameFlag = Annotated[str | None, typer.Option("--swarm-name", help="Name of a swarm that is founded now.")]

@@ -1,11 +1,13 @@
 """The log of a node or client: JSON lines in home/logs, from every part of it; nothing of it reaches the screen."""
 
 import logging
-import logging.handlers
 import os
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import structlog
+
+from shoal.swarm.errors import UsageError
 
 NODE, CLIENT = "node.log", "client.log"
 MAX_BYTES = 8 << 20
@@ -19,12 +21,18 @@ _QUIET = {
 
 
 def start_log(folder: Path, file: str = NODE) -> Path:
-    """Send structlog, the standard library's logging and warnings to a rotating file. returns: its path"""
+    """Send structlog, the standard library's logging and warnings to a rotating file.
+
+    returns: its path. raises: UsageError
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     path = folder / file
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8")
-    path.chmod(0o600)
+    try:
+        handler = RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8")
+        path.chmod(0o600)
+    except OSError as error:
+        raise UsageError(f"cannot write the log {path}: {error.strerror}") from error
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

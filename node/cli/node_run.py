@@ -1,5 +1,6 @@
 """A node in the foreground: its event loop, its start screen, and the signals that stop it."""
 
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -42,7 +43,7 @@ class Stopper:
             node.ask_to_stop(self.signals[0].name)
 
     async def listen(self, *, task_status: TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        with anyio.open_signal_receiver(*_stopping_signals()) as received:
             task_status.started()
             await self._take(received)
 
@@ -69,6 +70,13 @@ class Stopper:
         return INTERRUPTED if self.signals and self.signals[0] == signal.SIGINT else OK
 
 
+def _stopping_signals() -> tuple[signal.Signals, ...]:
+    """A closed terminal stops the node too, unless nohup says that it shall not."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        return signal.SIGINT, signal.SIGTERM
+    return signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
 def run_until_stopped(options: NodeOptions, output: Output) -> int:
     """returns: the exit code. raises: ShoalError"""
     return anyio.run(_serve, options, output, backend="asyncio", backend_options={"use_uvloop": True})
@@ -90,7 +98,8 @@ async def _serve(options: NodeOptions, output: Output) -> int:
             log.info(event_name(type(event)), **facts)
         if isinstance(event, NetworkUp):
             remember_port(options.home, event.addresses)
-        screen.show(event)
+        with contextlib.suppress(OSError):  # whoever read our output has gone; the node serves on
+            screen.show(event)
 
     scope = anyio.CancelScope()
     stopper = Stopper(scope, output)

@@ -29,12 +29,12 @@ def start(folder: Path | None, flags: dict[str, Any], invite: str | None, *, det
 
 
 def _run(options: NodeOptions, output: Output) -> int:
-    """The exit code; a failure was told."""
+    """The exit code; a failure was told. raises: ShoalError when the home cannot be used"""
     from .node_log import start_log
 
+    options.home.prepare()
+    start_log(options.home.logs)
     try:
-        options.home.prepare()
-        start_log(options.home.logs)
         from .node_run import run_until_stopped
 
         return run_until_stopped(options, output)
@@ -47,7 +47,7 @@ def _run(options: NodeOptions, output: Output) -> int:
 
 def _end(code: int) -> NoReturn:
     """Leave without waiting for a thread that still imports or loads; all that a node holds was given back before."""
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

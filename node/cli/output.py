@@ -1,5 +1,6 @@
 """Where a command's words go: data on stdout, everything else on stderr; with `--json`, events on stdout only."""
 
+import contextlib
 import sys
 
 import msgspec
@@ -34,10 +35,14 @@ class Output:
     def note(self, text: str = "") -> None:
         """Beside the data: progress, advice."""
         if not self.json:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            _to_stderr(text)
 
     def complain(self, message: str) -> None:
         """The one line of an error, with and without `--json`."""
-        sys.stderr.write(f"shoal: {message}\n")
+        _to_stderr(f"shoal: {message}")
+
+
+def _to_stderr(line: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that was closed is no reason to fail
+        sys.stderr.write(line + "\n")
         sys.stderr.flush()

@@ -29,6 +29,7 @@ PRIVACY = (
     "Ask private things only in a swarm of people you trust."
 )
 PUBLIC = "This swarm is public: anybody may join it, serve its layers and use it."
+LAYERS = "layers"  # what `LoadProgress` calls the units that are read into memory; else it names a file
 _LABEL_WIDTH = 10
 
 
@@ -120,14 +121,24 @@ class StartScreen:
             return
         if self._progress is None:
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[amount]}"),
+                TimeRemainingColumn(),
+            )
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
             self._progress.start()
         if what not in self._bars:
-            self._bars[what] = self._progress.add_task(f"loading {what}", total=total)
-        self._progress.update(self._bars[what], completed=done, total=total)
+            self._bars[what] = self._progress.add_task(f"loading {what}", total=total, amount="")
+        self._progress.update(self._bars[what], completed=done, total=total, amount=_amount(what, done, total))
+
+
+def _amount(what: str, done: int, total: int) -> str:
+    """Layers are counted, files are measured."""
+    return f"{done} of {total}" if what == LAYERS else f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
 
 
 def _with_home(command: str, home: Home) -> str:

@@ -18,7 +18,7 @@ def status_lines(status: Mapping[str, Any], tokens_per_s: Mapping[str, float] | 
     lines = [
         f"node      {status['name']}  {status['peer']}  (shoal {status['version']}, up {duration(status['uptime_s'])})",
         f"swarm     {swarm['name']} ({kind}; {role})",
-        f"network   {network['peers']} other peers; {_REACHABLE[network['reachable']]}",
+        f"network   {counted(network['peers'], 'other peer')}; {_REACHABLE[network['reachable']]}",
         f"device    {status['device']}",
     ]
     for model in maps_of(status["peers"]):
@@ -50,6 +50,10 @@ def _sessions(status: Mapping[str, Any]) -> list[str]:
     if len(sessions) > MAX_SESSIONS:
         lines.append(f"and {len(sessions) - MAX_SESSIONS} more")
     return lines
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

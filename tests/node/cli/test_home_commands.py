@@ -71,6 +71,14 @@ def test_a_node_whose_api_is_dead_is_told_with_its_log(shoal: Here, home: Path) 
     assert "node.log" in ran.complaint
 
 
+@pytest.mark.parametrize("command", [["up", "--gateway-only"], ["up", "--detach"], ["key"]], ids=" ".join)
+def test_a_home_that_cannot_be_is_told_in_one_line(shoal: Here, home: Path, command: list[str]) -> None:
+    home.write_text("a file")
+    ran = shoal(*command)
+    assert ran.code == 2
+    assert str(home) in ran.complaint
+
+
 def test_the_port_of_the_last_run_is_taken_again(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert last_port(home, "127.0.0.1") == 0
