@@ -4,14 +4,12 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from node.cli.shoal_process import Ran, run, spawn
+from node.cli.shoal_process import HERE, assert_free, begun, ended, run, spawn
 
 from shoal.node.local_swarm import LocalNode, start_node
 from shoal.swarm.home import Home
@@ -21,36 +19,7 @@ from shoal.swarm.membership import found_swarm
 from shoal.swarm.node_lock import running
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(240)]
-STOP_S = 30.0
-HERE = ["--host", "127.0.0.1", "--threads", "1", "--api-port", "0"]
 FAR_FUTURE = 4e9
-
-
-@pytest.fixture
-def folder() -> Path:
-    """Below the temporary folder by which the test's processes are known; short enough for sockets."""
-    return Path(tempfile.mkdtemp(dir=tempfile.gettempdir(), prefix="h-"))
-
-
-def begun(home: Path, stage: str, arguments: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """A `shoal up` that has just said this event."""
-    process = spawn(["up", "--json", "--home", str(home), "--name", "ana", *HERE, *arguments])
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["event"] == stage:
-            return process
-    raise AssertionError(f"it ended before {stage}: {process.communicate()[1]}")
-
-
-def ended(process: subprocess.Popen[str]) -> Ran:
-    out, err = process.communicate(timeout=STOP_S)
-    return Ran(process.returncode, out, err)
-
-
-def assert_free(home: Path) -> None:
-    """The lock is given back and no facts of a running node are left. Processes and sockets: `nothing_left_behind`."""
-    assert running(home / "node.lock") is None
-    assert not (home / "node.json").exists()
 
 
 def is_gone(pid: int) -> bool:
