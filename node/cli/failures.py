@@ -43,7 +43,7 @@ def tell(error: Exception, *, json: bool) -> int:
     if os.environ.get(DEBUG):
         traceback.print_exception(error, file=sys.stderr)
     output = Output(json)
-    output.event("error", message=message, type=type(error).__name__, exit_code=code)
+    output.event("error", message=message, type=type(cause_of(error)).__name__, exit_code=code)
     output.complain(message)
     return code
 
@@ -56,13 +56,20 @@ def described(error: BaseException) -> tuple[int, str]:
         case MemoryError():
             return 6, "there is not enough memory; try --max-memory or fewer --layers"
         case BaseExceptionGroup():
-            return described(error.exceptions[0])
+            return described(cause_of(error))
         case Exception() if isinstance(error, _USAGE_ERROR):
             hint = "" if _context_of(error) is None else f"; `{_context_of(error)} --help` shows how"
             return USAGE, one_line(error.format_message()).rstrip(".") + hint  # type: ignore[attr-defined]
         case _:
             what = one_line(f"{type(error).__name__}: {error}")
             return ERROR, f"this is a bug of shoal ({what}); `shoal --debug COMMAND` shows where, and please report it"
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What went wrong first, inside the groups that task groups make of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def one_line(text: str) -> str:
