@@ -8,7 +8,7 @@ import anyio
 import structlog
 
 from shoal.swarm import joining, membership_file
-from shoal.swarm.errors import ShoalError, Unavailable
+from shoal.swarm.errors import OutOfMemory, ShoalError, Unavailable, UsageError
 from shoal.swarm.membership import CERTIFICATE_TTL_S, read_certificate
 from shoal.swarm.membership_file import Membership
 from shoal.swarm.node_lock import clash, refuse_clash
@@ -137,6 +137,11 @@ class NodeLoops:
             tuple([*addresses, *kept][:KNOWN_BOOTSTRAP]),
             node.setup.revocations.encoded,
         )
-        if membership != self._saved:
-            self._saved = membership
+        if membership == self._saved:
+            return
+        try:
             membership_file.save(node.options.home.swarm, membership)
+        except (OutOfMemory, UsageError) as error:  # a full disk does not hinder serving; the next look tries again
+            log.warning("membership_not_saved", reason=str(error))
+            return
+        self._saved = membership
