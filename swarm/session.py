@@ -305,7 +305,14 @@ class Session:
         if worth_retrying and self._plan_tries < self.patience.plan_tries:
             yield from self._plan(self._gap_span, self.patience.plan_retry_s)
             return
-        yield from self._break(self._refusal or error)
+        yield from self._break(self._refusal or self._with_reason(error))
+
+    def _with_reason(self, error: ShoalError) -> ShoalError:
+        """The error with what became of the last peer that was lost: nobody is left because somebody failed."""
+        if not self._lost:
+            return error
+        peer, _, reason = self._lost[-1]
+        return type(error)(f"{error} ({peer} failed: {reason})")
 
     def _on_planned(self, chain: tuple[tuple[PeerId, Span], ...], now: float) -> Iterator[Effect]:
         if self.phase != "planning":
