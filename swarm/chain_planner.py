@@ -12,7 +12,7 @@ from .manifest import Manifest
 from .member_calls import MemberCalls
 from .pings import Pinger
 from .records import NodeRecord
-from .session import Plan
+from .session_events import Plan
 from .units import describe, missing, whole
 
 FIRST_PING_S = 0.7  # a peer that is slower than this to answer is planned for with a guess

@@ -15,172 +15,35 @@ from typing import Literal, assert_never
 from .compute import Choice
 from .errors import ModelNotServable, OutOfMemory, Refused, ShoalError, Unavailable, VersionMismatch
 from .identifiers import PeerId
-from .messages import FailureKind
+from .session_events import (
+    AdoptUpstream,
+    Broke,
+    CloseHop,
+    ConnectFirst,
+    Effect,
+    Emit,
+    Event,
+    FeedToken,
+    Finished,
+    HopFailed,
+    HopKey,
+    HopLost,
+    HopOpened,
+    OpenHop,
+    Plan,
+    PlanFailed,
+    Planned,
+    ProgressCame,
+    Repaired,
+    RewireHop,
+    SendProbe,
+    Ticked,
+    TokenCame,
+    WakeAt,
+)
 from .units import Span
 
 _TICK_SLACK_S = 1e-3  # a wake-up may come this much early
-HopKey = int  # one opening of one hop; a peer that is opened again gets a new key
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A chain for the span that `Plan` asked for, in order."""
-
-    hops: tuple[tuple[PeerId, Span], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanFailed:
-    error: ShoalError
-
-
-@dataclass(frozen=True, slots=True)
-class HopOpened:
-    hop: HopKey
-
-
-@dataclass(frozen=True, slots=True)
-class HopFailed:
-    """A hop said so itself, or blames another peer."""
-
-    hop: HopKey
-    kind: FailureKind
-    text: str
-    culprit: PeerId | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HopLost:
-    """The control stream of a hop broke, or it could not be reached."""
-
-    hop: HopKey
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCame:
-    position: int
-    choice: Choice
-
-
-@dataclass(frozen=True, slots=True)
-class ProgressCame:
-    hop: HopKey
-    held: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ticked:
-    """The time asked for by `WakeAt` has come."""
-
-
-Event = Planned | PlanFailed | HopOpened | HopFailed | HopLost | TokenCame | ProgressCame | Ticked
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """After `after_s` seconds, choose peers for `span`, between the neighbours that stay (None: the driver)."""
-
-    span: Span
-    exclude: frozenset[PeerId]
-    before: PeerId | None
-    after: PeerId | None
-    hops_left: int  # of the chain, for this span
-    after_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class OpenHop:
-    hop: HopKey
-    peer: PeerId
-    span: Span
-    upstream: PeerId | None  # None: the driver
-    downstream: HopKey | None
-
-
-@dataclass(frozen=True, slots=True)
-class CloseHop:
-    hop: HopKey
-
-
-@dataclass(frozen=True, slots=True)
-class AdoptUpstream:
-    hop: HopKey
-    upstream: PeerId | None
-
-
-@dataclass(frozen=True, slots=True)
-class RewireHop:
-    hop: HopKey
-    downstream: HopKey
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectFirst:
-    """Push from the driver into this hop from now on, and feed it everything from position 0."""
-
-    hop: HopKey
-
-
-@dataclass(frozen=True, slots=True)
-class FeedToken:
-    """Push the newest token, at index `start`."""
-
-    start: int
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendProbe:
-    hop: HopKey
-
-
-@dataclass(frozen=True, slots=True)
-class WakeAt:
-    when_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    choice: Choice
-
-
-@dataclass(frozen=True, slots=True)
-class Repaired:
-    """For the route: who was lost, why, for how long, and who stands in."""
-
-    peer: PeerId
-    span: Span
-    reason: str
-    pause_s: float
-    replaced_by: tuple[PeerId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Broke:
-    error: ShoalError
-
-
-Effect = (
-    Plan
-    | OpenHop
-    | CloseHop
-    | AdoptUpstream
-    | RewireHop
-    | ConnectFirst
-    | FeedToken
-    | SendProbe
-    | WakeAt
-    | Emit
-    | Repaired
-    | Finished
-    | Broke
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from shoal.swarm.manifest import Manifest, model_id
 from shoal.swarm.records import Hosted, NodeRecord
 from shoal.swarm.routing import plan_chain
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.session import Patience, Plan
+from shoal.swarm.session import Patience
+from shoal.swarm.session_events import Plan
 from shoal.swarm.simulated_compute import SimulatedCompute
 from shoal.swarm.simulated_model import SimulatedModel
 from shoal.swarm.simulated_peer import SWARM
