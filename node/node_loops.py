@@ -35,7 +35,7 @@ class NodeLoops:
         self._directory = node.directory
         self._report = report
         self._saved: Membership | None = None
-        self._revocations = node.setup.revocations.version
+        self._revocations = 0  # of the list that was acted on; what the start has learned is acted on at the first look
 
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
