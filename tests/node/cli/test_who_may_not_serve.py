@@ -50,6 +50,7 @@ def test_a_node_that_was_revoked_while_away_is_told_so_at_its_next_start(
         assert ran.code == 4, ran
         assert "revoked" in ran.complaint
         assert ran.events[-1]["exit_code"] == 4
+        assert "ready" not in {event["event"] for event in ran.events}
         assert_free(guest.home.root)
     assert peers_known_to(owner) == {owner.event("identified")["peer"]}
 
@@ -65,6 +66,7 @@ def test_a_copied_home_does_not_start_beside_the_node_it_was_copied_from(
     ran = ended(spawn(["up", "--json", "--gateway-only", "--home", str(copy), *HERE]))
     assert ran.code == 4, ran
     assert "identity" in ran.complaint
+    assert "ready" not in {event["event"] for event in ran.events}
     assert_free(copy)
     assert guest.process.poll() is None
     assert peers_known_to(guest) == peers_known_to(owner) == {peer, owner.event("identified")["peer"]}
