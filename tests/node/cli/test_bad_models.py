@@ -29,6 +29,10 @@ def model(sound: Path, folder: Path) -> Path:
     return Path(shutil.copytree(sound, folder / "tiny"))
 
 
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
 def overwrite_header(file: Path) -> None:
     file.write_bytes(bytes(200) + file.read_bytes()[200:])
 
@@ -39,41 +43,28 @@ def overwrite_numbers(file: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
 
 
-def assert_refused(model: Path, home: Path, words: str) -> None:
-    before = (model / WEIGHTS).read_bytes()
-    ran = run("up", str(model), "--json", "--home", str(home), *HERE)
-    assert ran.code == 2
-    assert words in ran.complaint
-    error = ran.events[-1]
-    assert (error["event"], error["type"], error["exit_code"]) == ("error", "UsageError", 2)
-    assert "ready" not in {event["event"] for event in ran.events}
-    assert_free(home)
-    assert (model / WEIGHTS).read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (truncate, f"{WEIGHTS} is truncated or corrupt: "),
         (overwrite_header, f"{WEIGHTS} is not a safetensors file or is corrupt"),
         (overwrite_numbers, "embed+0:4+head of tiny gives NaN or infinity in float32: its weights are corrupt"),
     ],
-    ids=["header", "numbers"],
+    ids=["truncated", "header", "numbers"],
 )
 def test_a_damaged_weight_file_ends_the_start_and_nothing_else(
     folder: Path, model: Path, damage: Callable[[Path], None], words: str
 ) -> None:
     damage(model / WEIGHTS)
-    assert_refused(model, folder / "home", words)
-
-
-def test_a_home_that_met_a_truncated_model_serves_the_mended_one(folder: Path, model: Path) -> None:
-    whole = (model / WEIGHTS).read_bytes()
-    (model / WEIGHTS).write_bytes(whole[:-1000])
-    assert_refused(model, folder / "home", f"{WEIGHTS} is truncated or corrupt: {len(whole) - 1000} bytes")
-    (model / WEIGHTS).write_bytes(whole)
-    process = begun(folder / "home", "ready", [str(model)])
-    process.send_signal(signal.SIGINT)
-    assert ended(process).code == 130
+    before = (model / WEIGHTS).read_bytes()
+    ran = run("up", str(model), "--json", "--home", str(folder / "home"), *HERE)
+    assert ran.code == 2
+    assert words in ran.complaint
+    error = ran.events[-1]
+    assert (error["event"], error["type"], error["exit_code"]) == ("error", "UsageError", 2)
+    assert "ready" not in {event["event"] for event in ran.events}
+    assert_free(folder / "home")
+    assert (model / WEIGHTS).read_bytes() == before
 
 
 def test_a_hub_without_the_model_or_with_other_bytes_is_told_so(folder: Path, sound: Path) -> None:
