@@ -46,6 +46,7 @@ async def wrong_shape(done: Done) -> Done:
 
 async def never(_: Done) -> Done:
     await anyio.sleep_forever()
+    raise AssertionError("for ever is over")
 
 
 class Spoiler:
@@ -57,6 +58,9 @@ class Spoiler:
         for node in nodes:
             (hosted,) = node.hosted
             monkeypatch.setattr(hosted.engine, "run", self._wrapped(node.transport.me, hosted.engine.run))
+
+    def begin(self, fault: Callable[[Done], Awaitable[Done]] | None) -> None:
+        self.spoil, self.victim = fault, None
 
     def _wrapped(self, peer: PeerId, run: Run) -> Run:
         async def spoiled(work: Work) -> Done:
@@ -87,7 +91,7 @@ async def test_a_node_that_answers_wrongly_or_never_costs_no_token(
         (hosted,) = back.hosted
         spoiler = Spoiler(running.nodes[1:], monkeypatch)
         for fault, words in ((nan, "bad_input: "), (wrong_shape, "bad_input: "), (never, "computes nothing")):
-            spoiler.spoil, spoiler.victim = fault, None
+            spoiler.begin(fault)
             with anyio.fail_after(30):
                 tokens, route = await generate(back, TokenRequest(hosted.model, PROMPT, NEW))
             (failover,) = route.failovers
@@ -112,12 +116,12 @@ async def test_without_another_holder_the_error_names_the_layers_the_peer_and_it
         back = await one_back(running, folder, fronts=1, monkeypatch=monkeypatch)
         (hosted,) = back.hosted
         spoiler = Spoiler(running.nodes[1:], monkeypatch)
-        spoiler.spoil = nan
+        spoiler.begin(nan)
         with anyio.fail_after(30), pytest.raises(ModelNotServable) as caught:
             await broken(TokenRequest(hosted.model, PROMPT, NEW))
         assert got == expected[: GOOD + 1]
         assert "embed, layers 0:2" in str(caught.value)
         assert f"{spoiler.victim} failed: bad_input: " in str(caught.value)
-        spoiler.spoil = None
+        spoiler.begin(None)
         tokens, _ = await generate(back, TokenRequest(hosted.model, PROMPT, NEW))
     assert tokens == expected
