@@ -62,6 +62,15 @@ def test_the_bare_command_shows_the_commands(shoal: Here) -> None:
         (["up", "--relay", "example.org"], "--relay"),
         (["up", "--announce", "example.org"], "--announce"),
         (["up", "--gateway-only", "--layers", "0:4"], "--gateway-only"),
+        (["up", "--layers", "foo"], "--layers"),
+        (["up", "--layers", "5:3"], "--layers"),
+        (["up", "--dtype", "int3"], "--dtype"),
+        (["up", "--device", "tpu"], "--device"),
+        (["up", "--max-memory", "foo"], "memory"),
+        (["up", "--max-memory", "200%"], "memory"),
+        (["up", "--host", "300.1.1.1"], "--host"),
+        (["up", "--host", "192.0.2.1"], "--host"),
+        (["join", "shoal1:x", "--layers", "foo"], "--layers"),
         (["join"], "invite"),
         (["generate"], "prompt"),
         (["generate", "hi", "--temperature", "-1"], "--temperature"),
@@ -77,6 +86,7 @@ def test_a_misused_command_is_told_in_one_line(shoal: Here, arguments: list[str]
     ran = shoal(*arguments)
     assert ran.code == 2
     assert words in ran.complaint
+    assert not shoal.home.exists()
 
 
 @pytest.mark.parametrize(
