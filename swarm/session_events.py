@@ -17,13 +17,15 @@ HopKey = int  # one opening of one hop; a peer that is opened again gets a new k
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A chain for the span that `Plan` asked for, in order."""
+    """A chain for the span that the `Plan` of this number asked for, in order."""
 
+    number: int
     hops: tuple[tuple[PeerId, Span], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PlanFailed:
+    number: int
     error: ShoalError
 
 
@@ -72,8 +74,12 @@ Event = Planned | PlanFailed | HopOpened | HopFailed | HopLost | TokenCame | Pro
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """After `after_s` seconds, choose peers for `span`, between the neighbours that stay (None: the driver)."""
+    """After `after_s` seconds, choose peers for `span`, between the neighbours that stay (None: the driver).
 
+    number: the answer bears it; a later `Plan` makes the answers to earlier ones worthless
+    """
+
+    number: int
     span: Span
     exclude: frozenset[PeerId]
     before: PeerId | None
@@ -117,10 +123,9 @@ class ConnectFirst:
 
 @dataclass(frozen=True, slots=True)
 class FeedToken:
-    """Push the newest token, at index `start`."""
+    """Push all tokens before index `stop` that were not pushed yet."""
 
-    start: int
-    id: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)

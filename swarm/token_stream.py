@@ -12,18 +12,18 @@ from shoal.compression.errors import MalformedPayload
 from . import session_events as events
 from .chain_plan import ChainPlanner, PlannedHop
 from .compute import Choice, Compute, Work
+from .driver_push import DriverPush
 from .errors import BadActivation, ShoalError
 from .feeder import Feeder
 from .generation import Failover, FinishReason, Route, RouteHop, TokenRequest
 from .handshake import Gate
-from .hop import open_push
 from .hop_link import HopLink, LinkAddress
 from .identifiers import PeerId, SessionId
 from .kept_outputs import without_held
 from .manifest import Manifest
 from .messages import Adopt, Feed, Open, Output, Probe, Rewire, Timing, Token
 from .session import Session
-from .transport import Stream, Transport
+from .transport import Transport
 from .units import describe, has_head
 
 
@@ -91,7 +91,6 @@ class DriverStream:
         self._transport = transport
         self._gate = gate
         self._planner = planner
-        self._feeder = feeder
         self._head = head
         self._clock = clock
         self._dtype = dtype
@@ -100,9 +99,7 @@ class DriverStream:
         self._closed: list[HopLink] = []
         self._tallies: dict[events.HopKey, _Tally] = {}
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
-        self._push: Stream | None = None
-        self._feeding = anyio.CancelScope()
-        self._fed_once = False
+        self._push = DriverPush(transport, gate, feeder, session.ids, self._post)
         self._events_in, self._events = anyio.create_memory_object_stream[events.Event](math.inf)
         self._choices_in, self._choices = anyio.create_memory_object_stream[Choice | ShoalError](math.inf)
         self._outputs_in, self._outputs = anyio.create_memory_object_stream[tuple[events.HopKey, Output]](math.inf)
@@ -148,8 +145,8 @@ class DriverStream:
         """returns: whether the session is over"""
         for effect in effects:
             match effect:
-                case events.FeedToken(start, token):
-                    await self._feed_token(start, token)
+                case events.FeedToken(stop):
+                    self._push.feed(stop)
                 case events.Emit(choice):
                     if not self.route.first_token_s:
                         self.route.first_token_s = self._clock() - self._began_s
@@ -170,9 +167,7 @@ class DriverStream:
                     below = self._links[downstream].at
                     await self._links[key].tell(Rewire(below.peer, below.session, below.addresses))
                 case events.ConnectFirst(key):
-                    self._feeding.cancel()
-                    self._feeding = anyio.CancelScope()
-                    tasks.start_soon(self._feed_all, self._links[key], self._feeding)
+                    self._push.connect(self._links[key].at, tasks)
                 case events.Repaired():
                     self._planner.blame(effect.peer)
                     layers = describe(effect.span, self._manifest.layers)
@@ -198,12 +193,12 @@ class DriverStream:
             await anyio.sleep(effect.after_s)
             plan = await self._planner.plan(self._request, effect, self._dtype)
         except ShoalError as error:
-            self._post(events.PlanFailed(error))
+            self._post(events.PlanFailed(effect.number, error))
             return
         self._dtype = plan.dtype
         for hop in plan.hops:
             self._planned[hop.peer, hop.span.start, hop.span.stop] = hop
-        self._post(events.Planned(tuple((hop.peer, hop.span) for hop in plan.hops)))
+        self._post(events.Planned(effect.number, tuple((hop.peer, hop.span) for hop in plan.hops)))
 
     def _open_hop(self, effect: events.OpenHop, tasks: TaskGroup) -> None:
         planned = self._planned[effect.peer, effect.span.start, effect.span.stop]
@@ -243,32 +238,12 @@ class DriverStream:
             self._closed.append(link)
             tasks.start_soon(link.close)
 
-    async def _feed_all(self, link: HopLink, scope: anyio.CancelScope) -> None:
-        with scope:
-            replay, self._fed_once = self._fed_once, True
-            try:
-                at = link.at
-                if self._push is not None:
-                    self._push.abort()
-                self._push = await open_push(self._transport, self._gate, at.peer, at.addresses, at.session)
-                await self._feeder.feed_all(self._push, tuple(self._session.ids), replay)
-            except ShoalError as error:
-                self._post(events.HopLost(link.at.key, str(error)))
-
-    async def _feed_token(self, start: int, token: int) -> None:
-        if self._push is None:
-            return
-        try:
-            await self._feeder.feed_token(self._push, start, token)
-        except ShoalError as error:
-            if self._session.hops:
-                self._post(events.HopLost(self._session.hops[0].key, str(error)))
-
     # Results
 
     def _take_result(self, key: events.HopKey, result: Token | Output) -> None:
         """Check what the last hop says before the session believes it."""
-        if not self._session.hops or self._session.hops[-1].key != key:
+        last = self._session.hops[-1] if self._session.hops else None
+        if last is None or last.key != key or last.span.stop != self._session.span.stop:
             fault: str | None = "a result from a hop that is not the last"
         elif isinstance(result, Output):
             fault = None if self._head is not None else "hidden states for a driver without a head"
