@@ -34,6 +34,21 @@ def interrupt(process: subprocess.Popen[str], home: Path) -> None:
     assert_free(home)
 
 
+def signalled_at_import(folder: Path, module: str, number: signal.Signals) -> tuple[int, list[str]]:
+    """The exit code of a `shoal up` that gets the signal when it has imported the module, and what it said."""
+    process = spawn(["up", "--json", "--home", str(folder / "home"), *HERE], **{IMPORTS: "1"})
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.rpartition("|")[2].strip() == module:
+            break
+    else:
+        pytest.fail(f"{module} is not imported any more: choose another moment")
+    process.send_signal(number)
+    ran = ended(process)
+    assert_free(folder / "home")
+    return ran.code, [line for line in ran.err.splitlines() if not line.startswith("import time:")]
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -46,18 +61,12 @@ def interrupt(process: subprocess.Popen[str], home: Path) -> None:
     ],
 )
 def test_ctrl_c_while_a_module_is_imported(folder: Path, module: str) -> None:
-    process = spawn(["up", "--json", "--home", str(folder / "home"), *HERE], **{IMPORTS: "1"})
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.rpartition("|")[2].strip() == module:
-            break
-    else:
-        pytest.fail(f"{module} is not imported any more: choose another moment")
-    process.send_signal(signal.SIGINT)
-    ran = ended(process)
-    assert ran.code == 130
-    assert [line for line in ran.err.splitlines() if not line.startswith("import time:")] == []
-    assert_free(folder / "home")
+    assert signalled_at_import(folder, module, signal.SIGINT) == (130, [])
+
+
+@pytest.mark.parametrize("module", ["shoal.node.cli.failures", "typer.main", "shoal.swarm.identity"])
+def test_sigterm_while_a_module_is_imported_is_a_clean_stop(folder: Path, module: str) -> None:
+    assert signalled_at_import(folder, module, signal.SIGTERM) == (0, [])
 
 
 def has_socket(_: Home) -> bool:
