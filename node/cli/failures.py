@@ -4,12 +4,12 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import typer
 
-from shoal.swarm.errors import ShoalError
+from shoal.swarm.errors import ShoalError, UsageError
 
 from .output import Output
 
@@ -43,7 +43,8 @@ def tell(error: Exception, *, json: bool) -> int:
     if os.environ.get(DEBUG):
         traceback.print_exception(error, file=sys.stderr)
     output = Output(json)
-    output.event("error", message=message, type=type(cause_of(error)).__name__, exit_code=code)
+    with suppress(OSError):  # whoever read our output has gone, or the disk is full: the exit code still tells
+        output.event("error", message=message, type=kind_of(error), exit_code=code)
     output.complain(message)
     return code
 
@@ -70,6 +71,12 @@ def cause_of(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def kind_of(error: BaseException) -> str:
+    """The error's name for programs; every misuse of the command line is a UsageError, whatever click calls it."""
+    cause = cause_of(error)
+    return UsageError.__name__ if isinstance(cause, _USAGE_ERROR) else type(cause).__name__
 
 
 def one_line(text: str) -> str:

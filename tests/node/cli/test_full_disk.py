@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from node.cli.shoal_process import HERE, assert_free, begun, ended, environment
+from node.cli.shoal_process import HERE, Ran, assert_free, begun, ended, environment, spawn
 from node.hub_server import Hub, running_hub
 from node.tiny_models import make_model, save_model
 
@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.network, pytest.mark.timeout(240)]
 DISK = "20m"  # SPARE_BYTES and the tiny model just fit
 STALL_AFTER = 100_000  # bytes of the weights
 PAGE = 4096
+SEMAPHORE = 64  # bytes that one of Python's takes at most, in a file
 LIMIT = 300_000  # bytes of any file
 WITH_SMALL_FILES = (
     f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT}, resource.RLIM_INFINITY));"
@@ -63,6 +64,35 @@ def fill(disk: Path, log: Path) -> None:
     assert shutil.disk_usage(disk).free == 0
     with log.open("ab") as file:
         file.write(b"\n" * (PAGE - log.stat().st_size % PAGE))
+
+
+def starting_with_no_room(arguments: list[str], home: Path) -> Ran:
+    """`shoal up` with room for a semaphore in each file, and for no key and no line of a log."""
+    no_room = WITH_SMALL_FILES.replace(str(LIMIT), str(SEMAPHORE))
+    command = [sys.executable, "-c", no_room, *arguments, "--json", "--home", str(home), *HERE]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment(), timeout=60, check=False
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_start_in_the_background_with_no_room_is_told_as_in_the_foreground(folder: Path) -> None:
+    here = starting_with_no_room(["up"], folder / "home")
+    behind = starting_with_no_room(["up", "--detach"], folder / "home")
+    assert here.code == behind.code == 2
+    assert here.complaint == behind.complaint
+    assert "identity.key" in here.complaint
+    assert behind.events[-1]["exit_code"] == 2
+    assert_free(folder / "home")
+
+
+def test_a_start_in_the_background_on_a_full_disk_ends_with_6(small_disk: Path) -> None:
+    with (small_disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(PAGE))
+    ran = ended(spawn(["up", "--detach", "--home", str(small_disk / "home"), *HERE]))
+    assert ran.code == 6
+    assert "the disk is full" in ran.complaint
 
 
 def part_of(home: Path) -> Path:

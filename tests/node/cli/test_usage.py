@@ -89,6 +89,12 @@ def test_a_misused_command_is_told_in_one_line(shoal: Here, arguments: list[str]
     assert not shoal.home.exists()
 
 
+@pytest.mark.parametrize("arguments", [["up", "--bogus"], ["nonsense"], ["up", "--port", "x"], ["up", "--host", "x"]])
+def test_every_misuse_has_the_same_type_in_json(shoal: Here, arguments: list[str]) -> None:
+    ran = shoal(*arguments, "--json")
+    assert [(event["type"], event["exit_code"]) for event in ran.events] == [("UsageError", 2)]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["status"], ["peers"], ["peers", "revoke", "ana"], ["invite"], ["invite", "list"], ["down"], ["generate", "hi"],
