@@ -12,9 +12,9 @@ from shoal.swarm.home import Home
 from shoal.swarm.transports.p2pd import NetworkOptions, refuse_port_in_use
 from shoal.swarm.units import check_syntax
 
+from .last_name import MAX_NAME_LENGTH, is_name, last_name
 from .last_port import last_port
 
-MAX_NAME_LENGTH = 56  # "NAME's swarm" has to fit too
 _SOME_BYTES = 1 << 40  # for the syntax of a share of the memory any amount will do
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/\S+")
@@ -29,8 +29,8 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
     for address in settings.relay:
         if not _ADDRESS.fullmatch(address) or "/p2p/" not in address:
             raise UsageError(f"--relay takes a multiaddr that ends in /p2p/ and a PeerID, not {address!r}")
-    name = settings.name or platform.node().split(".")[0] or "node"
-    if not name.isprintable() or len(name) > MAX_NAME_LENGTH or not name.strip():
+    name = settings.name or last_name(home) or platform.node().split(".")[0] or "node"
+    if not is_name(name):
         raise UsageError(f"--name takes 1 to {MAX_NAME_LENGTH} printable characters")
     if settings.swarm_name and not settings.swarm_name.isprintable():
         raise UsageError("--swarm-name takes printable characters only")
