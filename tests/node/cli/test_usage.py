@@ -1,9 +1,11 @@
 """Help, usage errors, exit codes and the cost of a start, with no node anywhere."""
 
+import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from node.cli.shoal_process import Here, Ran
@@ -87,6 +89,21 @@ def test_a_misused_command_is_told_in_one_line(shoal: Here, arguments: list[str]
     assert ran.code == 2
     assert words in ran.complaint
     assert not shoal.home.exists()
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_a_prompt_that_is_not_utf_8_is_called_so(tmp_path: Path, locale: str) -> None:
+    environment = {**os.environ, "LC_ALL": locale, "SHOAL_HOME": str(tmp_path)}
+    for arguments in ([b"-"], [b"caf\xe9"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "shoal", "generate", *arguments],
+            input=b"caf\xe9",
+            capture_output=True,
+            env=environment,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (2, b"shoal: the prompt is not valid UTF-8\n")
 
 
 @pytest.mark.parametrize("arguments", [["up", "--bogus"], ["nonsense"], ["up", "--port", "x"], ["up", "--host", "x"]])
