@@ -139,10 +139,11 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         await node.loops.announce()
         stack.push_async_callback(node.loops.withdraw)
         tasks.start_soon(node.loops.run)
-        line = None
+        line, until = None, None
         if node.invites is not None:
-            line = node.invites.create(node.full_addresses, _now())
-        report(Ready(api, line, anyio.current_time() - began_s))
+            line = node.invites.standing(node.full_addresses, _now())
+            until = read_invite(line, _now()).expires_at
+        report(Ready(api, line, anyio.current_time() - began_s, until))
         try:
             yield node
         finally:

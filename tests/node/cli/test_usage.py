@@ -82,6 +82,8 @@ def test_the_bare_command_shows_the_commands(shoal: Here) -> None:
         (["generate", ""], "empty"),
         (["invite", "--ttl", "soon"], "--ttl"),
         (["invite", "--ttl", "400d"], "--ttl"),
+        (["invite", "--ttl", "5"], "--ttl"),
+        (["invite", "--ttl", "0s"], "--ttl"),
     ],
 )
 def test_a_misused_command_is_told_in_one_line(shoal: Here, arguments: list[str], words: str) -> None:

@@ -1,11 +1,16 @@
 """What status, peers and routes look like as text; pure functions."""
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from node.cli.shoal_process import Here
 
 from shoal import Failover, Result, Route, RouteHop, Usage
+from shoal.node.cli.check import Finding
 from shoal.node.cli.layer_map import Holding, ModelMap, draw, maps_of
+from shoal.node.cli.moments import moment, seconds
 from shoal.node.cli.output import Output
 from shoal.node.cli.route_view import route_lines
 from shoal.node.cli.status_view import duration, status_lines
@@ -161,3 +166,25 @@ def test_a_route_tells_hops_and_failovers() -> None:
     text = "\n".join(route_lines(result))
     for words in ("5 tokens in, 20 out (length)", "10.0 tokens/s", "embed+0:4", "2.5", "after 0.25 s", "seed 7"):
         assert words in text
+
+
+@pytest.fixture
+def nepal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "NPT-5:45")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("nepal")
+def test_times_are_read_with_their_unit_and_told_to_the_second() -> None:
+    assert [seconds("--ttl", text) for text in ("90s", "30m", "1.5h", "7d")] == [90, 1800, 5400, 604800]
+    assert moment(1_800_000_005.0) == "2027-01-15 13:45:05 NPT"
+
+
+def test_the_summary_of_the_doctor_is_data_too(shoal: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.node.cli.check.made", lambda name, _: Finding(name, "ok", "fine"))
+    ran = shoal("doctor")
+    assert ran.out.splitlines()[-1] == "All is well."
+    assert ran.err == ""
