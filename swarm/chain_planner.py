@@ -47,14 +47,18 @@ class DirectoryPlanner:
 
     async def plan(self, request: TokenRequest, wanted: Plan, dtype: str | None) -> ChainPlan:
         known = self._lookup.book.holders(request.model, self._wall_clock())
+        need_tokens = len(request.ids) + request.max_new_tokens
         try:  # a look-up may wait for peers that have just died
-            return await self._choose(known, request, wanted, dtype)
+            return await self._choose(known, request, wanted, dtype, need_tokens)
         except (ModelNotServable, OutOfMemory):
             records = await self._lookup.holders(request.model)
-            return await self._choose(records, request, wanted, dtype)
+        try:
+            return await self._choose(records, request, wanted, dtype, need_tokens)
+        except OutOfMemory:  # by records that are some seconds old: the hops themselves know better
+            return await self._choose(records, request, wanted, dtype, 0)
 
     async def _choose(
-        self, records: list[NodeRecord], request: TokenRequest, wanted: Plan, dtype: str | None
+        self, records: list[NodeRecord], request: TokenRequest, wanted: Plan, dtype: str | None, need_tokens: int
     ) -> ChainPlan:
         await self._pinger.measure_unknown(records, FIRST_PING_S)
         chain = routing.plan_chain(
@@ -67,7 +71,7 @@ class DirectoryPlanner:
             exclude=wanted.exclude,
             trust=request.trust,
             max_hops=wanted.hops_left,
-            need_tokens=len(request.ids) + request.max_new_tokens,
+            need_tokens=need_tokens,
             penalties_ms=self._penalties(),
             first_from=wanted.before,
             last_to=wanted.after,
