@@ -14,9 +14,9 @@ from .errors import MalformedPayload
 from .kv_chunk import ParsedChunk
 from .kv_profile import ESCAPE, KvProfile
 from .kv_symbols import as_numbers, split_thirds
-from .rans import decode_streams, encode_streams
+from .rans import decode_streams, encode_streams, lanes_for
 
-REFINEMENT_LANES = 16
+PLACES_PER_LANE = 8192
 COARSE_ZERO = 20
 COARSE_ESCAPE = 2 * COARSE_ZERO + 1
 
@@ -48,7 +48,8 @@ def refinement_stream(
     """The places of one chunk, but for those of escaped numbers."""
     told = coarse != COARSE_ESCAPE
     rows = places[told][None], contexts[told]
-    return encode_streams(*rows, profile.fine_table, REFINEMENT_LANES, accelerate)[0]
+    lanes = lanes_for(len(coarse), PLACES_PER_LANE)
+    return encode_streams(*rows, profile.fine_table, lanes, accelerate)[0]
 
 
 def with_refinement(base: bytes, stream: bytes) -> bytes:
@@ -77,9 +78,9 @@ def refined_numbers(
         raise MalformedPayload("the refinement of another base")
     narrow = base[told].astype(np.int16)
     stream = reader.take(reader.left)
-    (places,) = decode_streams(
-        [stream], _place_contexts(narrow, contexts[told]), profile.fine_table, REFINEMENT_LANES, accelerate
-    )
+    lanes = lanes_for(len(base), PLACES_PER_LANE)
+    place_contexts = _place_contexts(narrow, contexts[told])
+    (places,) = decode_streams([stream], place_contexts, profile.fine_table, lanes, accelerate)
     outward = places.astype(np.int64) - 1
     numbers = 3 * base
     numbers[told] += np.where(narrow < 0, -outward, outward)

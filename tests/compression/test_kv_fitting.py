@@ -18,18 +18,18 @@ def centred(groups: int) -> np.ndarray:
         offsets = made.offsets.reshape(LAYERS, 1, HEADS, WIDTH)
         keys = unrotated(drawn, FREQUENCIES, offsets).reshape(LAYERS, -1, CHANNELS)
         rows.append(np.stack([keys, drawn.values.reshape(LAYERS, -1, CHANNELS)]))
-    return np.concatenate(rows, axis=2) - made.means[:, :, None]
+    return np.concatenate(rows, axis=2) - made.means.swapaxes(0, 1)[:, :, None]
 
 
 def test_components_are_uncorrelated_and_spread_as_the_profile_says() -> None:
     made = profile(1)
-    components = centred(1) @ made.forward_matrices[:, :, 0]
+    components = centred(1) @ made.forward_matrices.swapaxes(0, 1)[:, :, 0]
     for kind in range(2):
         for layer in range(LAYERS):
             covariance = np.cov(components[kind, layer].T)
             spreads = np.sqrt(np.diag(covariance))
             assert np.abs(covariance / np.outer(spreads, spreads) - np.eye(CHANNELS)).max() < 0.05
-            assert np.abs(4 * np.log2(spreads) - made.spreads[kind, layer]).max() < 0.6
+            assert np.abs(4 * np.log2(spreads) - made.spreads[layer, kind]).max() < 0.6
 
 
 def test_an_error_in_the_components_costs_what_the_sensitivity_says() -> None:
@@ -40,7 +40,7 @@ def test_an_error_in_the_components_costs_what_the_sensitivity_says() -> None:
     for kind in range(2):
         error = random.normal(size=(50, CHANNELS))
         weighted = np.einsum("tc,cd,td->t", error, matrices[kind, 1], error)
-        moved = ((error @ made.forward_matrices[kind, 1, 0]) ** 2).sum(axis=1) / SCALE**2
+        moved = ((error @ made.forward_matrices[1, kind, 0]) ** 2).sum(axis=1) / SCALE**2
         assert np.allclose(moved, weighted, rtol=0.1, atol=0.05 * weighted.mean())
 
 
@@ -61,7 +61,7 @@ def test_every_table_can_code_zero_and_the_escape_and_is_symmetric() -> None:
 
 def test_rotation_keeps_lengths_and_is_undone_by_turning_back() -> None:
     heads = np.random.default_rng(0).normal(size=(2, 30, 2, 16)).astype(np.float32)
-    cosines, sines = rotation(FREQUENCIES[:5], np.arange(7, 37))
+    cosines, sines = rotation(FREQUENCIES[:5], 7, 30)
     turned = rotate(heads, cosines, sines)
     assert np.allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(heads, axis=-1), rtol=1e-5)
     assert np.array_equal(turned[..., 10:], heads[..., 10:])
