@@ -43,6 +43,7 @@ def start_detached(home: Home, invite: str | None, output: Output) -> None:
         process = _spawn(sink, invite)
     assert process.stdout is not None
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
         with process.stdout as events:  # closed in the end: the node says nothing more to anybody
             _follow(process, events, path, StartScreen(output, home, _words(home, process.pid)))
     except BaseException:
@@ -64,6 +65,7 @@ def _log_file(path: Path) -> IO[bytes]:
 def _spawn(sink: IO[bytes], invite: str | None) -> subprocess.Popen[bytes]:
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--detach", "-d", "--json")]
     from_stdin = "-" in arguments
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # until the caller knows the process
     process = subprocess.Popen(  # noqa: S603  our own command line
         [sys.executable, "-m", "shoal", *arguments, "--json"],
         stdin=subprocess.PIPE if from_stdin else subprocess.DEVNULL,

@@ -15,6 +15,7 @@ def run() -> None:
     try:
         if next((word for word in sys.argv[1:] if not word.startswith("-")), "") in STARTS_A_NODE:
             _stop_in_order()
+        _hear_signals()
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -35,6 +36,13 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(result, int):  # of typer.Exit
             outcome.code = result
     return outcome.code
+
+
+def _hear_signals() -> None:
+    """Whoever started us may have held them back until we were known to it."""
+    import signal
+
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
 def _stop_in_order() -> None:
