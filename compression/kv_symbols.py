@@ -8,6 +8,7 @@ order of tensor, token, channel.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -51,14 +52,15 @@ class SymbolPlan:
 
     steps: StepPlan
     contexts: npt.NDArray[np.uint16]
-    limits_stc: Floats
+    limits_stc: npt.NDArray[np.uint8]
     steps_t: Floats
 
-    @classmethod
-    def of(cls, profile: KvProfile, plan: StepPlan) -> "SymbolPlan":
-        contexts = profile.contexts(plan.token_quarters)
-        limits = profile.limits.astype(np.float32)[contexts]
-        return cls(plan, contexts.ravel(), limits.reshape(profile.tensors, plan.tokens, -1), plan.steps)
+
+@lru_cache(maxsize=4)
+def symbol_plan(profile: KvProfile, plan: StepPlan) -> SymbolPlan:
+    contexts = profile.contexts(plan.token_quarters)
+    limits = profile.limits[contexts].reshape(profile.tensors, plan.tokens, -1)
+    return SymbolPlan(plan, contexts.ravel(), limits, plan.steps)
 
 
 def to_symbols(
@@ -96,7 +98,7 @@ def to_symbols(
 
 
 def _quantise(
-    rows: Floats, scales_t: Floats, limits_tc: Floats, out_btc: Symbols, accelerate: bool | None
+    rows: Floats, scales_t: Floats, limits_tc: npt.NDArray[np.uint8], out_btc: Symbols, accelerate: bool | None
 ) -> tuple[Numbers, Numbers]:
     """Rows and channels of the escapes."""
     if wants_numba(accelerate):
@@ -110,7 +112,7 @@ def _quantise(
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = rows.reshape(out_btc.shape) * scales_t[:, None]
         np.rint(scaled, out=scaled)
-        outside = ~(np.abs(scaled) <= limits_tc)
+        outside = ~(np.abs(scaled) <= limits_tc.astype(np.float32))
     places = np.flatnonzero(outside)
     scaled += np.float32(ZERO)
     scaled.ravel()[places] = ESCAPE

@@ -26,6 +26,9 @@ def calibrate(
     joint: Annotated[
         bool | None, typer.Option(help="One transform for all heads of a layer; else by its width.")
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="One transform for keys and values: smaller caches, slower to code.")
+    ] = False,
     backward: Annotated[bool, typer.Option(help="Learn from gradients; without, from forward passes alone.")] = True,
     json: JsonFlag = False,
 ) -> None:
@@ -33,7 +36,7 @@ def calibrate(
     from shoal.node.kv_calibration import calibrate_files
 
     output = Output(json)
-    profile = calibrate_files(model, texts, documents, tokens, joint=joint, backward=backward)
+    profile = calibrate_files(model, texts, documents, tokens, joint=joint, together=together, backward=backward)
     out.write_bytes(profile.packed)
     output.event("kv_profile", path=str(out), digest=profile.digest.hex(), payload_bytes=len(profile.packed))
     output.line(f"{out}  {len(profile.packed)} bytes  {profile.digest.hex()}")
