@@ -44,9 +44,11 @@ def unpack_bits(reader: ByteReader, count: int) -> npt.NDArray[np.uint8]:
 
 def pack_uniform(values: npt.NDArray[np.integer], width: int) -> bytes:
     """All fields of one width of 1 to 32 bits."""
-    kind = np.uint16 if width <= 16 else np.uint32
-    shifts = np.arange(width - 1, -1, -1, dtype=kind)
-    return np.packbits((values.astype(kind)[:, None] >> shifts) & kind(1)).tobytes()
+    if width > 16:
+        wide = values.astype(np.uint32)[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint32)
+        return np.packbits((wide & np.uint32(1)).astype(np.uint8)).tobytes()
+    shifts = np.arange(width - 1, -1, -1, dtype=np.uint16)
+    return np.packbits((values.astype(np.uint16)[:, None] >> shifts) & np.uint16(1)).tobytes()
 
 
 def unpack_uniform(reader: ByteReader, count: int, width: int) -> npt.NDArray[np.int64]:
