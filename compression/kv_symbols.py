@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .acceleration import wants_numba
 from .kv_block import KvBlock, KvShape, Stored
 from .kv_escapes import Escapes
-from .kv_profile import ESCAPE, LARGEST_SYMBOL, ZERO, Floats, KvProfile
+from .kv_profile import ESCAPE, ZERO, Floats, KvProfile
 from .kv_transform import LayerTransform, window_chunks
 
 FINE_QUARTERS = 5
@@ -174,14 +174,3 @@ def _dequantise(
     shaped *= steps_t[:, None]
     used = np.flatnonzero((numbers_btc != zero).any(axis=(0, 1)))
     return int((used % group_width).max(initial=-1)) + 1
-
-
-def split_thirds(numbers: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
-    """number = 3 * base + place with place in -1..1."""
-    base = (numbers + 1) // 3
-    return base, numbers - 3 * base
-
-
-def as_numbers(symbols: Symbols) -> npt.NDArray[np.int16]:
-    """Symbols but the escape as whole numbers of steps."""
-    return symbols.astype(np.int16) - np.int16(LARGEST_SYMBOL)
