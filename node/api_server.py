@@ -2,8 +2,8 @@
 
 import errno
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 import uvicorn
@@ -25,10 +25,9 @@ class _QuietServer(uvicorn.Server):
     def install_signal_handlers(self) -> None:
         return
 
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        import contextlib
-
-        return contextlib.nullcontext()
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
 
 
 def bind(host: str, port: int | None) -> socket.socket:

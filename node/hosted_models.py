@@ -13,7 +13,6 @@ from shoal.swarm.manifest import Manifest
 from shoal.swarm.records import Hosted
 from shoal.swarm.units import Span, describe
 
-
 if TYPE_CHECKING:
     from .engine import Engine  # torch
 

@@ -48,7 +48,7 @@ class NodeLocalParts:
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
         self._loaded: dict[tuple[ModelId, int], tuple[SplitCompute, str]] = {}
-        self._engines: list["Engine"] = []
+        self._engines: list[Engine] = []
         self._lock = anyio.Lock()
 
     async def load(self, model: ModelId, local_layers: int) -> tuple[Compute, str]:

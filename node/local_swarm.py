@@ -1,4 +1,4 @@
-"""Several real nodes on this machine's loopback, each a process with a home of its own: for the quickstart, the tests and the
+"""Several real nodes on this machine's loopback, each a process with a home of its own: for the quickstart, tests and
 benchmarks. Synchronous on purpose: its users are scripts.
 """
 
@@ -50,7 +50,7 @@ class LocalNode:
         """The last event of this name. raises: KeyError"""
         for event in reversed(self.events):
             if event["event"] == name:
-                return event
+                return dict(event)
         raise KeyError(f"{self.name} has not said {name}")
 
     @property
@@ -87,7 +87,7 @@ class LocalNode:
                 self.process.wait(STOP_S)
                 raise NodeDidNotStart(f"{self.name} ended with {self.process.returncode}: {self._last_words(event)}")
             if event["event"] == name:
-                return event
+                return dict(event)
 
     def _last_words(self, event: dict[str, Any] | None) -> str:
         return str(event["message"]) if event and "message" in event else " / ".join(self.errors[-5:])
@@ -126,7 +126,7 @@ def start_node(
     home = Home(folder / name)
     command = [sys.executable, "-m", "shoal", *(["join", invite] if invite else ["up"]), *arguments]
     command += ["--home", str(home.root), "--name", name, "--host", "127.0.0.1", "--threads", "1", "--json"]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603  our own command
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

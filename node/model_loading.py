@@ -22,25 +22,30 @@ KV_MAX_TOKENS = 65536
 
 def warm_imports() -> None:
     """The seconds of importing torch, spent while the network comes up."""
-    from . import shard  # noqa: F401
+    from . import engine  # noqa: F401
+    from .transformers_imports import import_quickly
+
+    import_quickly("transformers.modeling_layers")
 
 
 def load_hosted(
     options: NodeOptions, records: Sequence[NodeRecord], me: PeerId, report: Callable[[NodeEvent], None]
 ) -> HostedModel:
     """raises: UsageError, OutOfMemory, Unavailable"""
+    from .model_source import resolve
+
+    assert options.model is not None
+    model = resolve(options.model, options.home.cache)  # first: what cannot be is told without waiting for torch
+    manifest = model.manifest
+
     import torch
 
     from .engine import Engine
     from .memory_budget import available_bytes, kv_bytes_per_token, unit_sizes
-    from .model_source import resolve
     from .shard import Shard, choose_device, choose_dtype
 
-    assert options.model is not None
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = resolve(options.model, options.home.cache)
-    manifest = model.manifest
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, manifest, device)
     kv_tokens = min(KV_CONTEXTS * manifest.max_context, KV_MAX_TOKENS)
@@ -50,7 +55,7 @@ def load_hosted(
         kv_bytes=kv_tokens * kv_bytes_per_token(model, dtype),
     )
     if options.layers is None:
-        placement = choose_span(records, model.model_id, budget, random.Random(me), me)
+        placement = choose_span(records, model.model_id, budget, random.Random(me), me, dtype)
     else:
         try:
             placement = Placement(parse(options.layers, manifest.layers), "as asked for with --layers")

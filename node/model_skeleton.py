@@ -4,6 +4,7 @@ Parameters are born on the meta device, so a skeleton of any size costs no memor
 embedding scales) are computed for real, because no checkpoint holds them.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .transformers_imports import Untyped, causal_model_class, import_quickly
 
 ATTENTION = "shoal"  # the name under which `attention.attend` is registered
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
+_one_builder = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +38,28 @@ class Skeleton:
 
 @contextmanager
 def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
-    """Modules made inside have real buffers and parameters of `dtype` without memory, not initialised."""
-    register = nn.Module.register_parameter
+    """Modules made inside have real buffers and parameters of `dtype` without memory, not initialised.
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta":
-            kind = dtype if parameter.is_floating_point() else parameter.dtype
-            parameter = nn.Parameter(torch.empty_like(parameter, device="meta", dtype=kind), requires_grad=False)
-        register(module, name, parameter)
+    The change to torch is process-wide by nature, so one thread builds at a time; what other threads register
+    meanwhile (weights that they load) stays as it is.
+    """
+    builder = threading.get_ident()
+    with _one_builder:
+        register = nn.Module.register_parameter
 
-    nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
-    try:
-        with import_quickly("transformers.initialization").no_init_weights():
-            yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+            ours = threading.get_ident() == builder
+            if ours and parameter is not None and parameter.device.type != "meta":
+                kind = dtype if parameter.is_floating_point() else parameter.dtype
+                parameter = nn.Parameter(torch.empty_like(parameter, device="meta", dtype=kind), requires_grad=False)
+            register(module, name, parameter)
+
+        nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
+        try:
+            with import_quickly("transformers.initialization").no_init_weights():
+                yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def build_skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> Skeleton:

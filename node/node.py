@@ -1,7 +1,7 @@
 """A volunteer's node: everything put together, in the order in which a start needs it.
 
-`run_node` starts the daemon and the imports of the tensor library side by side, enters the swarm, loads the layers that are
-needed, and serves until it is told to stop. Whatever goes wrong, the daemon is stopped and the lock is given back.
+`run_node` starts the daemon and the imports of the tensor library side by side, enters the swarm, loads the layers that
+are needed, and serves until it is told to stop. Whatever goes wrong, the daemon is stopped and the lock is given back.
 """
 
 import os
@@ -15,13 +15,14 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 import shoal
 from shoal.swarm.blobs import serve_blobs
 from shoal.swarm.chain_planner import DirectoryPlanner
 from shoal.swarm.driver import Driver
-from shoal.swarm.errors import DaemonDied, ShoalError, SwarmUnreachable
-from shoal.swarm.home import NodeFacts
+from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable
+from shoal.swarm.home import Home, NodeFacts
 from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import PROTOCOL_VERSION
 from shoal.swarm.identity import Identity
@@ -113,6 +114,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
     identity = Identity.load_or_create(options.home.identity)
     async with AsyncExitStack() as stack:
         stack.enter_context(NodeLock(options.home.lock, options.name))
+        stack.callback(options.home.forget_facts, os.getpid())
         report(Identified(options.name, identity.peer_id))
         if options.model is not None:
             tasks.start_soon(_in_background, warm_imports)  # takes seconds; the network comes up meanwhile
@@ -124,23 +126,36 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         reached = await _reach(transport, setup, owner, report)
         node = await _assemble(options, identity, transport, setup, tasks, stack, report)
         report(NetworkUp(node.full_addresses, _verdict(options, node, reached), reached))
-        await _host(node, stack, report)
+        records = await node.loops.look()
+        if node.stop.is_set():
+            raise Refused(node.stop_reason)
+        await _host(node, records, stack, report)
         api_key = options.home.api_key()
         server = ApiServer(node.driver, LiveControl(node), api_key, options.api_host, options.api_port)
         api = await stack.enter_async_context(server.running(tasks))
-        options.home.write_facts(NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at))
-        stack.callback(options.home.node.unlink, missing_ok=True)
+        facts = NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at)
+        options.home.write_facts(facts)
+        stack.callback(_tell_that_it_stops, options.home, facts)
         await node.loops.announce()
         stack.push_async_callback(node.loops.withdraw)
         tasks.start_soon(node.loops.run)
-        line = None
+        line, until = None, None
         if node.invites is not None:
-            line = node.invites.create(node.full_addresses, _now())
-        report(Ready(api, line, anyio.current_time() - began_s))
+            line = node.invites.standing(node.full_addresses, _now())
+            until = read_invite(line, _now()).expires_at
+        report(Ready(api, line, anyio.current_time() - began_s, until))
         try:
             yield node
         finally:
             report(Leaving(node.stop_reason))
+
+
+def _tell_that_it_stops(home: Home, facts: NodeFacts) -> None:
+    """The commands beside a node that takes its time over stopping shall not call it starting."""
+    try:
+        home.write_facts(replace(facts, api=""))
+    except ShoalError:
+        home.forget_facts(facts.pid)  # a full disk: then they know less
 
 
 async def _reach(transport: Libp2pTransport, setup: Entered, owner: bool, report: Report) -> int:
@@ -212,16 +227,15 @@ async def _assemble(
     node.loops = NodeLoops(node, report)
     await hops.start()
     await serve_pings(calls)
-    await serve_records(calls, directory.book, _now)
+    await serve_records(calls, directory, _now)
     await serve_blobs(calls, hosted.blobs)
     return node
 
 
-async def _host(node: Node, stack: AsyncExitStack, report: Report) -> None:
+async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, report: Report) -> None:
     """Load the layers that are needed and serve them. raises: UsageError, OutOfMemory, Unavailable"""
     if node.options.model is None:
         return
-    records = await node.loops.look()
     here = anyio.from_thread.run_sync  # events belong to the loop
     hosted = await anyio.to_thread.run_sync(
         load_hosted,

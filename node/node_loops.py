@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 
-from shoal.swarm import membership_file
-from shoal.swarm.errors import ShoalError, Unavailable
+from shoal.swarm import joining, membership_file
+from shoal.swarm.errors import OutOfMemory, ShoalError, Unavailable, UsageError
+from shoal.swarm.membership import CERTIFICATE_TTL_S, read_certificate
 from shoal.swarm.membership_file import Membership
 from shoal.swarm.node_lock import clash, refuse_clash
 from shoal.swarm.records import ANNOUNCE_PERIOD_S, NodeRecord
@@ -23,6 +24,8 @@ LOOK_PERIOD_S = 5.0
 ADDRESS_PERIOD_S = 30.0
 PING_AT_ONCE = 4
 PING_AGAIN_S = 20.0
+RENEW_CHECK_S = 3600.0
+RENEW_BEFORE_S = CERTIFICATE_TTL_S / 4  # the owner need not be up on any particular day
 KNOWN_BOOTSTRAP = 8  # addresses of others remembered for the next start
 
 
@@ -32,13 +35,14 @@ class NodeLoops:
         self._directory = node.directory
         self._report = report
         self._saved: Membership | None = None
-        self._revocations = node.setup.revocations.version
+        self._revocations = 0  # of the list that was acted on; what the start has learned is acted on at the first look
 
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._announce_often)
             tasks.start_soon(self._look_often)
             tasks.start_soon(self._refresh_addresses)
+            tasks.start_soon(self._renew_in_time)
 
     async def announce(self) -> None:
         try:
@@ -62,6 +66,23 @@ class NodeLoops:
                 await self._node.transport.refresh_addresses()
             except (ShoalError, OSError) as error:
                 log.warning("addresses_unknown", reason=str(error))
+
+    async def _renew_in_time(self) -> None:
+        while True:
+            try:
+                await self.renew(time.time())  # noqa: TID251
+            except ShoalError as error:
+                log.warning("certificate_not_renewed", reason=str(error))
+            await anyio.sleep(RENEW_CHECK_S)
+
+    async def renew(self, now: float) -> None:
+        """Ask the owner for a fresh certificate when ours runs out soon. raises: Unavailable, Refused"""
+        gate = self._node.setup.gate
+        if not gate.certificate or read_certificate(gate.certificate).expires_at - now > RENEW_BEFORE_S:
+            return
+        answer = await joining.renew(self._node.transport, self._node.setup.swarm, gate.certificate, now)
+        gate.certificate = answer.certificate
+        log.info("certificate_renewed")
 
     async def _look_often(self) -> None:
         while True:
@@ -112,10 +133,15 @@ class NodeLoops:
         kept = [address for address in node.setup.membership.bootstrap if address not in addresses]
         membership = Membership(
             node.setup.swarm,
-            node.setup.membership.certificate,
+            node.setup.gate.certificate,
             tuple([*addresses, *kept][:KNOWN_BOOTSTRAP]),
             node.setup.revocations.encoded,
         )
-        if membership != self._saved:
-            self._saved = membership
+        if membership == self._saved:
+            return
+        try:
             membership_file.save(node.options.home.swarm, membership)
+        except (OutOfMemory, UsageError) as error:  # a full disk does not hinder serving; the next look tries again
+            log.warning("membership_not_saved", reason=str(error))
+            return
+        self._saved = membership

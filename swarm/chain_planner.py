@@ -1,11 +1,10 @@
 """The planner of a driver: looks the swarm up, measures what it does not know yet, and has `routing` choose."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from . import blobs, routing
 from .chain_plan import ChainPlan, PlannedHop
-from .directory import RecordBook
+from .directory import Lookup
 from .errors import ModelNotServable, OutOfMemory
 from .generation import ServedModel, TokenRequest
 from .identifiers import ModelId, PeerId
@@ -13,7 +12,7 @@ from .manifest import Manifest
 from .member_calls import MemberCalls
 from .pings import Pinger
 from .records import NodeRecord
-from .session import Plan
+from .session_events import Plan
 from .units import describe, missing, whole
 
 FIRST_PING_S = 0.7  # a peer that is slower than this to answer is planned for with a guess
@@ -21,16 +20,8 @@ BLAME_S = 60.0  # a peer that failed a session is avoided for this long
 BLAME_MS = 2000.0  # by pretending that it is this much slower
 
 
-class Lookup(Protocol):
-    book: RecordBook  # what is known without asking
-
-    async def nodes(self) -> list[NodeRecord]: ...
-
-    async def holders(self, model: ModelId) -> list[NodeRecord]: ...
-
-
 class DirectoryPlanner:
-    """`chain_plan.ChainPlanner` over a directory. clock: monotonic seconds; wall_clock: unix seconds, as records have."""
+    """`chain_plan.ChainPlanner` over a directory. clock: monotonic seconds; wall_clock: unix seconds, as in records."""
 
     def __init__(
         self,
@@ -56,14 +47,18 @@ class DirectoryPlanner:
 
     async def plan(self, request: TokenRequest, wanted: Plan, dtype: str | None) -> ChainPlan:
         known = self._lookup.book.holders(request.model, self._wall_clock())
+        need_tokens = len(request.ids) + request.max_new_tokens
         try:  # a look-up may wait for peers that have just died
-            return await self._choose(known, request, wanted, dtype)
+            return await self._choose(known, request, wanted, dtype, need_tokens)
         except (ModelNotServable, OutOfMemory):
             records = await self._lookup.holders(request.model)
-            return await self._choose(records, request, wanted, dtype)
+        try:
+            return await self._choose(records, request, wanted, dtype, need_tokens)
+        except OutOfMemory:  # by records that are some seconds old: the hops themselves know better
+            return await self._choose(records, request, wanted, dtype, 0)
 
     async def _choose(
-        self, records: list[NodeRecord], request: TokenRequest, wanted: Plan, dtype: str | None
+        self, records: list[NodeRecord], request: TokenRequest, wanted: Plan, dtype: str | None, need_tokens: int
     ) -> ChainPlan:
         await self._pinger.measure_unknown(records, FIRST_PING_S)
         chain = routing.plan_chain(
@@ -71,11 +66,12 @@ class DirectoryPlanner:
             request.model,
             dtype=dtype,
             span=wanted.span,
+            me=self._pinger.me,
             me_rtt_ms=self._pinger.book.rtt_ms(),
             exclude=wanted.exclude,
             trust=request.trust,
             max_hops=wanted.hops_left,
-            need_tokens=len(request.ids) + request.max_new_tokens,
+            need_tokens=need_tokens,
             penalties_ms=self._penalties(),
             first_from=wanted.before,
             last_to=wanted.after,

@@ -21,7 +21,7 @@ class Work:
     count: int
     ids: tuple[int, ...] = ()  # when the session's span begins with embed
     hidden: bytes = b""  # an activation of shape (count, hidden)
-    wants_token: bool = False  # sample after the last position; only when the session's span ends with head
+    wants_token: bool = False  # sample after the last position; says nothing to a span without head
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Done:
     hidden: bytes  # activation (count, hidden) when the span does not end with head, else b""
-    choice: Choice | None  # when wants_token
+    choice: Choice | None  # when wants_token and the span ends with head
     queue_s: float  # waited in the node's queue
     compute_s: float  # on the device, the batch's time
 

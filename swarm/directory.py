@@ -10,7 +10,19 @@ from .records import NodeRecord, RecordReader
 MAX_BOOK_RECORDS = 16384
 
 
-class Directory(Protocol):
+class Lookup(Protocol):
+    """Who is there, for those who plan."""
+
+    book: "RecordBook"  # what is known without asking
+
+    async def nodes(self) -> list[NodeRecord]:
+        """All live nodes of the swarm, sorted by PeerID. What is known when the network does not answer in time."""
+
+    async def holders(self, model: ModelId) -> list[NodeRecord]:
+        """The live nodes that host a part of the model, sorted by PeerID."""
+
+
+class Directory(Lookup, Protocol):
     """Only valid records come out: signed by their peer, of this swarm, by members, not expired, not withdrawn."""
 
     async def announce(self, record: NodeRecord) -> None:
@@ -21,12 +33,6 @@ class Directory(Protocol):
 
     async def withdraw(self) -> None:
         """Take our last record out of every listing; never raises."""
-
-    async def nodes(self) -> list[NodeRecord]:
-        """All live nodes of the swarm, sorted by PeerID. What is known when the network does not answer in time."""
-
-    async def holders(self, model: ModelId) -> list[NodeRecord]:
-        """The live nodes that host a part of the model, sorted by PeerID."""
 
 
 class RecordBook:

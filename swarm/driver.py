@@ -32,7 +32,7 @@ class LocalParts(Protocol):
 
 
 class Driver:
-    """A `generation.TokenSource` over the swarm. `clock` gives monotonic seconds; `seed` fixes ids and jitter in tests."""
+    """A `generation.TokenSource` over the swarm. clock: monotonic seconds; seed: fixes ids and jitter in tests."""
 
     def __init__(
         self,

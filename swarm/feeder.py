@@ -1,7 +1,7 @@
 """How the driver feeds the first hop: ids as they are, or through the layers that it keeps for itself.
 
-Everything fed so far can be fed again (the prompt and what was generated, or the kept outputs of the local layers), to the
-same first hop or to its replacement.
+Everything fed so far can be fed again (the prompt and what was generated, or the kept outputs of the local layers), to
+the same first hop or to its replacement.
 """
 
 from collections.abc import AsyncIterator, Sequence

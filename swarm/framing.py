@@ -1,10 +1,10 @@
 """Frames on a byte stream, with an END that says how many there were and an ACK that says they arrived.
 
-p2pd can lose the tail of a stream without an error, so a plain end of file proves nothing: a stream is complete only when
-END came with the right count, and its writer knows that only when ACK came back. Sans-io: bytes in, frames out.
+p2pd can lose the tail of a stream without an error, so a plain end of file proves nothing: a stream is complete only
+when END came with the right count, and its writer knows that only when ACK came back. Sans-io: bytes in, frames out.
 
-Layout, little endian: kind u8, length u32, payload. DATA carries a message; END carries the number of DATA frames before
-it (u64); ACK is empty.
+Layout, little endian: kind u8, length u32, payload. DATA carries a message; END carries the number of DATA frames
+before it (u64); ACK is empty.
 """
 
 import struct
@@ -42,8 +42,8 @@ def ack_frame() -> bytes:
 class FrameDecoder:
     """Cut a byte stream into frames.
 
-    raises from `feed`: FrameTooLarge before the payload is buffered; MalformedMessage for an unknown kind, a control frame
-    of the wrong size, or an END that counts other than what came
+    raises from `feed`: FrameTooLarge before the payload is buffered; MalformedMessage for an unknown kind, a control
+    frame of the wrong size, or an END that counts other than what came
     """
 
     def __init__(self, max_frame_bytes: int) -> None:

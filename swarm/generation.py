@@ -23,7 +23,7 @@ class TokenRequest:
     model: ModelId
     ids: tuple[int, ...]  # the prompt, at least one
     max_new_tokens: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()  # end-of-text ids; the stop id itself is not emitted
     local_layers: int = 0  # embed, head and the first k layers stay in this process
     max_hops: int = 8

@@ -38,7 +38,7 @@ def failure(kind: messages.FailureKind, error: Exception, culprit: PeerId | None
 
 
 async def greet(stream: Stream, gate: Gate) -> None:
-    """Our side as the one who opened the stream; the answer is read by `read_welcome`, so that requests can follow at once."""
+    """Our side as the one who opened the stream; `read_welcome` reads the answer, so requests can follow at once."""
     await stream.send(messages.encode(Hello(PROTOCOL_VERSION, gate.swarm, gate.certificate)))
 
 
@@ -55,7 +55,7 @@ async def read_welcome(stream: Stream, gate: Gate) -> None:
 
 
 async def receive_greeting(stream: Stream, gate: Gate) -> None:
-    """Our side as the one who was dialled: check the peer, tell it the verdict. raises: Refused, VersionMismatch, RemoteFault"""
+    """Our side as the one dialled: check the peer, tell the verdict. raises: Refused, VersionMismatch, RemoteFault"""
     hello = await next_message(stream)
     if not isinstance(hello, Hello):
         raise MalformedMessage(f"{stream.peer} began with {type(hello).__name__} instead of Hello")

@@ -44,7 +44,7 @@ async def redeem(transport: Transport, invite: Invite, name: str, now: float) ->
         answer = await transport.call(invite.swarm.owner, METHOD, request, timeout_s=10.0)
     except PeerUnreachable as error:
         raise SwarmUnreachable(
-            f"the owner of {invite.swarm.name} is not reachable now; invites are redeemed at the owner's node, try later"
+            f"the owner of {invite.swarm.name} is not reachable; invites are redeemed at the owner's node, try later"
         ) from error
     return invites.read_answer(answer, invite.swarm, transport.me, now)
 

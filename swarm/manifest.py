@@ -50,7 +50,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: tuple[FileEntry, ...]  # safetensors shards, sorted by name
     texts: tuple[FileEntry, ...]  # the TEXT_FILES that exist, sorted by name
     eos_ids: tuple[int, ...] = ()
-    chunks: dict[str, tuple[str, ...]] = {}  # shard file -> hex sha256 per CHUNK_BYTES; {} when only the hub's hashes are known
+    chunks: dict[str, tuple[str, ...]] = {}  # shard file -> hex sha256 per CHUNK_BYTES; {}: only hub's hashes known
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

@@ -1,8 +1,8 @@
 """Every message of a session. Decoding is the only place where bytes become types.
 
-Two streams carry them. The *control* stream joins the driver with each hop: it opens, repairs, probes, and brings results
-back; its end closes the session at that hop. The *push* stream carries positions downstream: driver to first hop, hop to
-hop. Each stream begins with `Hello`, answered by `Welcome` or `Failed`.
+Two streams carry them. The *control* stream joins the driver with each hop: it opens, repairs, probes, and brings
+results back; its end closes the session at that hop. The *push* stream carries positions downstream: driver to first
+hop, hop to hop. Each stream begins with `Hello`, answered by `Welcome` or `Failed`.
 """
 
 from typing import Literal

@@ -32,9 +32,13 @@ class Pinger:
         self._calls = calls
         self._clock = clock
 
+    @property
+    def me(self) -> PeerId:
+        return self._transport.me
+
     async def measure(self, records: Iterable[NodeRecord], timeout_s: float = PING_TIMEOUT_S) -> None:
-        """Ping these peers side by side; those that do not answer are forgotten, not an error."""
-        others = [record for record in records if record.peer != self._transport.me][:AT_ONCE]
+        """Ping these peers side by side; those that do not answer count as slow."""
+        others = [record for record in records if record.peer != self.me][:AT_ONCE]
         async with anyio.create_task_group() as tasks:
             for record in others:
                 tasks.start_soon(self._ping, record, timeout_s)
@@ -51,7 +55,7 @@ class Pinger:
             began_s = self._clock()
             await self._calls.call(record.peer, METHOD, b"", timeout_s)
         except ShoalError:
-            self.book.forget(record.peer)
+            self.book.unanswered(record.peer, self._clock())
             return
         now = self._clock()
         self.book.measured(record.peer, (now - began_s) * 1e3, now)

@@ -5,9 +5,10 @@ Every record is signed by its peer, so whoever hands it on can hold back, but no
 
 from collections.abc import Callable, Sequence
 
+import anyio
 import msgspec
 
-from .directory import RecordBook
+from .directory import Lookup, RecordBook
 from .errors import MalformedMessage, Refused, ShoalError, SwarmUnreachable
 from .identifiers import ModelId, PeerId
 from .member_calls import MemberCalls
@@ -16,24 +17,28 @@ from .records import NodeRecord, RecordReader
 METHOD = "/shoal/records/1"
 FRESH_S = 2.0  # what was fetched this long ago still counts as known
 MAX_PAGES = 64
+LOOK_PATIENCE_S = 1.0  # for a look-up before the answer; after a death it can take longer, then what is known must do
 
 _requests = msgspec.msgpack.Decoder(str)  # the last PeerID of the page before, "" at first
 _pages = msgspec.msgpack.Decoder(list[bytes])
 
 
-async def serve_records(calls: MemberCalls, book: RecordBook, clock: Callable[[], float]) -> None:
+async def serve_records(calls: MemberCalls, lookup: Lookup, clock: Callable[[], float]) -> None:
     async def handle(_: PeerId, body: bytes) -> bytes:
         try:
             after = _requests.decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise MalformedMessage(f"not a request for records: {error}") from error
-        return msgspec.msgpack.encode(book.page(clock(), after))
+        if not after:
+            with anyio.move_on_after(LOOK_PATIENCE_S):
+                await lookup.nodes()
+        return msgspec.msgpack.encode(lookup.book.page(clock(), after))
 
     await calls.answer(METHOD, handle)
 
 
 class RemoteDirectory:
-    """`chain_planner.Lookup` for a client: asks the peers it knows, first the bootstrap peers. clock: unix seconds."""
+    """A `Lookup` for a client: asks the peers it knows, first the bootstrap peers. clock: unix seconds."""
 
     def __init__(
         self, calls: MemberCalls, reader: RecordReader, bootstrap: Sequence[PeerId], clock: Callable[[], float]

@@ -102,43 +102,6 @@ def plan_chain(
     raise _why_not(model, span, dtype, hosted, with_room, listed, need_tokens)
 
 
-def replacement(
-    chain: Chain,
-    lost: int,
-    records: Iterable[NodeRecord],
-    *,
-    me: PeerId | None = None,
-    me_rtt_ms: Mapping[PeerId, float] | None = None,
-    exclude: Collection[PeerId] = _NOBODY,
-    trust: Collection[PeerId] = _NOBODY,
-    max_hops: int = DEFAULT_MAX_HOPS,
-    penalties_ms: Mapping[PeerId, float] | None = None,
-    need_tokens: int = 0,
-) -> tuple[Hop, ...]:
-    """Hops to put in the place of `chain.hops[lost]`: between the same neighbours, in the same dtype, by other peers.
-
-    raises: as `plan_chain`; `max_hops` counts the whole chain
-    """
-    before = chain.hops[lost - 1].peer if lost > 0 else None
-    after = chain.hops[lost + 1].peer if lost + 1 < len(chain.hops) else None
-    part = plan_chain(
-        records,
-        chain.model,
-        span=chain.hops[lost].span,
-        dtype=chain.dtype,
-        me=me,
-        me_rtt_ms=me_rtt_ms,
-        exclude={*exclude, *(hop.peer for hop in chain.hops)},
-        trust=trust,
-        max_hops=max_hops - len(chain.hops) + 1,
-        penalties_ms=penalties_ms,
-        need_tokens=need_tokens,
-        first_from=before,
-        last_to=after,
-    )
-    return part.hops
-
-
 def name_missing(gaps: Iterable[Span], layers: int) -> str:
     """`embed`, `layers 4:8, head`: for "no peer holds ..."."""
     names = []

@@ -4,7 +4,7 @@ import msgspec
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Greedy when `temperature` is 0. The draw for position p is a pure function of (`seed`, p): replay gives the same text.
+    """Greedy when `temperature` is 0. The draw for position p is a pure function of (`seed`, p): a replay equals it.
 
     raises: ValueError from `checked` when a value is out of range
     """

@@ -37,7 +37,7 @@ async def join(home: Home, transport: Transport, invite: Invite, name: str, now:
         return known
     if known is not None and known.swarm.owner == transport.me:
         raise UsageError(
-            f"this home owns the swarm {known.swarm.name}; join {swarm.name} from another --home, so that it is not lost"
+            f"this home owns the swarm {known.swarm.name}; join {swarm.name} with another --home, to keep it"
         )
     if swarm.public:
         await joining.connect_any(transport, invite.bootstrap)

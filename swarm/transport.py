@@ -1,6 +1,7 @@
 """The one seam between shoal and a network: framed streams kept open, and small calls with a timeout.
 
-Two adapters: `transports/libp2p.py` (hivemind's P2P over a p2pd of our own) and `transports/memory.py` (the simulator's).
+Two adapters: `transports/libp2p.py` (hivemind's P2P over a p2pd of our own) and `transports/memory.py` (the
+simulator's).
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,7 +14,7 @@ MAX_CALL_BYTES = 256 << 10  # both ways; hivemind's unary responses over 4 MiB h
 
 
 class Stream(Protocol):
-    """Ordered frames both ways between two peers. Every frame sent before `close` is delivered, or the reader is told."""
+    """Ordered frames both ways. Every frame sent before `close` is delivered, or the reader is told."""
 
     @property
     def peer(self) -> PeerId:
@@ -36,7 +37,7 @@ class Stream(Protocol):
 
 
 StreamHandler = Callable[[Stream], Awaitable[None]]  # the stream is aborted when the handler returns without closing
-CallHandler = Callable[[PeerId, bytes], Awaitable[bytes]]  # may raise ShoalError: the caller gets the same class and text
+CallHandler = Callable[[PeerId, bytes], Awaitable[bytes]]  # a ShoalError raised reaches the caller
 
 
 class Transport(Protocol):

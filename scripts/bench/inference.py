@@ -1,8 +1,8 @@
 """Tokens per second of one session, side by side in one run: local `transformers.generate`, one, two and four nodes.
 
-Every process has one compute thread; the client is a thin driver in this process (ids in, ids out, no torch). Rounds of all
-configurations alternate, so that a slow minute of the machine hits all of them alike. Greedy, 64-token prompt, 64 new tokens;
-the ids must be equal everywhere. Then: eight sessions at once on two nodes, start-up times.
+Every process has one compute thread; the client is a thin driver in this process (ids in, ids out, no torch). Rounds of
+all configurations alternate, so that a slow minute of the machine hits all of them alike. Greedy, 64-token prompt, 64
+new tokens; the ids must be equal everywhere. Then: eight sessions at once on two nodes, start-up times.
 
     python scripts/bench/inference.py [--rounds 7] [--models novels-6m,random] [--json FILE]
 """
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from random_llama import write_random_llama
 
 from shoal.node.local_swarm import LocalNode, create_invite, environment, local_swarm, start_node
 from shoal.swarm.driver import Driver
@@ -38,7 +37,7 @@ SPLITS = {1: ["all"], 2: ["embed+0:4", "4:8+head"], 4: ["embed+0:2", "2:4", "4:6
 class LocalGenerate:
     def __init__(self, folder: Path) -> None:
         script = Path(__file__).with_name("local_generate.py")
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603  our own script
             [sys.executable, str(script), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -50,7 +49,8 @@ class LocalGenerate:
         self.process.stdout.readline()
 
     def run(self, ids: tuple[int, ...], new: int) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"ids": ids, "new": new}) + "\n")
         self.process.stdin.flush()
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
@@ -124,9 +124,7 @@ async def measure(name: str, model: str, model_folder: Path, folder: Path, round
                     times["local"].append(await anyio.to_thread.run_sync(local.run, prompts[0], NEW))
                     for count, driver in drivers.items():
                         times[f"nodes{count}"].append(await generate(driver, prompts[0], NEW))
-                eight = []
-                for _ in range(max(3, rounds // 2)):
-                    eight.append(await at_once(drivers[2], prompts, NEW))
+                eight = [await at_once(drivers[2], prompts, NEW) for _ in range(max(3, rounds // 2))]
                 result["eight_sessions_tokens_s"] = quantiles(eight)
                 tasks.cancel_scope.cancel()
     finally:
@@ -157,10 +155,11 @@ def start_up(folder: Path, rounds: int) -> dict[str, Any]:
             node.wait_for("ready")
             ready.append(time.perf_counter() - began)
             home = Home(folder / f"fresh{i}")
-            command = [sys.executable, "-m", "shoal", "generate", "It was", "--max-tokens", "1", "--home", str(home.root)]
-            command += ["--invite", create_invite(node)]
+            command = [sys.executable, "-m", "shoal", "generate", "It was", "--max-tokens", "1"]
+            command += ["--home", str(home.root), "--invite", create_invite(node)]
+            quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "env": environment()}
             began = time.perf_counter()
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()) as client:
+            with subprocess.Popen(command, **quiet) as client:  # noqa: S603  our own command
                 assert client.stdout is not None
                 client.stdout.read(1)
                 first.append(time.perf_counter() - began)
@@ -171,22 +170,22 @@ def start_up(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     versions = {name: version(name) for name in ("shoal", "torch", "transformers", "hivemind", "uvloop")}
     return {"cpu": cpu, "cores": str(os.cpu_count()), "python": platform.python_version(), **versions}
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"\n{result['model']}: {PROMPT}-token prompt, {NEW} new tokens, greedy, {result['rounds']} rounds, median (min..max)")
+    print(f"\n{result['model']}: {PROMPT} + {NEW} tokens, greedy, {result['rounds']} rounds, median (min..max)")
     print(f"{'':10} {'tokens/s':>22} {'of local':>8} {'ms/token':>9} {'first s':>8} {'hop ms':>7}")
     for key in ("local", "nodes1", "nodes2", "nodes4"):
         row = result[key]
         speed = row["tokens_s"]
         hop = f"{row['hop_ms']:7.2f}" if "hop_ms" in row else ""
-        print(
-            f"{key:10} {speed['median']:8.1f} ({speed['min']:.1f}..{speed['max']:.1f})".ljust(33)
-            + f" {row['of_local']['median']:8.2f} {row['decode_ms']['median']:9.2f} {row['first_s']['median']:8.3f} {hop}"
-        )
+        rate = f"{key:10} {speed['median']:8.1f} ({speed['min']:.1f}..{speed['max']:.1f})".ljust(33)
+        of_local, decode_ms, first_s = (row[name]["median"] for name in ("of_local", "decode_ms", "first_s"))
+        print(f"{rate} {of_local:8.2f} {decode_ms:9.2f} {first_s:8.3f} {hop}")
     eight = result["eight_sessions_tokens_s"]
     print(f"eight sessions on two nodes: {eight['median']:.1f} tokens/s, {result['eight_of_one']:.2f}x one session")
 
@@ -205,13 +204,15 @@ def main() -> None:
         folder = Path(name)
         if chosen.starts:
             report["start"] = start_up(folder, chosen.starts)
-            print(f"shoal up to ready {report['start']['ready_s']}; client to first token {report['start']['client_first_token_s']}")
+            for key, seconds in report["start"].items():
+                print(f"{key}: {seconds['median']:.2f} ({seconds['min']:.2f}..{seconds['max']:.2f})")
         for model in chosen.models.split(","):
             place = embedded if model == "novels-6m" else folder / "random"
             if model == "random":
-                command = "import sys; from pathlib import Path; from random_llama import write_random_llama as w; w(Path(sys.argv[1]), Path(sys.argv[2]))"
-                subprocess.run([sys.executable, "-c", command, place, embedded], cwd=Path(__file__).parent, check=True)
-            arguments = (model, "novels-6m" if model == "novels-6m" else str(place), place, folder / model, chosen.rounds)
+                script = Path(__file__).with_name("random_llama.py")  # this process stays without torch
+                subprocess.run([sys.executable, script, place, embedded], check=True)  # noqa: S603  our own script
+            served = model if model == "novels-6m" else str(place)
+            arguments = (model, served, place, folder / model, chosen.rounds)
             result = anyio.run(measure, *arguments, backend_options={"use_uvloop": True})
             report["models"].append(result)
             show(result)

@@ -1,6 +1,7 @@
 """The baseline of the inference benchmark: `transformers.generate` in a process of its own, one compute thread.
 
-Reads one line of JSON a run ({"ids": [...], "new": 64}) and answers with one ({"seconds": ..., "first": ..., "ids": [...]}).
+Reads one line of JSON a run ({"ids": [...], "new": 64}) and answers with one ({"seconds": ..., "first": ..., "ids":
+[...]}).
 """
 
 import json

@@ -1,5 +1,10 @@
-"""The random Llama of the anchors' figures, written as a Hugging Face folder."""
+"""The random Llama of the anchors' figures, written as a Hugging Face folder.
 
+python scripts/bench/random_llama.py FOLDER TOKENIZER_FOLDER
+"""
+
+import shutil
+import sys
 from pathlib import Path
 
 SIZES = {
@@ -15,8 +20,6 @@ SIZES = {
 
 def write_random_llama(folder: Path, tokenizer_from: Path) -> Path:
     """tokenizer_from: a folder whose tokenizer files are copied; the benchmark speaks ids only."""
-    import shutil
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,3 +28,7 @@ def write_random_llama(folder: Path, tokenizer_from: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer_from / name, folder / name)
     return folder
+
+
+if __name__ == "__main__":
+    write_random_llama(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -43,12 +43,13 @@ class DhtDirectory:
     def __init__(
         self,
         node: Any,
+        book: RecordBook,
         identity: Identity,
         reader: RecordReader,
         bootstrap: tuple[str, ...],
         clock: Callable[[], float],
     ) -> None:
-        self.book = RecordBook(reader)
+        self.book = book
         self.reachable: bool | None = None
         self._node = node
         self._identity = identity
@@ -81,9 +82,10 @@ class DhtDirectory:
 
         raises: SwarmUnreachable when no bootstrap peer answers; UsageError when this machine's clock is wrong
         """
-        node = await create_node(p2p, identity.peer_id, SwarmRecordValidator(reader, clock), listen)
+        book = RecordBook(reader)
+        node = await create_node(p2p, identity.peer_id, SwarmRecordValidator(reader, clock, book.merge), listen)
         others = tuple(a for a in bootstrap if not a.endswith(f"/p2p/{identity.peer_id}"))
-        directory = cls(node, identity, reader, others, clock)
+        directory = cls(node, book, identity, reader, others, clock)
         try:
             if others:
                 await directory._join(others)

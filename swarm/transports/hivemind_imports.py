@@ -1,8 +1,9 @@
 """hivemind's p2p classes without the rest of hivemind.
 
 `import hivemind` runs averaging, experts and optimisers and so imports torch, which takes seconds; a thin client needs
-none of it. The packages `hivemind` and `hivemind.utils` are put in place for the time of the import without running their
-`__init__`, and taken out again, so that a later real `import hivemind` in the same process does everything as usual.
+none of it. The packages `hivemind` and `hivemind.utils` are put in place for the time of the import without running
+their `__init__`, and taken out again, so that a later real `import hivemind` in the same process does everything as
+usual.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Streams from a node to itself: libp2p cannot dial its own PeerID, but a chain may well pass through the driver's node."""
+"""Streams from a node to itself: libp2p cannot dial its own PeerID, but a chain may pass the driver's node."""
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream

@@ -7,6 +7,7 @@ on reading.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -41,13 +42,17 @@ class Clock(Protocol):
 class SwarmRecordValidator:
     """Stands in for hivemind's RecordValidatorBase, without importing hivemind.
 
-    Keys that are not ours are refused: this DHT carries one swarm. A newer revocation list that passes by is learned.
+    Keys that are not ours are refused: this DHT carries one swarm. A newer revocation list that passes by is learned,
+    and every valid record goes to `learn`: what is stored at this node is known here before the next look-up.
     """
 
     priority = 10
 
-    def __init__(self, reader: RecordReader, clock: Clock) -> None:
+    def __init__(
+        self, reader: RecordReader, clock: Clock, learn: Callable[[bytes, float], object] | None = None
+    ) -> None:
         self._reader = reader
+        self._learn = learn
         self._clock = clock
         self._swarm = reader.swarm
         self._id = reader.swarm.id
@@ -85,6 +90,8 @@ class SwarmRecordValidator:
             raise MalformedMessage("it is stored for another time than its peer signed")
         if not self._belongs(record.key, node):
             raise MalformedMessage("the record does not belong under this key")
+        if self._learn is not None:
+            self._learn(value, now)
 
     def _belongs(self, key: bytes, node: NodeRecord) -> bool:
         if key == dht_keys.key_id(dht_keys.node_key(self._id, node.peer)):

@@ -58,11 +58,16 @@ class Holders:
 
 @pytest.fixture
 def swarm(tmp_path: Path) -> Iterator[tuple[Holders, str]]:
-    layout = {"front": ["--layers", FRONT], "back1": ["--layers", BACK], "back2": ["--layers", BACK]}
+    layout = {
+        "front1": ["--layers", FRONT],
+        "front2": ["--layers", FRONT],
+        "back1": ["--layers", BACK],
+        "back2": ["--layers", BACK],
+    }
     with local_swarm(tmp_path, layout) as nodes:
         holders = Holders(tmp_path, nodes)
         try:
-            yield holders, create_invite(nodes["front"])
+            yield holders, create_invite(nodes["front1"])
         finally:
             holders.stop()
 
@@ -86,19 +91,26 @@ async def test_a_hop_killed_at_a_random_token_changes_nothing_in_20_of_20_runs(
         model = await only_model(driver)
         expected = await tokens_of(driver, model)
         for run in range(RUNS):
-            at = generator.randrange(1, NEW - 1)
+            at, place = generator.randrange(1, NEW - 1), generator.randrange(2)
             got: list[int] = []
             async with driver.generate(TokenRequest(model, PROMPT, NEW)) as stream:
                 async for choice in stream:
                     got.append(choice.id)
                     if len(got) == at:
-                        victim = stream.chain[-1]
+                        victim = stream.chain[place]
                         holders.kill(victim)
-            assert got == expected, f"run {run}, killed at token {at}"
+            assert got == expected, f"run {run}, hop {place} killed at token {at}"
             assert [failover.peer for failover in stream.route.failovers] == [victim]
             assert stream.route.failovers[0].pause_s <= PAUSE_S
-            await anyio.to_thread.run_sync(holders.restart, victim, BACK)
+            await anyio.to_thread.run_sync(holders.restart, victim, (FRONT, BACK)[place])
         tasks.cancel_scope.cancel()
+
+
+async def kill_every_last_hop(driver: Driver, model: ModelId, holders: Holders) -> None:
+    async with driver.generate(TokenRequest(model, PROMPT, 512)) as stream:
+        async for _ in stream:
+            if len(stream.route.failovers) < 2 and stream.chain:
+                holders.kill(stream.chain[-1])
 
 
 @pytest.mark.anyio
@@ -109,8 +121,5 @@ async def test_when_the_last_holder_dies_the_error_names_the_missing_layers(
     async with anyio.create_task_group() as tasks, thin_driver(Home(tmp_path / "client"), tasks, invite) as driver:
         model = await only_model(driver)
         with anyio.fail_after(120), pytest.raises(ModelNotServable, match="4:8"):
-            async with driver.generate(TokenRequest(model, PROMPT, 512)) as stream:
-                async for _ in stream:
-                    if len(stream.route.failovers) < 2 and stream.chain:
-                        holders.kill(stream.chain[-1])
+            await kill_every_last_hop(driver, model, holders)
         tasks.cancel_scope.cancel()

@@ -105,6 +105,15 @@ async def until(condition: Callable[[], Awaitable[bool]], within_s: float) -> fl
     return now() - began
 
 
+def test_what_is_stored_at_a_node_is_known_there_at_once() -> None:
+    async def scenario() -> None:
+        async with nodes(2) as (first, second):
+            await second.directory.announce(second.record(hosted(Span(0, 3))))
+            assert [known.peer for known in first.directory.book.holders(MODEL, now())] == [second.identity.peer_id]
+
+    anyio.run(scenario)
+
+
 def test_nodes_find_one_another_and_the_holders_of_a_model() -> None:
     async def scenario() -> None:
         async with nodes(3) as (first, second, third):

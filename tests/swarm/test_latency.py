@@ -5,7 +5,7 @@ import math
 import pytest
 
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.latency import LatencyBook
+from shoal.swarm.latency import UNANSWERED_MS, LatencyBook
 
 A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
 
@@ -44,6 +44,16 @@ def test_the_unmeasured_come_first_then_the_stalest() -> None:
     assert book.stalest([A, B], 1, 20.0) == [A]
     book.forget(A)
     assert A not in book.rtt_ms()
+
+
+def test_who_did_not_answer_is_a_last_resort_until_an_answer_comes() -> None:
+    book = LatencyBook()
+    book.measured(A, 5.0, 0.0)
+    book.unanswered(A, 1.0)
+    assert book.rtt_ms()[A] == UNANSWERED_MS
+    assert book.nearest([A]) == {}
+    book.measured(A, 7.0, 2.0)
+    assert book.rtt_ms()[A] == 7.0
 
 
 def test_the_book_stays_small() -> None:

@@ -14,7 +14,7 @@ from shoal.swarm import routing
 from shoal.swarm.errors import ModelNotServable, OutOfMemory
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.records import NodeRecord
-from shoal.swarm.routing import DEFAULT_RTT_MS, QUEUE_FACTOR, Chain, name_missing, plan_chain, replacement
+from shoal.swarm.routing import DEFAULT_RTT_MS, QUEUE_FACTOR, Chain, name_missing, plan_chain
 from shoal.swarm.units import Span
 
 LAYERS = 4
@@ -227,21 +227,14 @@ def test_full_holders_are_not_the_same_as_missing_ones() -> None:
 def test_a_lost_hop_is_replaced_between_its_neighbours_by_somebody_new() -> None:
     records = [
         holder("a", 0, 2, rtt_ms={B: 10.0, D: 2.0}),
-        holder("b", 2, 4, rtt_ms={C: 10.0}),
         holder("c", 4, 6, rtt_ms={D: 2.0}),
         holder("d", 2, 4, 12.0),
         holder("e", 1, 6, 1.0, rtt_ms={A: 300.0, C: 300.0}),
     ]
-    chain = plan_chain(records, MODEL, span=ALL, exclude={D, PeerId("e")})
-    assert [hop.peer for hop in chain.hops] == ["a", "b", "c"]
-    (stand_in,) = replacement(chain, 1, records)
+    (stand_in,) = plan_chain(records, MODEL, span=Span(2, 4), exclude={A, B, C}, first_from=A, last_to=C).hops
     assert (stand_in.peer, stand_in.span) == ("d", Span(2, 4))
     with pytest.raises(ModelNotServable, match="no peer that is allowed and not excluded holds layers 1:3"):
-        replacement(chain, 1, records, exclude={D, PeerId("e")})
-    halves = [holder("x", 2, 3), holder("y", 3, 4)]
-    assert [hop.peer for hop in replacement(chain, 1, [*records[:3], *halves])] == ["x", "y"]
-    with pytest.raises(ModelNotServable, match="max_hops"):
-        replacement(chain, 1, [*records[:3], *halves], max_hops=3)
+        plan_chain(records, MODEL, span=Span(2, 4), exclude={A, B, C, D, PeerId("e")}, first_from=A, last_to=C)
 
 
 def test_part_of_a_model_is_planned_for_a_driver_that_keeps_the_rest() -> None:
