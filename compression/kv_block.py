@@ -42,10 +42,6 @@ class KvShape:
     def raw_bytes(self) -> int:
         return 2 * self.specs[0].raw_bytes
 
-    @property
-    def positions(self) -> npt.NDArray[np.int64]:
-        return np.arange(self.first_position, self.first_position + self.tokens)
-
     def part(self, first: int, tokens: int) -> "KvShape":
         return KvShape(self.layers, tokens, self.heads, self.width, self.dtype, self.first_position + first)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from .bit_fields import pack_fields, unpack_fields
+from .bit_fields import pack_uniform, unpack_uniform
 from .byte_reader import ByteReader
 from .errors import MalformedPayload
 
@@ -71,7 +71,7 @@ def pack_escapes(numbers: Numbers) -> bytes:
         return b""
     folded = np.where(numbers < 0, -2 * numbers - 1, 2 * numbers)
     width = int(folded.max()).bit_length()
-    return bytes([width]) + pack_fields(folded, np.full(len(folded), width))
+    return bytes([width]) + pack_uniform(folded, width)
 
 
 def parse_escapes(reader: ByteReader, count: int) -> Numbers:
@@ -81,5 +81,5 @@ def parse_escapes(reader: ByteReader, count: int) -> Numbers:
     width = reader.number("B")
     if not 1 <= width <= FIELD_BITS:
         raise MalformedPayload("escaped numbers of a width that no encoder takes")
-    folded = unpack_fields(reader, np.full(count, width))
+    folded = unpack_uniform(reader, count, width)
     return np.where(folded & 1, -(folded + 1) // 2, folded // 2)

@@ -56,6 +56,14 @@ class Sensitivity:
     values: Doubles
     cross: Doubles | None = None
 
+    def plus(self, other: "Sensitivity") -> "Sensitivity":
+        cross = None if self.cross is None or other.cross is None else self.cross + other.cross
+        return Sensitivity(self.keys + other.keys, self.values + other.values, cross)
+
+    def divided_by(self, count: float) -> "Sensitivity":
+        cross = None if self.cross is None else self.cross / count
+        return Sensitivity(self.keys / count, self.values / count, cross)
+
     def of_layer(self, layer: int) -> Doubles:
         """(2 C, 2 C), keys first."""
         keys, values = self.keys[layer], self.values[layer]

@@ -137,7 +137,7 @@ def dequantise(
 def quantise(
     components: Floats,
     scales_t: Floats,
-    limits_tc: Floats,
+    limits_tc: npt.NDArray[np.uint8],
     symbols_btc: npt.NDArray[np.uint8],
     escapes: npt.NDArray[np.uint32],
 ) -> None:
@@ -151,7 +151,7 @@ def quantise(
             for channel in range(components.shape[1]):
                 at = U(channel)
                 scaled = np.rint(components[row, at] * scale)
-                inside = np.abs(scaled) <= limits_tc[U(place), at]
+                inside = np.abs(scaled) <= np.float32(limits_tc[U(place), at])
                 symbols_btc[U(chunk), U(place), at] = np.uint8(scaled + np.float32(60) if inside else np.float32(121))
                 count += u32(not inside)
             escapes[row] = count

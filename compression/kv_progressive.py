@@ -12,8 +12,7 @@ from .byte_reader import ByteReader
 from .container import CHECKSUM_BYTES, seal, sealed_bytes, unseal
 from .errors import MalformedPayload
 from .kv_chunk import ParsedChunk
-from .kv_profile import ESCAPE, KvProfile
-from .kv_symbols import as_numbers, split_thirds
+from .kv_profile import ESCAPE, ZERO, KvProfile
 from .rans import decode_streams, encode_streams, lanes_for
 
 PLACES_PER_LANE = 8192
@@ -24,7 +23,11 @@ COARSE_ESCAPE = 2 * COARSE_ZERO + 1
 def split_symbols(
     symbols: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint16]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
-    base, place = split_thirds(as_numbers(symbols))
+    """Symbols of the base, of the place in each three, and the places' contexts."""
+    numbers = symbols.astype(np.int16) - np.int16(ZERO)
+    # number = 3 * base + place with place in -1..1.
+    base = (numbers + np.int16(1)) // np.int16(3)
+    place = numbers - np.int16(3) * base
     coarse = np.where(symbols == ESCAPE, COARSE_ESCAPE, base + COARSE_ZERO).astype(np.uint8)
     return coarse, _mirrored(place, base), _place_contexts(base, contexts)
 

@@ -25,7 +25,7 @@ from .kv_progressive import (
     split_symbols,
     with_refinement,
 )
-from .kv_symbols import StepPlan, SymbolPlan, from_numbers, to_symbols
+from .kv_symbols import StepPlan, SymbolPlan, from_numbers, symbol_plan, to_symbols
 from .rans import decode_streams, encode_streams
 from .rotary import rotate, rotation
 
@@ -33,7 +33,7 @@ from .rotary import rotate, rotation
 CROWDED = 64
 # Lanes worked on at once: few for compiled loops, whose arrays then stay in the processor's cache, many for numpy,
 # whose operations then are worth their overhead.
-CACHED_LANES, WIDE_LANES = 256, 4096
+CACHED_LANES, WIDE_LANES = 512, 4096
 
 
 def encode_block(
@@ -52,10 +52,9 @@ def encode_block(
     if not profile.fits(block.shape):
         raise ValueError("a profile made for another model")
     payloads: list[bytes] = []
-    plans: dict[StepPlan, SymbolPlan] = {}
     for first, tokens, chunks, fine in _batches(block.shape, fine_tokens, _chunks_at_once(profile, accelerate)):
         part = block.part(first, tokens * chunks)
-        plan = _plan_of(plans, profile, StepPlan(step_quarters, tokens, fine))
+        plan = symbol_plan(profile, StepPlan(step_quarters, tokens, fine))
         payloads += _encode_batch(part, profile, plan, chunks, progressive=progressive, accelerate=accelerate)
     return payloads
 
@@ -84,10 +83,9 @@ def decode_chunks(
             last.append(index)
         else:
             runs.append([index])
-    plans: dict[StepPlan, SymbolPlan] = {}
     for run in runs:
         chunks = [parsed[i] for i in run]
-        plan = _plan_of(plans, profile, chunks[0].plan)
+        plan = symbol_plan(profile, chunks[0].plan)
         offsets = shifted_offsets(profile, chunks[0].shift)
         window = replace(shapes[run[0]], tokens=len(run) * plan.steps.tokens)
         cut = slice(window.first_position - target.shape.first_position, None)
@@ -101,12 +99,6 @@ def decode_chunks(
             places = [np.flatnonzero(row == ESCAPE) for row in symbols]
             escaped = [chunk.escaped(len(row)) for chunk, row in zip(chunks, places, strict=True)]
             from_numbers(symbols, ZERO, Escapes.of_chunks(places, escaped), profile, offsets, plan, *into, accelerate)
-
-
-def _plan_of(plans: dict[StepPlan, SymbolPlan], profile: KvProfile, steps: StepPlan) -> SymbolPlan:
-    if steps not in plans:
-        plans[steps] = SymbolPlan.of(profile, steps)
-    return plans[steps]
 
 
 def _chunks_at_once(profile: KvProfile, accelerate: bool | None) -> int:

@@ -8,6 +8,7 @@ order of tensor, token, channel.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from .acceleration import wants_numba
 from .kv_block import KvBlock, KvShape, Stored
 from .kv_escapes import Escapes
-from .kv_profile import ESCAPE, LARGEST_SYMBOL, ZERO, Floats, KvProfile
+from .kv_profile import ESCAPE, ZERO, Floats, KvProfile
 from .kv_transform import LayerTransform, window_chunks
 
 FINE_QUARTERS = 5
@@ -51,14 +52,15 @@ class SymbolPlan:
 
     steps: StepPlan
     contexts: npt.NDArray[np.uint16]
-    limits_stc: Floats
+    limits_stc: npt.NDArray[np.uint8]
     steps_t: Floats
 
-    @classmethod
-    def of(cls, profile: KvProfile, plan: StepPlan) -> "SymbolPlan":
-        contexts = profile.contexts(plan.token_quarters)
-        limits = profile.limits.astype(np.float32)[contexts]
-        return cls(plan, contexts.ravel(), limits.reshape(profile.tensors, plan.tokens, -1), plan.steps)
+
+@lru_cache(maxsize=4)
+def symbol_plan(profile: KvProfile, plan: StepPlan) -> SymbolPlan:
+    contexts = profile.contexts(plan.token_quarters)
+    limits = profile.limits[contexts].reshape(profile.tensors, plan.tokens, -1)
+    return SymbolPlan(plan, contexts.ravel(), limits, plan.steps)
 
 
 def to_symbols(
@@ -96,7 +98,7 @@ def to_symbols(
 
 
 def _quantise(
-    rows: Floats, scales_t: Floats, limits_tc: Floats, out_btc: Symbols, accelerate: bool | None
+    rows: Floats, scales_t: Floats, limits_tc: npt.NDArray[np.uint8], out_btc: Symbols, accelerate: bool | None
 ) -> tuple[Numbers, Numbers]:
     """Rows and channels of the escapes."""
     if wants_numba(accelerate):
@@ -110,7 +112,7 @@ def _quantise(
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = rows.reshape(out_btc.shape) * scales_t[:, None]
         np.rint(scaled, out=scaled)
-        outside = ~(np.abs(scaled) <= limits_tc)
+        outside = ~(np.abs(scaled) <= limits_tc.astype(np.float32))
     places = np.flatnonzero(outside)
     scaled += np.float32(ZERO)
     scaled.ravel()[places] = ESCAPE
@@ -172,14 +174,3 @@ def _dequantise(
     shaped *= steps_t[:, None]
     used = np.flatnonzero((numbers_btc != zero).any(axis=(0, 1)))
     return int((used % group_width).max(initial=-1)) + 1
-
-
-def split_thirds(numbers: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
-    """number = 3 * base + place with place in -1..1."""
-    base = (numbers + 1) // 3
-    return base, numbers - 3 * base
-
-
-def as_numbers(symbols: Symbols) -> npt.NDArray[np.int16]:
-    """Symbols but the escape as whole numbers of steps."""
-    return symbols.astype(np.int16) - np.int16(LARGEST_SYMBOL)

@@ -13,8 +13,8 @@ from .kv_block import KvShape, Stored, from_floats, to_floats
 from .kv_profile import Floats, KvProfile
 from .rotary import rotate, rotation
 
-# Values of a layer's keys worked on at once: 256 KB of float32.
-WINDOW_VALUES = 1 << 16
+# Values of a layer's keys worked on at once: 512 KB of float32.
+WINDOW_VALUES = 1 << 17
 DEPTH_UNIT = 16
 
 

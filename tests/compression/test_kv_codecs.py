@@ -60,17 +60,30 @@ def to_stored(dtype: str) -> str:
     return {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4"}[dtype]
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("groups", [1, HEADS])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_level_keeps_every_component_within_half_a_step(groups: int, dtype: str, level: str) -> None:
-    made, prof = block(150, dtype=dtype), profile(groups)
+def test_a_level_keeps_every_component_within_half_a_step(groups: int, together: bool, dtype: str, level: str) -> None:
+    made, prof = block(150, dtype=dtype), profile(groups, together=together)
     decoded = decode_kv(encode_kv(made, level, prof), made.shape, prof)
     step = 2 ** (prof.step_quarters(level) / 4)
     difference = components(prof, made) - components(prof, decoded)
     # The first token is twenty times the others; storing the result rounds in proportion to it.
     rounding = 0.5 if dtype == "bfloat16" else 0.1
     assert np.abs(difference[:, :, 1:]).max() <= step * 0.5 + rounding
+
+
+def test_a_profile_serves_positions_that_its_samples_never_reached() -> None:
+    prof = profile()
+    sizes, errors = [], []
+    for position in (4, 3000, 100_000):
+        made = block(128, dtype="float32", first_position=position)
+        payloads = encode_kv(made, "default", prof)
+        sizes.append(sum(map(len, payloads)))
+        errors.append(error(made, decode_kv(payloads, made.shape, prof)))
+    assert max(sizes) < 1.03 * sizes[0]
+    assert max(errors) < 1.1 * errors[0]
 
 
 def test_levels_are_ordered_in_size_and_in_error() -> None:
@@ -109,10 +122,13 @@ def test_chunks_decode_alone_and_may_have_different_qualities() -> None:
     assert same(joined([decoded.part(0, 70), decoded.part(70, 90)]), decoded)
 
 
+@pytest.mark.parametrize("arrangement", [(1, False), (HEADS, False), (1, True), (HEADS, True)])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("tokens", [1, 64, 130])
-def test_numpy_and_numba_write_the_same_bytes_and_read_the_same_bits(progressive: bool, tokens: int) -> None:
-    made, prof = block(tokens), profile()
+def test_numpy_and_numba_write_the_same_bytes_and_read_the_same_bits(
+    arrangement: tuple[int, bool], progressive: bool, tokens: int
+) -> None:
+    made, prof = block(tokens), profile(arrangement[0], together=arrangement[1])
     plain, fast = (
         encode_kv(made, "default", prof, fine_tokens=20, progressive=progressive, accelerate=accelerate)
         for accelerate in (False, True)
