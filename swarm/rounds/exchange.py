@@ -7,6 +7,7 @@ what stands behind `Exchange`: the real transport, the simulator, or a single pr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import msgspec
@@ -36,7 +37,7 @@ class Sharding:
         chunks = -(-self.count // CHUNK)
         shards = min(self.shards, chunks)
         edges = [min(self.count, chunks * i // shards * CHUNK) for i in range(shards + 1)]
-        return list(zip(edges, edges[1:], strict=False))
+        return list(pairwise(edges))
 
 
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
