@@ -1,0 +1,192 @@
+"""Bringing a bundle here over member calls: the shell around `BlockTransfer`."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from .block_transfer import (
+    MAX_PIECE_BYTES,
+    Arrived,
+    Ask,
+    BlockTransfer,
+    Dropped,
+    Event,
+    Failed,
+    Joined,
+    Postponed,
+    Store,
+    Tick,
+)
+from .block_transfer_folder import BlockFolder
+from .block_transfer_listing import MAX_LISTING_BYTES, BundleId, Listing, read_listing
+from .block_transfer_messages import ANSWERS, LISTING, METHOD, REQUESTS, BlockAnswer, BlockRequest
+from .errors import OutOfMemory, RemoteFault, ShoalError, Unavailable
+from .identifiers import PeerId
+from .member_calls import MemberCalls
+
+PATIENCE_S = 5.0  # for one piece; a block that hangs is asked of another donor long before
+MAX_DONORS = 8  # asked at once
+_LISTING_WAITS = 40
+
+Result = TypeVar("Result")
+Progress = Callable[[int, int], None]  # bytes here, bytes in all
+
+
+@dataclass(slots=True)
+class Transferred:
+    """What a transfer took."""
+
+    total_bytes: int
+    kept_bytes: int  # were here before
+    seconds: float = 0.0
+    dropped: dict[PeerId, str] = field(default_factory=dict)
+    faulty: tuple[PeerId, ...] = ()  # sent what no honest donor sends
+    given_bytes: dict[PeerId, int] = field(default_factory=dict)
+
+
+class Threads:
+    """Disk and hashing beside the event loop; a test in virtual time does them at once."""
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        return await anyio.to_thread.run_sync(work)
+
+
+class BlockFetcher:
+    def __init__(
+        self,
+        calls: MemberCalls,
+        clock: Callable[[], float] = anyio.current_time,
+        threads: Threads | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._calls, self._clock, self._threads, self._patience_s = calls, clock, threads or Threads(), patience_s
+
+    async def listing(self, bundle: BundleId, donors: Sequence[PeerId], max_bytes: int = MAX_LISTING_BYTES) -> Listing:
+        """The listing of a bundle from the first donor that has the right one. raises: Unavailable"""
+        reasons = []
+        for donor in donors:
+            try:
+                return read_listing(await self._listing_of(bundle, donor, min(max_bytes, MAX_LISTING_BYTES)), bundle)
+            except ShoalError as error:
+                reasons.append(f"{donor[-8:]}: {error}")
+        raise Unavailable(f"nobody gave the listing of {bundle[:12]} ({'; '.join(reasons[:3]) or 'no donor known'})")
+
+    async def bring(
+        self,
+        bundle: BundleId,
+        listing: Listing,
+        donors: Collection[PeerId],
+        folder: BlockFolder,
+        progress: Progress | None = None,
+    ) -> Transferred:
+        """Every block into the folder, going on where an earlier attempt stopped.
+
+        raises: Unavailable when no donor is left (what has come is kept), OutOfMemory
+        """
+        began = self._clock()
+        transfer = BlockTransfer(listing, await self._threads.run(folder.prepare))
+        report = Transferred(transfer.total_bytes, transfer.kept_bytes)
+        error = await self._move(transfer, bundle, list(dict.fromkeys(donors)), folder, report, progress)
+        report.seconds = self._clock() - began
+        if error is not None:
+            raise error
+        if transfer.stuck:
+            reasons = "; ".join(f"{peer[-8:]}: {why}" for peer, why in list(report.dropped.items())[:3])
+            here = f"{transfer.stored_bytes} of {transfer.total_bytes} bytes are here"
+            raise Unavailable(f"no donor of {bundle[:12]} is left ({reasons or 'none was known'}); {here}")
+        await self._threads.run(folder.finish)
+        return report
+
+    async def _move(
+        self,
+        transfer: BlockTransfer,
+        bundle: BundleId,
+        waiting: list[PeerId],
+        folder: BlockFolder,
+        report: Transferred,
+        progress: Progress | None,
+    ) -> OutOfMemory | None:
+        """Until the transfer is done or stuck. returns: what the disk said, if it failed"""
+        give, take = anyio.create_memory_object_stream[Event](256)
+        events: list[Event] = []
+        async with give, take, anyio.create_task_group() as tasks:
+            while True:
+                while waiting and not transfer.done and len(transfer.donors) + len(events) < MAX_DONORS:
+                    events.append(Joined(waiting.pop(0)))
+                effects = [effect for event in events for effect in transfer.handle(event, self._clock())]
+                events = []
+                for effect in effects:
+                    match effect:
+                        case Ask():
+                            tasks.start_soon(self._ask, effect, bundle, give)
+                        case Store():
+                            try:
+                                await self._threads.run(partial(folder.store, effect.file, effect.offset, effect.data))
+                            except OutOfMemory as error:
+                                tasks.cancel_scope.cancel()
+                                return error
+                        case Dropped(donor, reason, fault):
+                            report.dropped[donor] = reason
+                            report.faulty += (donor,) if fault else ()
+                if progress is not None:
+                    progress(transfer.stored_bytes, transfer.total_bytes)
+                if transfer.done or (transfer.stuck and not waiting):
+                    tasks.cancel_scope.cancel()
+                    return None
+                if not transfer.stuck:
+                    events.append(await self._next(transfer, take, report))
+
+    async def _next(
+        self, transfer: BlockTransfer, take: MemoryObjectReceiveStream[Event], report: Transferred
+    ) -> Event:
+        now = self._clock()
+        wake_at = transfer.wake_at(now)
+        event: Event = Tick()
+        with anyio.move_on_after(None if wake_at is None else wake_at - now):
+            event = await take.receive()
+        if isinstance(event, Arrived):
+            report.given_bytes[event.donor] = report.given_bytes.get(event.donor, 0) + len(event.data)
+        return event
+
+    async def _ask(self, ask: Ask, bundle: BundleId, give: MemoryObjectSendStream[Event]) -> None:
+        event: Event
+        try:
+            answer = await self._call(ask.donor, BlockRequest(bundle, ask.file, ask.offset, ask.length))
+            event = (
+                Postponed(ask.donor, ask.ask, answer.wait_s)
+                if answer.wait_s > 0
+                else Arrived(ask.donor, ask.ask, answer.data)
+            )
+        except Unavailable as error:
+            event = Failed(ask.donor, ask.ask, str(error), "silent")
+        except RemoteFault as error:
+            event = Failed(ask.donor, ask.ask, str(error), "lying")
+        except ShoalError as error:
+            event = Failed(ask.donor, ask.ask, str(error), "refused")
+        await give.send(event)
+
+    async def _call(self, donor: PeerId, request: BlockRequest) -> BlockAnswer:
+        return ANSWERS.decode(await self._calls.call(donor, METHOD, REQUESTS.encode(request), self._patience_s))
+
+    async def _listing_of(self, bundle: BundleId, donor: PeerId, max_bytes: int) -> bytes:
+        data, waits = bytearray(), 0
+        while True:
+            answer = await self._call(donor, BlockRequest(bundle, LISTING, len(data), MAX_PIECE_BYTES))
+            if answer.wait_s > 0:
+                waits += 1
+                if waits > _LISTING_WAITS:
+                    raise Unavailable("the donor is at its limit all the time")
+                await anyio.sleep(min(answer.wait_s, 1.0))
+                continue
+            if answer.total_bytes > max_bytes or len(data) + len(answer.data) > answer.total_bytes:
+                raise RemoteFault(f"a listing of {answer.total_bytes} bytes, more than was agreed on")
+            data += answer.data
+            if len(data) == answer.total_bytes:
+                return bytes(data)
+            if not answer.data:
+                raise RemoteFault("a listing that stops in the middle")
