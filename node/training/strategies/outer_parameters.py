@@ -6,6 +6,7 @@ replay the same outcomes from the log and get the same bits.
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class OuterParameters:
         self.spec = spec
         self._codec = spec.codec()
         edges = np.cumsum([0, *spec.fragments]).tolist()
-        self.bounds: list[tuple[int, int]] = list(zip(edges, edges[1:], strict=False))
+        self.bounds: list[tuple[int, int]] = list(pairwise(edges))
         self.values = self._checked(initial)
         self.optimizer = OuterOptimizer(settings, self.bounds, undecayed)
         self.rounds = 0
