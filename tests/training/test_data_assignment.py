@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from shoal.node.training.data.assignment import KEPT_ROUNDS, DataOrder, Roster, Share, share_of
 from shoal.node.training.data.shuffling import shuffled
-from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import PeerId
 
 PEERS = tuple(PeerId(name) for name in ("ana", "ben", "cleo", "dan", "eva"))
@@ -41,7 +40,7 @@ def test_shuffling_stays_the_same_in_every_version() -> None:
 
 @given(
     st.lists(st.sets(st.sampled_from(PEERS), min_size=1), min_size=1, max_size=40),
-    st.integers(5, 200),
+    st.integers(2, 200),
     st.integers(1, 9),
     st.integers(0, 5),
 )
@@ -56,7 +55,7 @@ def test_no_two_peers_get_the_same_window_in_an_epoch_whoever_comes_and_goes(
         for peer in PEERS:
             found = share_of(order, roster, peer, number)
             if found is None:
-                assert peer not in roster.peers
+                assert peer not in roster.peers[:windows]
                 continue
             for window in all_of(found):
                 assert (found.epoch, window) not in owner
@@ -107,8 +106,14 @@ def test_a_share_of_small_data_goes_round_and_never_into_the_neighbours() -> Non
     windows = [set(share.windows(0, 50)) for share in shares if share is not None]
     assert [len(found) for found in windows] == [2, 2, 2]
     assert len(set.union(*windows)) == 6
-    with pytest.raises(UsageError, match="too few for 8 peers"):
-        small.size(8)
+
+
+def test_data_smaller_than_the_group_goes_to_the_first_and_the_others_have_none() -> None:
+    tiny = DataOrder("0" * 64, windows=2, share=50, seed=1)
+    roster = met(tiny, [PEERS])
+    shares = [share_of(tiny, roster, peer, 1) for peer in PEERS]
+    assert [share is None for share in shares] == [False, False, True, True, True]
+    assert set.union(*(all_of(share) for share in shares if share is not None)) == {0, 1}
 
 
 def test_fragments_of_one_round_belong_together_and_the_past_stays() -> None:

@@ -8,7 +8,6 @@ takes part in one round without work, and is on the roster from then on.
 
 import msgspec
 
-from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import PeerId
 
 from .shuffling import shuffled
@@ -25,10 +24,8 @@ class DataOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
 
     def size(self, peers: int) -> int:
-        """Windows in each share; fewer than asked for when the data is small. raises: UsageError"""
-        if peers > self.windows:
-            raise UsageError(f"the data has {self.windows} sequences, too few for {peers} peers without repeating")
-        return min(self.share, self.windows // max(peers, 1))
+        """Windows in each share; fewer than asked for when the data is small."""
+        return min(self.share, max(1, self.windows // max(peers, 1)))
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -62,7 +59,7 @@ class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _handed_out(self, order: DataOrder, round_: int) -> tuple[int, int]:
         """Epoch and windows taken when all rounds up to and including this one have had their stretch."""
-        stretch = order.size(len(self.seen)) * len(self.seen)
+        stretch = order.size(len(self.seen)) * min(len(self.seen), order.windows)
         if not stretch:
             return self.epoch, self.taken
         rounds = round_ - self.round
@@ -93,11 +90,11 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def share_of(order: DataOrder, roster: Roster, peer: PeerId, round_: int) -> Share | None:
-    """What a peer trains on in a round after the roster's; None when it is not on the roster. Pure.
+    """What a peer trains on in a round after the roster's. Pure.
 
-    raises: UsageError when the data is too small for so many peers
+    returns: None for a peer that is not on the roster, or for which the data is too small
     """
-    peers = roster.peers
+    peers = roster.peers[: order.windows]
     if peer not in peers or round_ <= roster.round:
         return None
     size = order.size(len(peers))

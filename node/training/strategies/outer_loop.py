@@ -104,6 +104,22 @@ class OuterLoop:
             await self._offer()
             await self._settle()
 
+    async def arrive(self) -> None:
+        """One round without an inner step before it: a peer that has no share of the data yet makes itself known.
+
+        raises: OutOfStep, MalformedPayload
+        """
+        strategy = self.strategy
+        if strategy.pending is not None:
+            await self._settle()
+        while True:
+            strategy.hurry()
+            await self._offer()
+            await self._settle()
+            if not strategy.skips:
+                return
+            await anyio.sleep(self.retry_s)
+
     def catch_up(self, missed: Iterable[tuple[Outcome, bool]], round_: int) -> None:
         """After OutOfStep: apply what was missed, then go on with this round from the outer parameters.
 
