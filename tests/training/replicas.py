@@ -109,7 +109,7 @@ def _holds(outcome: Outcome, index: int) -> bool:
 def dyadic_gradient(peer: int, step: int, values: Values) -> Values:
     """Small multiples of 1/4 that depend on all three: sums and means over four peers of equal weight are exact."""
     drawn = np.random.default_rng([peer, step]).integers(-4, 5, len(values)).astype(np.float32)
-    return drawn + np.sign(values) * np.float32(0.25)
+    return np.asarray(drawn + np.sign(values) * np.float32(0.25), np.float32)
 
 
 def noisy_gradient(peer: int, step: int, values: Values) -> Values:

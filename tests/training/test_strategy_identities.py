@@ -44,7 +44,7 @@ def test_diloco_with_one_inner_step_of_sgd_and_outer_sgd_of_rate_one_is_synchron
     synchronous = []
     for step in range(6):
         mean = np.mean([dyadic_gradient(peer, step, expected) for peer in range(FOUR)], axis=0, dtype=np.float64)
-        expected = expected - np.float32(RATE) * mean.astype(np.float32)
+        expected = np.asarray(expected - np.float32(RATE) * mean.astype(np.float32))
         synchronous.append(expected)
     for replica in trained(settings, dyadic_gradient, 6, initial()):
         np.testing.assert_array_equal(replica.live, synchronous)
@@ -95,7 +95,7 @@ def test_sparse_of_all_values_unquantised_with_outer_rate_one_is_federated_avera
         for step in range(round_ * 3, round_ * 3 + 3):
             for peer in range(FOUR):
                 local[peer] -= np.float32(RATE) * dyadic_gradient(peer, step, local[peer])
-        expected = np.mean(local, axis=0, dtype=np.float64).astype(np.float32)
+        expected = np.asarray(local.mean(axis=0, dtype=np.float64), np.float32)
         averaged.append(expected)
     for replica in trained(settings, dyadic_gradient, 12, initial()):
         np.testing.assert_array_equal(replica.live[2::3], averaged)
@@ -107,8 +107,8 @@ def test_cocktail_applies_each_steps_mean_gradient_one_step_later() -> None:
     history = []
     for step in range(6):
         gradients = [dyadic_gradient(peer, step, expected) for peer in range(FOUR)]
-        expected = expected - np.float32(RATE) * stale
-        stale = np.mean(gradients, axis=0, dtype=np.float64).astype(np.float32)
+        expected = np.asarray(expected - np.float32(RATE) * stale)
+        stale = np.asarray(np.stack(gradients).mean(axis=0, dtype=np.float64), np.float32)
         history.append(expected)
     for replica in trained(settings, dyadic_gradient, 6, initial()):
         np.testing.assert_array_equal(replica.live, history)
@@ -172,7 +172,7 @@ def test_every_replica_holds_the_same_bits_after_every_round(name: str) -> None:
     ("settings", "steps", "rate"),
     [
         (strategy_settings("sync", outer=OuterSettings("adamw", learning_rate=0.1)), 150, 0.0),
-        (strategy_settings("cocktail", outer=OuterSettings("adamw", learning_rate=0.1)), 150, 0.0),
+        (strategy_settings("cocktail", outer=OuterSettings("sgd", learning_rate=0.005)), 400, 0.0),
         (strategy_settings("diloco", interval=10), 300, 0.02),
         (strategy_settings("streaming", interval=12, delay=3), 360, 0.02),
         (strategy_settings("sparse", interval=10), 600, 0.01),
@@ -182,8 +182,8 @@ def test_every_replica_holds_the_same_bits_after_every_round(name: str) -> None:
 def test_every_strategy_finds_the_minimum_through_its_own_codec(
     settings: StrategySettings, steps: int, rate: float
 ) -> None:
-    fragments = (COUNT,) if settings.fragments == 1 else (4096, 5000, COUNT - 9096)
-    four = trained(settings, noisy_gradient, steps, initial(), fragments, rate)
-    before = float(np.mean((initial() - 1) ** 2))
+    fragments = (4000,) if settings.fragments == 1 else (1000, 2000, 1000)
+    four = trained(settings, noisy_gradient, steps, initial(4000), fragments, rate)
+    before = float(np.mean((initial(4000) - 1) ** 2))
     after = float(np.mean((four[0].outer[-1] - 1) ** 2))
     assert after < before / 4, f"mean squared distance {before:.3f} -> {after:.3f}"
