@@ -1,4 +1,4 @@
-"""Held-out perplexity: how well the outer parameters, which all peers hold alike, predict text that nobody trains on."""
+"""Held-out perplexity: how well the outer parameters, alike at all peers, predict text that nobody trains on."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A transport that keeps to an upload rate, and counts what passes: everything of a trainer goes through one of these."""
+"""A transport that keeps to an upload rate, and counts what passes: all that a trainer sends goes through it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """The open record of a run: JSON lines that let anyone re-check what was trained on, by whom, and to what state.
 
-The first line holds the run's agreed settings and the rules of the data order; each further one a round: its peers with
-their tokens, the hash of every aggregate, and the state before and after. With the same data anybody derives who trained
-on which sequences; with the delta log, that the aggregates lead from one state to the next; and two peers' records of
-the same run must say the same about every round.
+The first line holds the run's agreed settings and the rules of the data order; each further one a round: its peers
+with their tokens, the hash of every aggregate, and the state before and after. With the same data anybody derives who
+trained on which sequences; with the delta log, that the aggregates lead from one state to the next; and two peers'
+records of the same run must say the same about every round.
 """
 
 import hashlib
@@ -115,7 +115,7 @@ def read_record(path: Path) -> list[RecordLine]:
 
 
 def problems(lines: Iterable[RecordLine]) -> list[str]:
-    """What is wrong with a record: states that do not follow one another, rosters that do not follow from the rounds."""
+    """What is wrong with a record: states that do not follow one another, rosters that do not follow from rounds."""
     found: list[str] = []
     run: RunLine | None = None
     last: RoundLine | None = None

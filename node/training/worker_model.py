@@ -17,7 +17,7 @@ TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_c
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelFiles:
-    """What is known without torch. texts: the small files that travel with the model; folder: of the weights, or None"""
+    """What is known without torch. texts: the small files of the model; folder: of the weights, or None"""
 
     name: str
     config: dict[str, Any]

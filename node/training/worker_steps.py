@@ -33,9 +33,15 @@ class StepResult:
 
 
 class InnerSteps:
-    """step_only: False for strategies that offer gradients: the parameters are left alone, gradients stay to be read."""
+    """micro: sequences of one forward pass, 0 for a guess; halved when the device has no room for so many"""
 
-    def __init__(self, model: Any, optimizer: InnerOptimizer, settings: BatchSettings, device: torch.device) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401  a transformers model
+        optimizer: InnerOptimizer,
+        settings: BatchSettings,
+        device: torch.device,
+    ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.micro = settings.micro
         self._bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
@@ -55,9 +61,10 @@ class InnerSteps:
             self.optimizer.zero_grad()
             self._broken += 1
             if self._broken >= MOST_BROKEN:
+                rate = self.optimizer.settings.learning_rate
                 raise LossNotFinite(
                     f"the loss is not a number any more (step {step + 1}, {self._broken} steps in a row); "
-                    f"lower inner.learning_rate, which is {self.optimizer.settings.learning_rate:g}, or look at the data"
+                    f"lower inner.learning_rate, which is {rate:g}, or look at the data"
                 )
             return StepResult(loss, 0)
         self._broken = 0
@@ -68,7 +75,7 @@ class InnerSteps:
 
     def _accumulate(self, batch: Batch) -> float:
         """Gradients of the whole batch, in parts that fit the memory. returns: the mean loss"""
-        count, length = batch.inputs_BS.shape
+        count, length = batch.inputs.shape
         micro = self.micro or max(1, min(count, MICRO_TOKENS.get(self.device.type, 4096) // length))
         while True:
             try:
@@ -84,17 +91,17 @@ class InnerSteps:
                 micro = self.micro = micro // 2
 
     def _part(self, batch: Batch, start: int, stop: int) -> float:
-        loss = self.loss(batch, start, stop) * ((stop - start) / len(batch.inputs_BS))
+        loss = self.loss(batch, start, stop) * ((stop - start) / len(batch.inputs))
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     def loss(self, batch: Batch, start: int, stop: int) -> torch.Tensor:
-        """Mean cross entropy of sequences [start, stop) of a batch."""
-        inputs_MS = torch.from_numpy(batch.inputs_BS[start:stop]).to(self.device)
-        targets_MS = torch.from_numpy(batch.targets_BS[start:stop]).to(self.device)
+        """Mean cross entropy of sequences [start, stop) of a batch, (M, S) ids through (M, S, V) logits."""
+        inputs = torch.from_numpy(batch.inputs[start:stop]).to(self.device)
+        targets = torch.from_numpy(batch.targets[start:stop]).to(self.device)
         places: dict[str, torch.Tensor] = {}
-        if batch.positions_BS is not None:  # from positions that begin again, the mask of each document follows
-            places["position_ids"] = torch.from_numpy(batch.positions_BS[start:stop]).to(self.device)
+        if batch.positions is not None:  # from positions that begin again, the mask of each document follows
+            places["position_ids"] = torch.from_numpy(batch.positions[start:stop]).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            logits_MSV = self.model(input_ids=inputs_MS, use_cache=False, **places).logits
-        return functional.cross_entropy(logits_MSV.float().flatten(0, 1), targets_MS.flatten())
+            logits = self.model(input_ids=inputs, use_cache=False, **places).logits
+        return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())

@@ -153,8 +153,8 @@ def test_windows_predict_the_next_token_and_waste_none() -> None:
     windows = Windows(np.arange(26, dtype=np.uint16), 5, end=0)
     assert len(windows) == 5
     batch = windows.batch([4, 0])
-    np.testing.assert_array_equal(batch.inputs_BS, [[20, 21, 22, 23, 24], [0, 1, 2, 3, 4]])
-    np.testing.assert_array_equal(batch.targets_BS, batch.inputs_BS + 1)
+    np.testing.assert_array_equal(batch.inputs, [[20, 21, 22, 23, 24], [0, 1, 2, 3, 4]])
+    np.testing.assert_array_equal(batch.targets, batch.inputs + 1)
     assert batch.tokens == 10
     with pytest.raises(IndexError):
         windows.batch([5])

@@ -18,18 +18,18 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """inputs_BS, targets_BS: the target of a position is the next token.
+    """inputs, targets: (B, S); the target of a position is the next token
 
-    positions_BS: count from the last document's beginning, so that attention stays within a document; None: it does not
+    positions: (B, S) count from the last document's beginning, so that attention stays within a document; None: it does not
     """
 
-    inputs_BS: Ids  # noqa: N815
-    targets_BS: Ids  # noqa: N815
-    positions_BS: Ids | None  # noqa: N815
+    inputs: Ids
+    targets: Ids
+    positions: Ids | None
 
     @property
     def tokens(self) -> int:
-        return int(self.inputs_BS.size)
+        return int(self.inputs.size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,9 +59,9 @@ class Windows:
         return Batch(inputs, np.ascontiguousarray(rows[:, 1:]), positions)
 
 
-def document_positions(inputs_BS: Ids, end: int) -> Ids:  # noqa: N803
-    """How many tokens of the same document stand before each, within the window."""
-    columns = np.arange(inputs_BS.shape[1])
-    starts = np.zeros(inputs_BS.shape, np.int64)
-    starts[:, 1:] = np.where(inputs_BS[:, :-1] == end, columns[1:], 0)
+def document_positions(inputs: Ids, end: int) -> Ids:
+    """(B, S) how many tokens of the same document stand before each, within the window."""
+    columns = np.arange(inputs.shape[1])
+    starts = np.zeros(inputs.shape, np.int64)
+    starts[:, 1:] = np.where(inputs[:, :-1] == end, columns[1:], 0)
     return np.asarray(columns - np.maximum.accumulate(starts, axis=1))

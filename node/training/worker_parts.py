@@ -1,0 +1,142 @@
+"""From a config to everything that a worker needs on this machine: model, data, optimiser, and what peers agree on.
+
+Takes seconds (torch, the model, at first the tokens), so it runs on a thread beside the start of the network.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from shoal.node.shard import choose_device
+from shoal.swarm.identifiers import PeerId
+from shoal.swarm.rounds.exchange import RunSpec
+
+from .config import ConfigFile, TrainingConfig
+from .limits_watch import refuse_memory
+from .optimizers.inner import InnerOptimizer
+from .parameters import ModelParameters
+from .strategies.settings import StrategySettings
+from .strategies.strategy import Strategy
+from .worker import WorkerParts
+from .worker_data import TrainingData, open_data
+from .worker_model import ModelFiles, find_model, load_module
+from .worker_progress import DataProgress
+from .worker_steps import MICRO_TOKENS, InnerSteps
+
+BASE_BYTES = 600 << 20  # of the process with its libraries
+PARAMETER_BYTES = 44  # of one parameter: weight, gradient, inner and outer moments, outer copy, what encoding needs
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """memory_bytes: that training is expected to need"""
+
+    config: TrainingConfig
+    model: ModelFiles
+    module: Any
+    parameters: ModelParameters
+    steps: InnerSteps
+    data: TrainingData
+    model_hash: str
+    memory_bytes: int
+
+    @property
+    def count(self) -> int:
+        return self.parameters.layout.count
+
+
+def prepare(file: ConfigFile, cache: Path, progress: Progress | None = None) -> Prepared:
+    """raises: UsageError, OutOfMemory, Unavailable (hub)"""
+    config = file.config
+    model = find_model(config.model, config.initial, cache)
+    data = open_data(config, file.base, model, cache / "tokens", progress)
+    if config.limits.threads:
+        torch.set_num_threads(config.limits.threads)
+    device = choose_device(config.batch.device)
+    if progress is not None:
+        progress(f"loading {model.name}", 0, 1)
+    module = load_module(model, config.seed)
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    needed = memory_needed(config, model, sum(p.numel() for p in module.parameters()), device.type)
+    if device.type == "cpu":
+        refuse_memory(config.limits, needed, f"training {model.name}")
+    parameters = ModelParameters(module)
+    model_hash = parameters.layout.model_hash(model.config, parameters.read())
+    module.to(device)
+    optimizer = InnerOptimizer(config.inner, module.named_parameters())
+    steps = InnerSteps(module, optimizer, config.batch, device)
+    if progress is not None:
+        progress(f"loading {model.name}", 1, 1)
+    return Prepared(config, model, module, parameters, steps, data, model_hash, needed)
+
+
+def memory_needed(config: TrainingConfig, model: ModelFiles, parameters: int, device: str) -> int:
+    """A rough figure in bytes: parameters and their moments, and the activations of one forward pass.
+
+    source of the activations' size: Korthikanti et al., Reducing Activation Recomputation, arXiv:2205.05198
+    """
+    length = config.data.sequence
+    micro = config.batch.micro or max(1, min(config.batch.sequences, MICRO_TOKENS.get(device, 4096) // length))
+    hidden = int(model.config.get("hidden_size") or model.config.get("n_embd") or 1)
+    layers = int(model.config.get("num_hidden_layers") or model.config.get("n_layer") or 1)
+    per_layer = 2 if config.batch.checkpointing else 40
+    per_token = 4 * (hidden * layers * per_layer + 3 * model.vocabulary)
+    return BASE_BYTES + PARAMETER_BYTES * parameters + micro * length * per_token
+
+
+def settings_with(config: TrainingConfig, **changes: object) -> TrainingConfig:
+    """A config with the strategy's `auto` settings resolved. raises: ValueError"""
+    strategy = msgspec.structs.replace(config.strategy, **changes)
+    strategy.check()
+    return msgspec.structs.replace(config, strategy=strategy)
+
+
+def run_spec(prepared: Prepared, config: TrainingConfig) -> RunSpec:
+    """What all peers of the run must agree on. raises: ValueError for a model with too few layers for the fragments"""
+    group, strategy = config.group, config.strategy
+    return RunSpec(
+        name=config.name,
+        model=prepared.model_hash,
+        data=data_rules(prepared, config),
+        strategy=strategy.canonical(),
+        fragments=prepared.parameters.layout.fragments(strategy.fragments),
+        preset=strategy.preset,
+        shards=group.shards,
+        quorum=group.quorum,
+        grace_s=group.grace_s,
+        deadline_s=group.deadline_s,
+        reducer_decay=strategy.reducer_decay,
+        robust=group.robust,
+    )
+
+
+def data_rules(prepared: Prepared, config: TrainingConfig) -> str:
+    """Hex sha256 of all that decides what is learned from, in which order and how."""
+    rules = {
+        "order": prepared.data.order,
+        "sequence": config.data.sequence,
+        "isolate": config.data.isolate,
+        "batch": config.batch.sequences,
+        "inner": config.inner,
+        "lag": lag_of(config.strategy),
+    }
+    return hashlib.sha256(msgspec.json.encode(rules, order="sorted")).hexdigest()
+
+
+def lag_of(strategy: StrategySettings) -> int:
+    return 1 if strategy.delay else 0
+
+
+def parts_of(prepared: Prepared, config: TrainingConfig, spec: RunSpec, me: PeerId) -> WorkerParts:
+    """raises: ValueError when the strategy does not fit the model"""
+    layout = prepared.parameters.layout
+    strategy = Strategy(config.strategy, spec, prepared.parameters.read(), layout.undecayed())
+    progress = DataProgress(prepared.data.order, lag_of(config.strategy))
+    return WorkerParts(config, me, prepared.data, prepared.steps, prepared.parameters, strategy, progress)
