@@ -15,6 +15,7 @@ from .block_transfer import (
     Ask,
     BlockTransfer,
     Dropped,
+    Effect,
     Event,
     Failed,
     Joined,
@@ -113,33 +114,39 @@ class BlockFetcher:
     ) -> OutOfMemory | None:
         """Until the transfer is done or stuck. returns: what the disk said, if it failed"""
         give, take = anyio.create_memory_object_stream[Event](256)
-        events: list[Event] = []
+        error: OutOfMemory | None = None
         async with give, take, anyio.create_task_group() as tasks:
-            while True:
-                while waiting and not transfer.done and len(transfer.donors) + len(events) < MAX_DONORS:
+            while error is None and not transfer.done and (waiting or not transfer.stuck):
+                events: list[Event] = []
+                while waiting and len(transfer.donors) + len(events) < MAX_DONORS:
                     events.append(Joined(waiting.pop(0)))
+                if not events:
+                    events.append(await self._next(transfer, take, report))
                 effects = [effect for event in events for effect in transfer.handle(event, self._clock())]
-                events = []
-                for effect in effects:
-                    match effect:
-                        case Ask():
-                            tasks.start_soon(self._ask, effect, bundle, give)
-                        case Store():
-                            try:
-                                await self._threads.run(partial(folder.store, effect.file, effect.offset, effect.data))
-                            except OutOfMemory as error:
-                                tasks.cancel_scope.cancel()
-                                return error
-                        case Dropped(donor, reason, fault):
-                            report.dropped[donor] = reason
-                            report.faulty += (donor,) if fault else ()
+                for ask in effects:
+                    if isinstance(ask, Ask):
+                        tasks.start_soon(self._ask, ask, bundle, give)
+                error = await self._settle(effects, folder, report)
                 if progress is not None:
                     progress(transfer.stored_bytes, transfer.total_bytes)
-                if transfer.done or (transfer.stuck and not waiting):
-                    tasks.cancel_scope.cancel()
-                    return None
-                if not transfer.stuck:
-                    events.append(await self._next(transfer, take, report))
+            tasks.cancel_scope.cancel()
+        return error
+
+    async def _settle(self, effects: list[Effect], folder: BlockFolder, report: Transferred) -> OutOfMemory | None:
+        """Write verified blocks and note who was dropped."""
+        for effect in effects:
+            match effect:
+                case Store(file, offset, data):
+                    try:
+                        await self._threads.run(partial(folder.store, file, offset, data))
+                    except OutOfMemory as error:
+                        return error
+                case Dropped(donor, reason, fault):
+                    report.dropped[donor] = reason
+                    report.faulty += (donor,) if fault else ()
+                case Ask():
+                    pass  # under way
+        return None
 
     async def _next(
         self, transfer: BlockTransfer, take: MemoryObjectReceiveStream[Event], report: Transferred
