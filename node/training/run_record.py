@@ -130,7 +130,7 @@ def problems(lines: Iterable[RecordLine]) -> list[str]:
                     found.append(f"round {line.round} stands before the run's settings")
                 elif last is not None and line.round <= last.round and line.fragment == last.fragment:
                     found.append(f"round {line.round} after round {last.round}")
-                elif last is not None and line.round == last.round + 1:
+                elif last is not None and (line.round == last.round + 1 or line.before == last.after):
                     found += _break(run, last, line)
                 last = line
             case EvaluationLine():

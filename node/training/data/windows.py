@@ -20,7 +20,7 @@ Ids = npt.NDArray[np.int64]
 class Batch:
     """inputs, targets: (B, S); the target of a position is the next token
 
-    positions: (B, S) count from the last document's beginning, so that attention stays within a document; None: it does not
+    positions: (B, S) counted from the beginning of each document, which attention then stays within; None: it does not
     """
 
     inputs: Ids
