@@ -1,7 +1,7 @@
 """Finding and reading checkpoints: every byte is checked before use, and what is damaged is passed over with a line."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -61,19 +61,30 @@ def load(checkpoint: SavedCheckpoint) -> Snapshot:
     for listing in (manifest.shared, manifest.own):
         if listing is not None:
             check_files(folder, listing)
-    about = read_shared_about(manifest.shared)
-    arrays = read_arrays(folder / OUTER)
-    strategy: dict[str, Value] = {**{SHARED + name: array for name, array in arrays.items()}, **about.numbers}
-    parameters = read_arrays(folder / MODEL)
-    if manifest.own is None:
-        return Snapshot(about.run, about.round, about.state, parameters, strategy)
     try:
-        own = read_own_about(manifest.own)
+        shared = read_shared(folder, manifest.shared)
+        own = None if manifest.own is None else read_own_about(manifest.own)
     except MalformedMessage as error:
         raise UsageError(f"checkpoint {folder.name} is damaged: {error}") from error
-    strategy = {**strategy, **read_arrays(folder / OWN), **own.strategy}
+    if own is None:
+        return shared
+    strategy = {**shared.strategy, **read_arrays(folder / OWN), **own.strategy}
     inner = {**read_arrays(folder / INNER), **own.inner}
-    return Snapshot(about.run, about.round, about.state, parameters, strategy, inner, own.position)
+    return replace(shared, strategy=strategy, inner=inner, position=own.position)
+
+
+def read_shared(folder: Path, listing: Listing) -> Snapshot:
+    """The part that all replicas share, from files whose blocks have been checked.
+
+    raises: MalformedMessage
+    """
+    about = read_shared_about(listing)
+    try:
+        optimizer, parameters = read_arrays(folder / OUTER), read_arrays(folder / MODEL)
+    except UsageError as error:
+        raise MalformedMessage(str(error)) from error
+    arrays: dict[str, Value] = {SHARED + name: array for name, array in optimizer.items()}
+    return Snapshot(about.run, about.round, about.state, parameters, {**arrays, **about.numbers})
 
 
 def latest(folder: Path) -> Latest | None:
