@@ -63,6 +63,9 @@ class LocalGroup:
         """raises: RoundSkipped, OutOfStep, ValueError"""
         if peer not in self.members:
             raise ValueError(f"{peer} is no member of this group")
+        for outcome in self.outcomes[::-1]:  # a peer that was restarted asks again
+            if outcome.round == offer.round and any(contributor == peer for contributor, _ in outcome.contributors):
+                return outcome
         if self.outcomes and offer.round <= self.outcomes[-1].round:
             raise OutOfStep(f"round {offer.round} is over", self.outcomes[-1].round + 1, sorted(self.members - {peer}))
         self._checked(offer)
@@ -104,14 +107,15 @@ class LocalGroup:
         self.outcomes.append(outcome)
         return outcome
 
+    def feedback(self, fragment: int, shard: int) -> ErrorFeedback:
+        """What the reducer of this shard has left out so far."""
+        start, stop = self.spec.sharding(fragment).bounds()[shard]
+        return self._feedback.get((fragment, shard), ErrorFeedback.empty(stop - start, self.spec.reducer_decay))
+
     def _reduce(self, offer: Offer, shard: int, contributions: Sequence[Contribution]) -> bytes:
-        key = offer.fragment, shard
-        feedback = self._feedback.get(key)
-        if feedback is None:
-            feedback = ErrorFeedback.empty(len(contributions[0].values), self.spec.reducer_decay)
         seed = seed_of(offer.round, offer.fragment, shard)
-        sent = send(self.spec.codec(), feedback, self.combine(contributions), seed)
-        self._feedback[key] = sent.feedback
+        sent = send(self.spec.codec(), self.feedback(offer.fragment, shard), self.combine(contributions), seed)
+        self._feedback[offer.fragment, shard] = sent.feedback
         return sent.payload
 
     def _checked(self, offer: Offer) -> list[Values]:

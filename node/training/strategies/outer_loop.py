@@ -98,10 +98,11 @@ class OuterLoop:
             await self._offer()
         if strategy.must_settle:
             await self._settle()
-        while strategy.pending is None and strategy.skips >= self.patience:
-            await anyio.sleep(self.retry_s)
-            strategy.hurry()
-            await self._offer()
+        while strategy.skips >= self.patience:
+            if strategy.pending is None:
+                await anyio.sleep(self.retry_s)
+                strategy.hurry()
+                await self._offer()
             await self._settle()
 
     async def arrive(self) -> None:
@@ -121,16 +122,28 @@ class OuterLoop:
             await anyio.sleep(self.retry_s)
 
     def catch_up(self, missed: Iterable[tuple[Outcome, bool]], round_: int) -> None:
-        """After OutOfStep: apply what was missed, then go on with this round from the outer parameters.
+        """After OutOfStep: apply what was missed, then go on with this round.
 
+        When only the answer to the own offer was missed, this peer goes on as if it had come. Otherwise its work since
+        its last round is lost, and it goes on from the outer parameters.
         missed: outcomes in order, each with whether it holds this peer's own offer
         raises: MalformedPayload, ValueError
         """
-        for outcome, contributed in missed:
-            self.strategy.replay(outcome, contributed)
-        self.strategy.rejoin(round_)
         self._answered, self._failure = anyio.Event(), None
-        self.parameters.write(0, self.strategy.outer.values)
+        strategy, in_step = self.strategy, False
+        for outcome, contributed in missed:
+            pending = strategy.pending
+            in_step = pending is not None and contributed and pending.offer.round == outcome.round
+            if pending is None or not in_step:
+                strategy.replay(outcome, contributed)
+                continue
+            strategy.receive(outcome)
+            start, stop = strategy.outer.bounds[outcome.fragment]
+            self.parameters.write(start, strategy.settle(self.parameters.read(start, stop)))
+            self._report_applied(pending.offer, outcome, 0.0)
+        if not in_step or strategy.round != round_:
+            strategy.rejoin(round_)
+            self.parameters.write(0, strategy.outer.values)
 
     async def _offer(self) -> None:
         start, stop = self.strategy.outer.bounds[self.strategy.fragment]
@@ -177,17 +190,12 @@ class OuterLoop:
         start, stop = strategy.outer.bounds[offer.fragment]
         local = self.parameters.read(start, stop)
         self.parameters.write(start, await _computed(len(local), lambda: strategy.settle(local)))
-        self.report(
-            RoundApplied(
-                offer.round,
-                offer.fragment,
-                outcome.contributors,
-                sum(map(len, offer.payloads)),
-                sum(map(len, outcome.aggregates)),
-                waited,
-                strategy.outer.hash(),
-            )
-        )
+        self._report_applied(offer, outcome, waited)
+
+    def _report_applied(self, offer: Offer, outcome: Outcome, waited_s: float) -> None:
+        sent, received = (sum(map(len, payloads)) for payloads in (offer.payloads, outcome.aggregates))
+        state = self.strategy.outer.hash()
+        self.report(RoundApplied(offer.round, offer.fragment, outcome.contributors, sent, received, waited_s, state))
 
 
 async def _computed(count: int, compute: Callable[[], Result]) -> Result:

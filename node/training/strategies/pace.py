@@ -8,8 +8,9 @@ from shoal.compression.sparse_codec import SparseCodec
 
 TARGET = 0.9  # share of the time that goes into inner steps
 LONGEST = 500  # inner steps; beyond, replicas drift apart
-# From mild to hard. Each is taken as long as it needs no more than so many inner steps between two exchanges: a shorter
-# interval is worth more than the bits that error feedback sends later anyway.
+# From mild to hard. Each is taken as long as its bytes need no more than so many inner steps between two exchanges: a
+# shorter interval is worth more than the bits that error feedback sends later anyway. What the latency needs comes on
+# top, as no compression shortens it.
 LADDER = (("none", 15), ("fp16", 15), ("int8", 30), ("fp4", 50), ("sparse", LONGEST))
 PAYLOAD_BITS = {  # per parameter and direction; held against the codecs by a test
     "none": 32.0,
@@ -77,18 +78,24 @@ def chosen_pace(
     raises: ValueError
     """
     ladder = LADDER if preset is None else ((preset, LONGEST),)
+    link = parameters, step_s, uplink_bit_s
+    least = max(1, fragments, delay * fragments)
+    for_latency = _steps_needed(utilisation(1, step_s, float("inf"), 1, "none", fragments, delay, latency_s))
     best = ladder[-1][0], interval or LONGEST
     for name, longest in ladder:
-        needed = interval or max(1, fragments, delay * fragments)
-        waiting = 1 / utilisation(parameters, step_s, uplink_bit_s, 1, name, fragments, delay, latency_s) - 1
-        busy_enough = math.ceil(round(waiting * TARGET / (1 - TARGET), 6))  # steps; waiting is in steps too
-        needed = interval or max(needed, busy_enough)
-        if busy_enough <= needed <= (interval or longest):
-            best = name, needed
+        needed = max(least, _steps_needed(utilisation(*link, 1, name, fragments, delay, latency_s)))
+        if needed <= (interval or min(LONGEST, longest + for_latency)):
+            best = name, interval or needed
             break
     name, steps = best
     expected = utilisation(parameters, step_s, uplink_bit_s, steps, name, fragments, delay, latency_s)
     return Pace(steps, name, density(name), expected, sent_bits(parameters, name))
+
+
+def _steps_needed(share: float) -> int:
+    """The interval that reaches the target, when with an interval of one step this share of the time goes into steps."""
+    waiting_steps = 1 / share - 1
+    return math.ceil(round(waiting_steps * TARGET / (1 - TARGET), 6))
 
 
 def sent_bits(parameters: int, preset: str) -> float:
