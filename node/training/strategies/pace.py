@@ -93,7 +93,7 @@ def chosen_pace(
 
 
 def _steps_needed(share: float) -> int:
-    """The interval that reaches the target, when with an interval of one step this share of the time goes into steps."""
+    """The interval that reaches the target, when with an interval of one step this share of the time is inner steps."""
     waiting_steps = 1 / share - 1
     return math.ceil(round(waiting_steps * TARGET / (1 - TARGET), 6))
 
