@@ -180,6 +180,14 @@ class BlockTransfer:
     def donors(self) -> tuple[PeerId, ...]:
         return tuple(self._donors)
 
+    def late_donors(self, now: float) -> set[PeerId]:
+        """Those that have owed an answer for longer than a donor may without being doubted."""
+        return {
+            donor.peer
+            for donor in self._donors.values()
+            if any(asked.at + HEDGE_S <= now for asked in donor.asks.values())
+        }
+
     def wake_at(self, now: float) -> float | None:
         """When `Tick` should come if nothing else does."""
         times = [donor.resume_at for donor in self._donors.values()]

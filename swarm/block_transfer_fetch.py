@@ -10,6 +10,7 @@ import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .block_transfer import (
+    HEDGE_S,
     MAX_PIECE_BYTES,
     Arrived,
     Ask,
@@ -46,6 +47,7 @@ class Transferred:
     kept_bytes: int  # were here before
     seconds: float = 0.0
     dropped: dict[PeerId, str] = field(default_factory=dict)
+    late: set[PeerId] = field(default_factory=set)  # owed an answer at the end
     faulty: tuple[PeerId, ...] = ()  # sent what no honest donor sends
     given_bytes: dict[PeerId, int] = field(default_factory=dict)
 
@@ -68,13 +70,31 @@ class BlockFetcher:
         self._calls, self._clock, self._threads, self._patience_s = calls, clock, threads or Threads(), patience_s
 
     async def listing(self, bundle: BundleId, donors: Sequence[PeerId], max_bytes: int = MAX_LISTING_BYTES) -> Listing:
-        """The listing of a bundle from the first donor that has the right one. raises: Unavailable"""
-        reasons = []
-        for donor in donors:
+        """The listing of a bundle from the first donor that has the right one.
+
+        Another donor is asked when one has failed, or has not answered for a while.
+        raises: Unavailable
+        """
+        reasons: list[str] = []
+        found: list[Listing] = []
+
+        async def ask(donor: PeerId, failed: anyio.Event) -> None:
             try:
-                return read_listing(await self._listing_of(bundle, donor, min(max_bytes, MAX_LISTING_BYTES)), bundle)
+                data = await self._listing_of(bundle, donor, min(max_bytes, MAX_LISTING_BYTES))
+                found.append(read_listing(data, bundle))
+                tasks.cancel_scope.cancel()
             except ShoalError as error:
                 reasons.append(f"{donor[-8:]}: {error}")
+                failed.set()
+
+        async with anyio.create_task_group() as tasks:
+            for donor in donors:
+                failed = anyio.Event()
+                tasks.start_soon(ask, donor, failed)
+                with anyio.move_on_after(HEDGE_S / 2):
+                    await failed.wait()
+        if found:
+            return found[0]
         raise Unavailable(f"nobody gave the listing of {bundle[:12]} ({'; '.join(reasons[:3]) or 'no donor known'})")
 
     async def bring(
@@ -94,6 +114,7 @@ class BlockFetcher:
         report = Transferred(transfer.total_bytes, transfer.kept_bytes)
         error = await self._move(transfer, bundle, list(dict.fromkeys(donors)), folder, report, progress)
         report.seconds = self._clock() - began
+        report.late = transfer.late_donors(self._clock())
         if error is not None:
             raise error
         if transfer.stuck:

@@ -17,10 +17,11 @@ from .manifest import CHUNK_BYTES, Manifest
 
 BundleId = NewType("BundleId", str)  # hex sha256 of a listing's canonical bytes
 
-BLOCK_BYTES = 1 << 20
+MIN_BLOCK_BYTES = 64 << 10
 MAX_BLOCK_BYTES = 16 << 20
 MAX_LISTING_BYTES = 16 << 20
 MAX_FILES = 4096
+USUAL_BLOCKS = 1 << 14
 HASH_BYTES = 32
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")
 _DOMAIN = b"shoal listing 1\0"
@@ -69,16 +70,23 @@ def read_listing(data: bytes, expected: BundleId | None = None) -> Listing:
     return listing
 
 
+def block_bytes_for(total_bytes: int) -> int:
+    """How large the blocks of this much should be: a power of two, so that there are neither too many nor too few."""
+    size = MIN_BLOCK_BYTES
+    while size < MAX_BLOCK_BYTES and size * USUAL_BLOCKS < total_bytes:
+        size *= 2
+    return size
+
+
 def block_size(file: BlockedFile, number: int, block_bytes: int) -> int:
     return min(block_bytes, file.size_bytes - number * block_bytes)
 
 
-def hash_blocks(data: Iterable[bytes]) -> tuple[bytes, ...]:
-    """data: the blocks of one file in their order"""
-    return tuple(hashlib.sha256(block).digest() for block in data)
+def hash_blocks(data: bytes, block_bytes: int) -> tuple[bytes, ...]:
+    return tuple(hashlib.sha256(data[at : at + block_bytes]).digest() for at in range(0, len(data), block_bytes))
 
 
-def blocked_file(path: Path, block_bytes: int = BLOCK_BYTES) -> BlockedFile:
+def blocked_file(path: Path, block_bytes: int) -> BlockedFile:
     """A file as it is now, read once. raises: OSError"""
     blocks, size_bytes = [], 0
     with path.open("rb") as file:

@@ -28,6 +28,7 @@ from .delta_log import DeltaLog
 from .exchange import Outcome
 
 ASK_S = 2.0  # for a peer's offer
+MOMENT_S = 0.5  # for the others once most have answered
 MAX_PEERS = 16  # asked at once
 AT_ONCE = 8  # rounds fetched together
 BATCH_BYTES = 64 << 20
@@ -118,10 +119,12 @@ class CatchUp:
         while failures < MAX_FAILURES:
             offers = await self._offers([peer for peer in await peers() if peer not in self.report.fetched.faulty])
             mine = b"" if self._lost else self._replica.state
-            plan = plan_catch_up(mine, offers, self.report.bad_bundles)
+            history = () if self._lost else self._log.history(mine)
+            plan = plan_catch_up(mine, offers, self.report.bad_bundles, history)
             if plan is not None and plan.checkpoint is None and not plan.deltas:
                 self.report.next_round = max(self.report.next_round, plan.next_round)
                 self.report.seconds = self._clock() - began
+                await self._threads.run(self._fetch.sweep)
                 return self.report
             failures += 1
             try:
@@ -150,11 +153,20 @@ class CatchUp:
             except MalformedMessage:
                 self.report.fetched.faulty.add(peer)
             except ShoalError:
-                return
+                self._fetch.doubtful.add(peer)
+            waiting.discard(peer)
+            if not waiting - self._fetch.doubtful:
+                tasks.cancel_scope.cancel()
 
+        waiting = set(list(dict.fromkeys(peers))[:MAX_PEERS])
         async with anyio.create_task_group() as tasks:
-            for peer in list(dict.fromkeys(peers))[:MAX_PEERS]:
+            for peer in sorted(waiting):
                 tasks.start_soon(ask, peer)
+            await anyio.sleep(MOMENT_S)
+            if len(offers) <= len(waiting):
+                await anyio.sleep(ASK_S - MOMENT_S)
+            tasks.cancel_scope.cancel()
+        self._fetch.doubtful |= waiting
         return offers
 
     async def _follow(self, plan: CatchUpPlan) -> None:
@@ -166,7 +178,8 @@ class CatchUp:
             await self._load(plan.checkpoint)
         batches = _batches(plan.deltas)
         ready = await self._fetch.outcomes(batches[0]) if batches else []
-        for batch, following in zip(batches, [*batches[1:], ()], strict=True):
+        for index, batch in enumerate(batches):
+            following = batches[index + 1] if index + 1 < len(batches) else ()
             come: list[Outcome] = []
             errors: list[Exception] = []
             async with anyio.create_task_group() as tasks:

@@ -18,6 +18,7 @@ from .delta_entry import PAYLOADS, outcome_of, read_about
 from .exchange import Outcome, RunSpec
 
 _SLACK_BYTES = 4 << 20
+_PREFIX = "incoming-"
 _LISTING_SHARE = 1024  # a listing has a 32-byte hash for each block, and blocks are larger than 64 KiB
 
 
@@ -67,6 +68,7 @@ class CatchUpFetch:
         self._fetcher, self._run, self._incoming, self._limits = fetcher, run, incoming, limits
         self._threads, self._progress = threads, progress
         self.fetched = Fetched()
+        self.doubtful: set[PeerId] = set()  # did not answer; asked only where nobody else has it
 
     async def checkpoint(self, source: CheckpointSource) -> tuple[Listing, Path]:
         """The files of a checkpoint, in a folder that is now the caller's. raises: Astray, Unavailable, OutOfMemory"""
@@ -90,6 +92,11 @@ class CatchUpFetch:
             raise errors[0]
         return [outcomes[index] for index in range(len(sources))]
 
+    def sweep(self) -> None:
+        """The group is reached: what other attempts left behind is of no use any more."""
+        for left in self._incoming.glob(_PREFIX + "*"):
+            shutil.rmtree(left, ignore_errors=True)
+
     async def _outcome(self, source: DeltaSource) -> Outcome:
         offer = source.offer
         listing, folder = await self._bring(source, self._limits.delta_bytes)
@@ -109,13 +116,20 @@ class CatchUpFetch:
         if offer.total_bytes > max_bytes:
             raise Astray(offer.bundle, f"{offer.total_bytes} bytes are offered where {max_bytes} are the most there is")
         room = offer.total_bytes // _LISTING_SHARE + _SLACK_BYTES
-        listing = await self._fetcher.listing(offer.bundle, source.holders, room)
+        holders = self._order(source.holders, offer.round)
+        listing = await self._fetcher.listing(offer.bundle, holders, room)
         if listing.total_bytes != offer.total_bytes:
             raise Astray(offer.bundle, f"{listing.total_bytes} bytes where {offer.total_bytes} were offered")
-        folder = self._incoming / f"incoming-{offer.bundle[:32]}"
+        folder = self._incoming / f"{_PREFIX}{offer.bundle[:32]}"
         into = BlockFolder(folder, listing)
-        transferred = await self._fetcher.bring(offer.bundle, listing, source.holders, into, self._progress)
+        transferred = await self._fetcher.bring(offer.bundle, listing, holders, into, self._progress)
+        self.doubtful |= transferred.late | set(transferred.dropped)
         self.fetched.faulty |= set(transferred.faulty)
         self.fetched.fetched_bytes += transferred.total_bytes - transferred.kept_bytes
         self.fetched.kept_bytes += transferred.kept_bytes
         return listing, folder
+
+    def _order(self, holders: Sequence[PeerId], number: int) -> list[PeerId]:
+        """Another one first each time, and nobody who is doubtful while others have it."""
+        good = [peer for peer in holders if peer not in self.doubtful] or list(holders)
+        return [*good[number % len(good) :], *good[: number % len(good)]]

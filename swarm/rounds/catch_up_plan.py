@@ -1,7 +1,8 @@
 """From what peers offer to what a joiner fetches: a checkpoint, or none, and the rounds that lead on from there.
 
-Pure. A state or a round counts when enough of the peers that answered vouch for it, so a liar alone leads nobody
-astray; what a checkpoint or a round really holds is checked by the state's hash after it was loaded or applied.
+Pure. A state or a round counts when most of the peers that answered vouch for it, so a few liars lead nobody astray,
+and a round that only some have applied yet is waited for. What a checkpoint or a round really holds is checked by the
+state's hash after it was loaded or applied.
 """
 
 from collections import defaultdict
@@ -13,8 +14,7 @@ from shoal.swarm.identifiers import PeerId
 
 from .catch_up_messages import CatchUpOffer, CheckpointOffer, DeltaOffer
 
-FEW_PEERS = 2  # so few may each be right alone
-VOUCHING_SHARE = 3  # a third of those that answered
+FEW_PEERS = 2  # so few may each be right alone; of more, most must agree
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +45,23 @@ class CatchUpPlan:
 
 
 def vouchers_needed(answering: int) -> int:
-    return 1 if answering <= FEW_PEERS else max(2, -(-answering // VOUCHING_SHARE))
+    return 1 if answering <= FEW_PEERS else answering // 2 + 1
 
 
 def plan_catch_up(
-    mine: bytes, offers: Mapping[PeerId, CatchUpOffer], bad: Collection[BundleId] = ()
+    mine: bytes, offers: Mapping[PeerId, CatchUpOffer], bad: Collection[BundleId] = (), history: Collection[bytes] = ()
 ) -> CatchUpPlan | None:
     """The way that ends where most peers stand, then the one that goes furthest, then the one of fewest bytes.
 
     mine: the hash of our own outer state; bad: bundles that did not hold what they promised
+    history: states that ours came from, so that peers who lag behind us are not taken for another group
     returns: None when nothing that is offered leads on; a plan without anything to fetch when we are there already
     """
     known = _Known(offers, bad)
-    starts: list[tuple[bytes, CheckpointSource | None]] = [(mine, None)] if mine in known.vouchers else []
-    starts += [(source.offer.state, source) for source in known.checkpoints]
-    plans = [(known.plan(*start), start[1] is None) for start in starts]
-    if not plans:
-        return None
-    return max(plans, key=lambda plan: (known.rank(plan[0]), -plan[0].total_bytes, plan[1]))[0]
+    plans = [known.plan(source.offer.state, source) for source in known.checkpoints]
+    if mine in known.vouchers or any(offer.state in history for offer in offers.values()):
+        plans.append(known.plan(mine, None))
+    return max(plans, key=lambda plan: known.rank(plan, history), default=None)
 
 
 class _Known:
@@ -109,10 +108,15 @@ class _Known:
         next_round = max((o.next_round for o in self._offers.values() if o.state == state), default=0)
         return CatchUpPlan(checkpoint, tuple(way), state, max(next_round, round_ + 1))
 
-    def rank(self, plan: CatchUpPlan) -> tuple[int, int]:
-        """How many peers stand at the end of the way or anywhere before it; the round it ends with."""
+    def rank(self, plan: CatchUpPlan, history: Collection[bytes]) -> tuple[int, int, int, bool]:
+        """How many peers stand at the end of the way or anywhere before it; the round it ends with; what it costs."""
         line, state = {plan.state}, plan.state
         while (source := self._arriving.get(state)) is not None and source.offer.before not in line:
             state = source.offer.before
             line.add(state)
-        return sum(offer.state in line for offer in self._offers.values()), self._rounds.get(plan.state, -1)
+        round_ = self._rounds.get(plan.state, -1)
+        if plan.checkpoint is None:
+            line |= set(history)
+            round_ = max([round_, *(self._rounds[before] + 1 for before in history if before in self._rounds)])
+        here = sum(offer.state in line for offer in self._offers.values())
+        return here, round_, -plan.total_bytes, plan.checkpoint is None

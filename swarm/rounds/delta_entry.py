@@ -13,11 +13,11 @@ import msgspec
 
 from shoal.swarm.block_transfer_donor import Bundle, FilePart
 from shoal.swarm.block_transfer_listing import (
-    BLOCK_BYTES,
     MAX_LISTING_BYTES,
     BlockedFile,
     BundleId,
     Listing,
+    block_bytes_for,
     bundle_id,
     hash_blocks,
     read_listing,
@@ -100,9 +100,9 @@ def listing_of(run: str, outcome: Outcome, before: bytes, after: bytes) -> Listi
     payloads = b"".join(outcome.aggregates)
     lengths = tuple(map(len, outcome.aggregates))
     about = DeltaAbout(run, outcome.round, outcome.fragment, before, after, outcome.contributors, lengths)
-    blocks = hash_blocks(payloads[at : at + BLOCK_BYTES] for at in range(0, len(payloads), BLOCK_BYTES))
-    file = BlockedFile(PAYLOADS, len(payloads), blocks)
-    return Listing(KIND, _abouts.encode(about), BLOCK_BYTES, (file,))
+    block_bytes = block_bytes_for(len(payloads))
+    file = BlockedFile(PAYLOADS, len(payloads), hash_blocks(payloads, block_bytes))
+    return Listing(KIND, _abouts.encode(about), block_bytes, (file,))
 
 
 def file_name(round_: int) -> str:
@@ -153,7 +153,6 @@ def read_outcome(path: Path, listing_data: bytes) -> Outcome:
             payloads = file.read(listing.total_bytes + 1)
     except OSError as error:
         raise MalformedMessage(f"{path.name} cannot be read: {error.strerror}") from error
-    size = listing.block_bytes
-    if hash_blocks(payloads[at : at + size] for at in range(0, len(payloads), size)) != listing.files[0].blocks:
+    if hash_blocks(payloads, listing.block_bytes) != listing.files[0].blocks:
         raise MalformedMessage(f"{path.name} is damaged")
     return outcome_of(read_about(listing), payloads)

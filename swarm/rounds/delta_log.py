@@ -112,6 +112,14 @@ class DeltaLog:
         start = next((i for i, entry in enumerate(self._entries) if entry.about.before == state), len(self._entries))
         yield from self._entries[start:]
 
+    def history(self, state: bytes) -> tuple[bytes, ...]:
+        """The states that lead to this one, as far as the log goes back; none when the log does not lead there."""
+        states: list[bytes] = []
+        for entry in reversed(self._entries):
+            if states or entry.about.after == state:
+                states.append(entry.about.before)
+        return tuple(states)
+
     def restart(self) -> None:
         """Forget everything: the chain goes on somewhere else. raises: OutOfMemory"""
         for entry in tuple(self._entries):

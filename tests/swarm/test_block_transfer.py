@@ -29,6 +29,7 @@ from shoal.swarm.block_transfer import (
 from shoal.swarm.block_transfer_listing import (
     BlockedFile,
     Listing,
+    block_bytes_for,
     bundle_id,
     encode_listing,
     hash_blocks,
@@ -46,12 +47,7 @@ def content(size: int, seed: int = 1) -> bytes:
 
 
 def listing_of(files: dict[str, bytes], block_bytes: int = BLOCK) -> Listing:
-    blocked = [
-        BlockedFile(
-            name, len(data), hash_blocks(data[at : at + block_bytes] for at in range(0, len(data), block_bytes))
-        )
-        for name, data in files.items()
-    ]
+    blocked = [BlockedFile(name, len(data), hash_blocks(data, block_bytes)) for name, data in files.items()]
     return Listing("test", b"", block_bytes, tuple(blocked))
 
 
@@ -178,7 +174,11 @@ def test_a_corrupt_donor_is_found_at_its_first_bad_block_and_never_asked_again()
 def test_a_donor_that_is_gone_costs_less_than_two_seconds(kind: str, at: float) -> None:
     undisturbed = world({peer: Donor(FILES, byte_s=1e6) for peer in (ALICE, BOB)}).run().done_at
     alone = world({ALICE: Donor(FILES, byte_s=1e6)}).run().done_at
-    gone = Donor(FILES, byte_s=1e6, **{"dead_from" if kind == "killed" else "silent_from": at})
+    gone = Donor(FILES, byte_s=1e6)
+    if kind == "killed":
+        gone.dead_from = at
+    else:
+        gone.silent_from = at
     run = world({ALICE: Donor(FILES, byte_s=1e6), BOB: gone}).run()
     assert_complete(run)
     share = max(0.0, 1 - at / undisturbed)  # what was left to do, and is now done by one
@@ -289,6 +289,11 @@ def test_any_bytes_are_a_listing_or_malformed(data: bytes) -> None:
         assert encode_listing(read_listing(data)) == data
     except MalformedMessage:
         pass
+
+
+@pytest.mark.parametrize(("total", "size"), [(0, 1 << 16), (1 << 30, 1 << 16), (1 << 31, 1 << 17), (1 << 50, 1 << 24)])
+def test_blocks_grow_with_what_they_make_up(total: int, size: int) -> None:
+    assert block_bytes_for(total) == size
 
 
 def test_hashes_are_of_the_blocks() -> None:

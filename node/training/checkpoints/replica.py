@@ -1,27 +1,28 @@
-"""A trainer's outer state as something that can catch up with its group: `swarm.rounds.catch_up.Replica`."""
+"""Outer parameters without a trainer, moved by others' checkpoints and outcomes: for who follows or audits a run."""
 
 from pathlib import Path
 
 from shoal.node.training.parameter_layout import ParameterLayout
-from shoal.node.training.strategies.strategy import Strategy
-from shoal.swarm.block_transfer_listing import BundleId, Listing
+from shoal.node.training.strategies.outer_parameters import OuterParameters
+from shoal.swarm.block_transfer_listing import Listing
 from shoal.swarm.errors import MalformedMessage
-from shoal.swarm.rounds.catch_up_messages import CheckpointOffer
 from shoal.swarm.rounds.exchange import Outcome
 
 from .reader import read_shared
+from .snapshot import Snapshot
 from .store import CheckpointStore
 
 
-class StrategyReplica:
-    """The caller sets the model's parameters to the outer ones when the catch-up is done."""
+class OuterReplica:
+    """`swarm.rounds.catch_up.Replica`. round: of the last outcome, -1 before the first"""
 
-    def __init__(self, strategy: Strategy, run: str, layout: ParameterLayout, store: CheckpointStore) -> None:
-        self._strategy, self._run, self._layout, self._store = strategy, run, layout, store
+    def __init__(self, outer: OuterParameters, run: str, layout: ParameterLayout, store: CheckpointStore) -> None:
+        self.outer, self.round = outer, -1
+        self._run, self._layout, self._store = run, layout, store
 
     @property
     def state(self) -> bytes:
-        return self._strategy.outer.hash()
+        return self.outer.hash()
 
     def load(self, folder: Path, listing: Listing) -> None:
         """raises: MalformedMessage (of another run, or not what its header says), ValueError, OutOfMemory
@@ -29,28 +30,24 @@ class StrategyReplica:
         Nothing has changed then, and no such checkpoint is kept.
         """
         snapshot = read_shared(folder, listing)
+        self.take(snapshot)
+        self._store.adopt(folder, listing)
+
+    def take(self, snapshot: Snapshot) -> None:
+        """raises: MalformedMessage, ValueError; nothing has changed then"""
         if snapshot.run != self._run:
             raise MalformedMessage("a checkpoint of another run")
         shapes = [(name, tuple(array.shape)) for name, array in snapshot.parameters.items()]
         if shapes != [(place.name, place.shape) for place in self._layout.places]:
             raise MalformedMessage("a checkpoint of another model")
-        before = self._strategy.outer.state()
-        self._strategy.outer.restore(snapshot.outer_state)
+        before = self.outer.state()
+        self.outer.restore(snapshot.outer_state)
         if self.state != snapshot.state:
-            self._strategy.outer.restore(before)
+            self.outer.restore(before)
             raise MalformedMessage("it holds another state than it says")
-        self._strategy.rejoin(snapshot.round + 1)
-        self._store.adopt(folder, listing)
+        self.round = snapshot.round
 
     def apply(self, outcome: Outcome) -> None:
-        """raises: MalformedPayload, ValueError"""
-        self._strategy.replay(outcome)
-
-
-def checkpoint_offers(store: CheckpointStore, run: str) -> tuple[CheckpointOffer, ...]:
-    """What a peer of this run can give to joiners, newest first."""
-    return tuple(
-        CheckpointOffer(BundleId(bundle), about.round, about.state, total_bytes)
-        for bundle, about, total_bytes in store.offers()
-        if about.run == run
-    )
+        """raises: MalformedPayload, ValueError; nothing has changed then"""
+        self.outer.apply(outcome)
+        self.round = outcome.round

@@ -19,7 +19,13 @@ from pathlib import Path
 import structlog
 
 from shoal.swarm.block_transfer_donor import Bundle, FilePart
-from shoal.swarm.block_transfer_listing import BLOCK_BYTES, BundleId, Listing, encode_listing, read_listing
+from shoal.swarm.block_transfer_listing import (
+    BundleId,
+    Listing,
+    block_bytes_for,
+    encode_listing,
+    read_listing,
+)
 from shoal.swarm.errors import OutOfMemory, UsageError
 
 from .checkpoint_manifest import (
@@ -82,10 +88,13 @@ class CheckpointStore:
         tensors: dict[str, dict[str, Array]] = {MODEL: dict(snapshot.parameters), OUTER: optimizer}
         tensors |= {OWN: arrays_of(own), INNER: arrays_of(snapshot.inner)}
 
+        # of the shared part alone: a peer's own must not change the bytes of what all share
+        size = block_bytes_for(sum(array.nbytes for name in (MODEL, OUTER) for array in tensors[name].values()))
+
         def write(folder: Path) -> CheckpointManifest:
-            files = {name: write_arrays(folder / name, arrays) for name, arrays in tensors.items()}
-            listing = Listing(KIND, SHARED_ABOUT.encode(about), BLOCK_BYTES, (files[MODEL], files[OUTER]))
-            mine = Listing(OWN_KIND, encode_own_about(own_about), BLOCK_BYTES, (files[OWN], files[INNER]))
+            files = {name: write_arrays(folder / name, arrays, size) for name, arrays in tensors.items()}
+            listing = Listing(KIND, SHARED_ABOUT.encode(about), size, (files[MODEL], files[OUTER]))
+            mine = Listing(OWN_KIND, encode_own_about(own_about), size, (files[OWN], files[INNER]))
             return CheckpointManifest(FORMAT, listing, mine)
 
         need = sum(array.nbytes for arrays in tensors.values() for array in arrays.values())

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.node.safetensors_header import VALUE_BITS, header_length, parse_header
-from shoal.swarm.block_transfer_listing import BLOCK_BYTES, BlockedFile
+from shoal.swarm.block_transfer_listing import MIN_BLOCK_BYTES, BlockedFile
 from shoal.swarm.errors import UsageError
 
 Array = npt.NDArray[Any]
@@ -47,7 +47,7 @@ class TensorSpec:
 class BlockHasher:
     """sha256 of each block of a stream of bytes."""
 
-    def __init__(self, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, block_bytes: int) -> None:
         self._block_bytes = block_bytes
         self._blocks: list[bytes] = []
         self._digest = hashlib.sha256()
@@ -76,14 +76,18 @@ class BlockHasher:
 
 
 def write_tensors(
-    path: Path, specs: Sequence[TensorSpec], data: Iterable[Buffer], metadata: Mapping[str, str] | None = None
+    path: Path,
+    specs: Sequence[TensorSpec],
+    data: Iterable[Buffer],
+    metadata: Mapping[str, str] | None = None,
+    block_bytes: int = MIN_BLOCK_BYTES,
 ) -> BlockedFile:
     """Write a new file and bring it to the disk. data: one little endian buffer for each of `specs`, in their order
 
     raises: OSError; ValueError when a buffer does not fit its spec
     """
     header = _header(specs, metadata)
-    hasher = BlockHasher()
+    hasher = BlockHasher(block_bytes)
     with path.open("xb") as file:
         for part in (len(header).to_bytes(8, "little"), header):
             file.write(part)
@@ -99,13 +103,13 @@ def write_tensors(
     return BlockedFile(path.name, hasher.size_bytes, hasher.finish())
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Array]) -> BlockedFile:
+def write_arrays(path: Path, arrays: Mapping[str, Array], block_bytes: int = MIN_BLOCK_BYTES) -> BlockedFile:
     """As `write_tensors`, in the order of the mapping. raises: OSError, ValueError for a dtype without a name"""
     for name, array in arrays.items():
         if array.dtype.name not in DTYPE_NAMES:
             raise ValueError(f"{name} is of {array.dtype}, which a safetensors file cannot hold")
     specs = [TensorSpec(name, DTYPE_NAMES[array.dtype.name], array.shape) for name, array in arrays.items()]
-    return write_tensors(path, specs, (_bytes_of(array) for array in arrays.values()))
+    return write_tensors(path, specs, (_bytes_of(array) for array in arrays.values()), None, block_bytes)
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
