@@ -7,6 +7,7 @@ source: Yin et al., Byzantine-Robust Distributed Learning, arXiv:1803.01498 (coo
 Karimireddy et al., Learning from History, arXiv:2012.10333 (centred clipping)
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -56,8 +57,8 @@ def _checked(contributions: Sequence[Contribution]) -> tuple[list[Values], npt.N
     if any(c.tokens <= 0 or c.values.shape != ordered[0].values.shape for c in ordered):
         raise ValueError("a contribution without weight or of another length")
     heaviest = HEAVIEST * statistics.median(c.tokens for c in ordered)
-    weights = np.array([min(float(c.tokens), heaviest) for c in ordered])
-    return [c.values for c in ordered], weights / weights.sum()
+    weights = [min(float(c.tokens), heaviest) for c in ordered]
+    return [c.values for c in ordered], np.array(weights) / math.fsum(weights)
 
 
 def _trimmed(values: Sequence[Values], weight_n: npt.NDArray[np.float64]) -> Values:
