@@ -17,6 +17,7 @@ from . import events
 from .config import TrainingConfig
 from .evaluation import HeldOut, evaluate, outer_in_place
 from .limits_watch import LimitWatch
+from .parameter_layout import ParameterLayout
 from .strategies.outer_loop import LiveParameters, OuterLoop, RoundApplied, RoundLost
 from .strategies.strategy import Strategy
 from .worker_data import TrainingData
@@ -61,6 +62,7 @@ class WorkerParts:
     data: TrainingData
     steps: InnerSteps
     parameters: LiveParameters
+    layout: ParameterLayout
     strategy: Strategy
     progress: DataProgress
     clock: Callable[[], float] = anyio.current_time

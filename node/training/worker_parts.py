@@ -139,4 +139,4 @@ def parts_of(prepared: Prepared, config: TrainingConfig, spec: RunSpec, me: Peer
     layout = prepared.parameters.layout
     strategy = Strategy(config.strategy, spec, prepared.parameters.read(), layout.undecayed())
     progress = DataProgress(prepared.data.order, lag_of(config.strategy))
-    return WorkerParts(config, me, prepared.data, prepared.steps, prepared.parameters, strategy, progress)
+    return WorkerParts(config, me, prepared.data, prepared.steps, prepared.parameters, layout, strategy, progress)
