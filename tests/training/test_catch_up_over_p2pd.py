@@ -61,8 +61,8 @@ def test_a_late_joiner_is_in_step_though_one_donor_is_killed_and_one_lies(tmp_pa
             killed = anyio.Event()
 
             async def kill() -> None:
-                while group.peers[mortal.me].donor.served_bytes < 100_000:
-                    await anyio.sleep(0.01)  # noqa: ASYNC110  a donor tells nobody what it gives
+                while group.peers[mortal.me].donor.served_bytes < 100_000:  # noqa: ASYNC110  tells nobody
+                    await anyio.sleep(0.01)
                 guard = psutil.Process(mortal.daemon_pid)
                 next(child for child in guard.children() if child.name() == "p2pd").kill()
                 killed.set()
