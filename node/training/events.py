@@ -1,8 +1,11 @@
 """What a trainer tells whoever shows it: the progress bar, `--json`, TensorBoard, the log."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.swarm.identifiers import PeerId
+
+Clock = Callable[[], float]  # seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,8 @@
-"""From a config to everything that a worker needs on this machine: model, data, optimiser, and what peers agree on.
-
-Takes seconds (torch, the model, at first the tokens), so it runs on a thread beside the start of the network.
-"""
+"""From a config to what a worker needs on this machine: the module, its optimiser, and what peers agree on."""
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,15 +12,15 @@ from shoal.node.shard import choose_device
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.exchange import RunSpec
 
-from .config import ConfigFile, TrainingConfig
+from .config import TrainingConfig
 from .limits_watch import refuse_memory
 from .optimizers.inner import InnerOptimizer
 from .parameters import ModelParameters
 from .strategies.settings import StrategySettings
 from .strategies.strategy import Strategy
 from .worker import WorkerParts
-from .worker_data import TrainingData, open_data
-from .worker_model import ModelFiles, find_model, load_module
+from .worker_data import TrainingData
+from .worker_model import ModelFiles, load_module
 from .worker_progress import DataProgress
 from .worker_steps import MICRO_TOKENS, InnerSteps
 
@@ -51,11 +47,10 @@ class Prepared:
         return self.parameters.layout.count
 
 
-def prepare(file: ConfigFile, cache: Path, progress: Progress | None = None) -> Prepared:
-    """raises: UsageError, OutOfMemory, Unavailable (hub)"""
-    config = file.config
-    model = find_model(config.model, config.initial, cache)
-    data = open_data(config, file.base, model, cache / "tokens", progress)
+def prepare(
+    config: TrainingConfig, model: ModelFiles, data: TrainingData, progress: Progress | None = None
+) -> Prepared:
+    """raises: UsageError, OutOfMemory"""
     if config.limits.threads:
         torch.set_num_threads(config.limits.threads)
     device = choose_device(config.batch.device)

@@ -19,7 +19,8 @@ from shoal.node.training.limits_watch import LimitWatch
 from shoal.node.training.local_exchange import LocalGroup
 from shoal.node.training.strategies.outer_loop import OuterLoop
 from shoal.node.training.worker import Applied, Worker
-from shoal.node.training.worker_parts import Prepared, parts_of, prepare, run_spec
+from shoal.node.training.worker_parts import Prepared, parts_of, run_spec
+from shoal.node.training.worker_start import prepared as prepared_run
 from shoal.node.training.worker_steps import LossNotFinite
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.exchange import OutOfStep, RunSpec
@@ -75,7 +76,7 @@ class Training:
         self.peers = {name: self._peer(name, names) for name in names}
 
     def _peer(self, name: PeerId, names: Sequence[PeerId]) -> Peer:
-        prepared = prepare(self.file, self.cache)
+        prepared = prepared_run(self.file, self.cache)
         spec = run_spec(prepared, self.file.config)
         if self.spec is None:
             self.spec, self.group = spec, LocalGroup(spec, names)

@@ -23,7 +23,8 @@ from shoal.node.training.run_record import RoundLine, disagreements, problems, r
 from shoal.node.training.worker import Worker
 from shoal.node.training.worker_keeper import RunKeeper, RunPlace
 from shoal.node.training.worker_network import serve_joiners
-from shoal.node.training.worker_parts import parts_of, prepare, run_spec
+from shoal.node.training.worker_parts import parts_of, run_spec
+from shoal.node.training.worker_start import prepared as prepared_run
 from shoal.swarm.errors import Unavailable, UsageError
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds import catch_up
@@ -78,7 +79,7 @@ class Run:
         self.trainers: dict[PeerId, Trainer] = {}
 
     async def start(self, name: PeerId, *, resume: bool = False) -> Trainer:
-        prepared = prepare(self.file, self.folder / "cache")
+        prepared = prepared_run(self.file, self.folder / "cache")
         spec = run_spec(prepared, self.file.config)
         if self.group is None:
             self.group = LocalGroup(spec, ())
