@@ -80,7 +80,7 @@ class Contributor:
         kept = self._kept.get(state.slot.round)
         if group is None or kept is None or not self._is_committed(group.roster, kept):
             return
-        mine, shards = group.roster.peers.index(state.me), len(group.owners)
+        mine, shards = group.roster.index[state.me], len(group.owners)
         for step in range(shards):
             shard = (step + mine * shards // len(group.roster.members)) % shards  # not all to the first owner at once
             owner = group.roster.members[group.owners[shard]].peer
@@ -92,7 +92,7 @@ class Contributor:
         """Our own payloads, once the group is fixed, to an owner that missed them or an auditor."""
         kept = self._kept.get(message.round)
         roster = self._state.roster_of(message.round)
-        if kept is None or roster is None or sender not in roster.peers or not self._is_committed(roster, kept):
+        if kept is None or roster is None or sender not in roster.index or not self._is_committed(roster, kept):
             return
         for shard in set(message.shards):
             if shard < len(kept[0].payloads):
@@ -105,7 +105,7 @@ class Contributor:
         self._say_ready()
 
     def _say_ready(self) -> None:
-        """To the leader, and to the next in line, which then need not ask for it when it takes over."""
+        """To whoever leads, to whoever should, and to the next in line, which then need not ask for it when it takes over."""
         state, slot, offer = self._state, self._state.slot, self.offer
         assert offer is not None
         slot.ready_at = state.now
@@ -119,7 +119,8 @@ class Contributor:
             offer.tokens,
             self._kept[offer.round][1].root,
         )
-        for peer in dict.fromkeys((state.leader_at(slot.attempt), state.leader_at(slot.attempt + 1))):
+        in_line = (slot.leader, state.leader_at(slot.attempt), state.leader_at(slot.attempt + 1))
+        for peer in dict.fromkeys(peer for peer in in_line if peer is not None):
             state.send(peer, ready)
 
     def _upload(self, kept: Kept, shard: int) -> Upload:

@@ -7,6 +7,7 @@ who votes on the next.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import msgspec
@@ -30,7 +31,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     root: Hash  # of the payloads that it committed to
 
 
-class Roster(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Roster(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dict=True):
     """Who takes part in a round, sorted by peer, all at the same state, and what each committed to."""
 
     round: Count
@@ -38,9 +39,18 @@ class Roster(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     state: Hash  # before the round
     members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1, max_length=MAX_MEMBERS)]
 
-    @property
+    @cached_property
     def peers(self) -> tuple[PeerId, ...]:
         return tuple(member.peer for member in self.members)
+
+    @cached_property
+    def index(self) -> dict[PeerId, int]:
+        return {peer: at for at, peer in enumerate(self.peers)}
+
+    @cached_property
+    def name(self) -> bytes:
+        """Hash of the roster: what a decision calls it."""
+        return _digest(self)
 
 
 class ShardResult(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -81,7 +91,11 @@ class Decision:
     roster: Roster | None
 
 
-def digest(part: Roster | Value) -> bytes:
+def digest(value: Value) -> bytes:
+    return _digest(value)
+
+
+def _digest(part: msgspec.Struct) -> bytes:
     return hashlib.sha256(b"shoal decision 1\0" + _encoder.encode(part)).digest()
 
 
@@ -103,7 +117,7 @@ def problem(value: Done, roster: Roster, shards: int) -> str:
     """What is wrong with a value that claims to speak of this roster, or an empty string."""
     members = len(roster.members)
     width = -(-members // 8)
-    if value.roster != digest(roster) or value.round != roster.round:
+    if value.roster != roster.name or value.round != roster.round:
         return "another roster"
     if len(value.shards) != shards:
         return f"{len(value.shards)} shards instead of {shards}"

@@ -50,9 +50,11 @@ class Leader:
         lead = slot.lead
         if lead is not None:
             state.send(sender, self._sign_of_life(lead))
-            if lead.group is not None and sender in lead.group.roster.peers:
+            if lead.group is not None and sender in lead.group.roster.index:
                 state.send(sender, lead.group)
-            self.advance()
+            lead.missing.discard(sender)
+            if not lead.missing:
+                self.advance()
 
     def tick(self) -> None:
         state, lead = self._state, self._state.slot.lead
@@ -154,16 +156,16 @@ class Leader:
         if slot.group is not None:  # a leader before us fixed the members; they have committed, some have uploaded
             self._fix(lead, slot.group.roster)
             return
-        found = self._gathered()
+        found = lead.found = self._gathered()
         if found is None or not self._suffices(lead, found):
             lead.quorum_at = math.inf
+            lead.missing = self._awaited() - slot.readies.keys()
             return
         lead.quorum_at = min(lead.quorum_at, state.now)
         peers = {member.peer for member in found.members}
-        awaited = state.listed | {state.me} if state.founding else {v.peer for v in state.living_voters()}
-        everybody = all(peer in peers or not state.present(peer) for peer in awaited - set(found.astray))
+        lead.missing = self._awaited() - peers - set(found.astray)
         looked_around = not state.founding or state.now - lead.began_at >= state.options.founding_s
-        if looked_around and (everybody or state.now >= lead.quorum_at + state.spec.grace_s):
+        if looked_around and (not lead.missing or state.now >= lead.quorum_at + state.spec.grace_s):
             for peer in found.astray:
                 state.send(peer, Astray(slot.round, tuple(sorted(peers)[:HOLDERS_NAMED])))
             self._fix(lead, found.roster(slot.round))
@@ -173,6 +175,12 @@ class Leader:
         readies = {peer: ready for peer, ready in state.slot.readies.items() if not state.out(peer)}
         voters = None if state.founding else {(v.peer, v.nonce) for v in state.history.voters}
         return gathered(readies, voters)
+
+    def _awaited(self) -> set[PeerId]:
+        """Who is there and could come: the voters; before the first round all."""
+        state = self._state
+        peers = state.listed | {state.me} if state.founding else {v.peer for v in state.living_voters()}
+        return {peer for peer in peers if state.present(peer)}
 
     def _suffices(self, lead: Lead, found: Gathered) -> bool:
         """Enough members, and a majority of the votes among them."""
@@ -217,7 +225,7 @@ class Leader:
             case "proposing":
                 ready, needed = self._votes(lead.accepts), self._needed(lead)
             case _:
-                found = self._gathered()
+                found = lead.found
                 ready = 0 if found is None else len(found.members)
                 missing_votes = self._needed(lead) - (0 if found is None else found.voters)
                 needed = max(self._state.spec.quorum, ready + max(0, missing_votes))
@@ -237,7 +245,8 @@ class Leader:
         """Acceptors answer only when they may vote, so before the first round all count."""
         if self._state.founding:
             return len(peers)
-        return sum(voter.peer in peers for voter in self._state.living_voters())
+        known = set(peers)
+        return sum(voter.peer in known for voter in self._state.living_voters())
 
     def _needed(self, lead: Lead) -> int:
         """Of the votes; before the first round the widest view of who there is counts."""

@@ -110,7 +110,7 @@ class Owner:
     def on_want(self, sender: PeerId, message: Want) -> None:
         """An auditor asks for others' payloads, because they do not answer."""
         roster = self._state.roster_of(message.round)
-        if roster is None or sender not in roster.peers:
+        if roster is None or sender not in roster.index:
             return
         for shard in set(message.shards):
             uploads = self._archive.get(message.round, {}).get(shard, {})
@@ -121,7 +121,7 @@ class Owner:
     def on_ask_residual(self, sender: PeerId, message: AskResidual) -> None:
         state = self._state
         roster = state.roster_of(message.round)
-        if roster is None or sender not in roster.peers:
+        if roster is None or sender not in roster.index:
             return
         bounds = state.spec.sharding(roster.fragment).bounds()
         if message.shard >= len(bounds):

@@ -40,6 +40,8 @@ class PeerState:
     convicted: dict[PeerId, str] = field(default_factory=dict)  # found lying, by verdicts that we heard
     silent: set[PeerId] = field(default_factory=set)  # would not show their residual
     decided: Decision | None = None  # of the open round, for the machine to take away
+    _order: tuple[Slot, bytes, frozenset[PeerId], tuple[PeerId, ...]] | None = None
+    _living: tuple[bytes, float, list[Member]] | None = None
     effects: list[Effect] = field(default_factory=list)
     to_myself: deque[AnyMessage] = field(default_factory=deque)
 
@@ -77,11 +79,15 @@ class PeerState:
         return self.founding or any(v.peer == self.me and v.nonce == self.nonce for v in self.history.voters)
 
     def leader_order(self) -> tuple[PeerId, ...]:
-        if self.founding:
-            peers = tuple(sorted(self.listed | {self.me}))
-        else:
-            peers = tuple(v.peer for v in self.history.voters if v.peer not in self.history.excluded)
-        return leaders(self.run, self.slot.round, peers)
+        known = self._order
+        if known is None or known[0] is not self.slot or known[1] != self.history.basis or known[2] is not self.listed:
+            if self.founding:
+                peers = tuple(sorted(self.listed | {self.me}))
+            else:
+                peers = tuple(v.peer for v in self.history.voters if v.peer not in self.history.excluded)
+            known = (self.slot, self.history.basis, self.listed, leaders(self.run, self.slot.round, peers))
+            self._order = known
+        return known[3]
 
     def leader_at(self, attempt: int) -> PeerId:
         order = self.leader_order()
@@ -107,8 +113,13 @@ class PeerState:
         return peer not in self.lost and (peer in self.listed or recent)
 
     def living_voters(self) -> list[Member]:
-        """Those that count: not excluded, and not gone for so long that they are forgotten."""
-        return [v for v in self.history.voters if v.peer not in self.history.excluded and not self._forgotten(v.peer)]
+        """Those that count: not excluded, and not gone for so long that they are forgotten; looked at once a beat."""
+        known = self._living
+        if known is not None and known[0] == self.history.basis and self.now - known[1] < self.options.beat_s:
+            return known[2]
+        living = [v for v in self.history.voters if v.peer not in self.history.excluded and not self._forgotten(v.peer)]
+        self._living = (self.history.basis, self.now, living)
+        return living
 
     def _forgotten(self, peer: PeerId) -> bool:
         if peer == self.me or peer in self.listed:

@@ -171,7 +171,7 @@ class Routes:
         group = slot.group
         if group is not None and message.shard < len(group.owners):
             expected = group.roster.members[group.owners[message.shard]].peer
-            if sender != expected and sender not in slot.readies and sender not in group.roster.peers:
+            if sender != expected and sender not in slot.readies and sender not in group.roster.index:
                 return
         if state.store.held(message.round) < SPARE_AGGREGATES * state.spec.shards:
             state.store.put(message.round, message.payload)

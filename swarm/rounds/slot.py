@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from shoal.swarm.identifiers import PeerId
 
 from .ballots import Acceptor, Ballot
-from .decisions import Decision, Roster, digest
+from .decisions import Decision, Roster
+from .gathering import Gathered
 from .messages import Group, Promise, Propose, Ready, Reduced, Upload
 from .reducing import Reduction
 
@@ -21,6 +22,8 @@ class Lead:
     stage: str
     promises: dict[PeerId, Promise] = field(default_factory=dict)
     quorum_at: float = math.inf
+    found: Gathered | None = None  # when it was last looked at
+    missing: set[PeerId] = field(default_factory=set)  # whom the group waits for
     group: Group | None = None
     reports: dict[int, Reduced] = field(default_factory=dict)
     failed: set[int] = field(default_factory=set)  # shards of which nothing could count
@@ -67,6 +70,5 @@ class Slot:
     malformed: set[bytes] = field(default_factory=set)
 
     def know(self, roster: Roster) -> bytes:
-        name = digest(roster)
-        self.rosters[name] = roster
-        return name
+        self.rosters[roster.name] = roster
+        return roster.name

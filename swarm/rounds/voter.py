@@ -101,6 +101,7 @@ class Voter:
             slot.lead = None
         attempt = ballot.number - self._state.first_number
         if attempt >= slot.attempt:
+            slot.acknowledged = slot.acknowledged and slot.leader == ballot.proposer
             slot.attempt, slot.leader, slot.heard_at = attempt, ballot.proposer, self._state.now
 
 
