@@ -38,6 +38,13 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something about others: an update that was refused, a reducer that lied."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
     step: int  # from 1
     round: int
@@ -107,5 +114,5 @@ class Finished:
 
 
 TrainingEvent = (
-    Planned | Waiting | StepDone | RoundDone | RoundLost | CaughtUp | Evaluated | Saved | Progress | Finished
+    Planned | Waiting | Noticed | StepDone | RoundDone | RoundLost | CaughtUp | Evaluated | Saved | Progress | Finished
 )

@@ -17,7 +17,7 @@ class Board:
             raise UsageError(
                 "output.tensorboard is on and tensorboard is not installed: pip install tensorboard"
             ) from error
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
         self._sent = 0
 
     def show(self, event: events.TrainingEvent) -> None:
@@ -42,7 +42,7 @@ class Board:
                 return
 
     def _add(self, name: str, value: float, step: int) -> None:
-        self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()

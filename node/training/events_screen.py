@@ -66,6 +66,8 @@ class TrainingScreen:
                 self._output.note(f"round {round_} was lost: {reason}")
             case events.Waiting(reason):
                 self._output.note(f"waiting: {reason}" if reason else "going on")
+            case events.Noticed(text):
+                self._output.note(f"notice: {text}")
             case events.CaughtUp(round_, source):
                 self._output.note(f"caught up with the group at round {round_}: {source}")
             case events.Evaluated(round_, loss, perplexity):

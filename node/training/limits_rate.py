@@ -9,6 +9,7 @@ from shoal.swarm.errors import UsageError
 from .limits_units import bits_per_second
 
 BURST_S = 0.5  # how much of the rate may pass at once after a pause
+SMALL_BYTES = 2048  # a vote or a question passes at once; it is booked, and what is large waits for it
 
 
 class TokenBucket:
@@ -51,5 +52,5 @@ class Throttle:
         """Returns when `size` bytes may be sent."""
         if self._bucket is not None:
             wait_s = self._bucket.take(size, self._clock())
-            if wait_s > 0:
+            if wait_s > 0 and size > SMALL_BYTES:
                 await self._sleep(wait_s)

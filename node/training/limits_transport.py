@@ -16,6 +16,9 @@ class Traffic:
     sent_bytes: int = 0
     received_bytes: int = 0
 
+    def so_far(self) -> tuple[int, int]:
+        return self.sent_bytes, self.received_bytes
+
 
 class ThrottledStream:
     """A `transport.Stream`."""

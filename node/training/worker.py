@@ -83,7 +83,7 @@ class Worker:
         self._evaluated_at = -1
         self._rounds_seen = 0
         self._waits = False
-        self.traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes sent and received so far
+        self.traffic: Callable[[], tuple[int, int]] | None = None  # bytes sent and received so far
         self._traffic_before = (0, 0)
 
     async def run(self) -> events.Finished:
@@ -165,8 +165,8 @@ class Worker:
         self.progress.after(outcome)
         loss = sum(self._losses) / len(self._losses) if self._losses else None
         self._losses.clear()
-        now, traffic = self.parts.clock(), self.traffic()
-        sent, received = (new - old for new, old in zip(traffic, self._traffic_before, strict=True))
+        now = self.parts.clock()
+        sent, received = self._passed(ended)
         self._keeper.applied(self, Applied(outcome, before, ended.state, loss))
         self._report(
             events.RoundDone(
@@ -176,13 +176,20 @@ class Worker:
                 sum(tokens for _, tokens in ended.contributors),
                 loss,
                 ended.state.hex(),
-                sent or ended.sent_bytes,
-                received or ended.received_bytes,
+                sent,
+                received,
                 max(0.0, now - self._round_began - ended.waited_s),
                 ended.waited_s,
             )
         )
-        self._round_began, self._traffic_before = now, traffic
+        self._round_began = now
+
+    def _passed(self, ended: RoundApplied) -> tuple[int, int]:
+        """Bytes sent and received since the last round."""
+        if self.traffic is None:
+            return ended.sent_bytes, ended.received_bytes
+        before, self._traffic_before = self._traffic_before, self.traffic()
+        return self._traffic_before[0] - before[0], self._traffic_before[1] - before[1]
 
     async def _after_rounds(self) -> None:
         """What is due when a round has been applied: evaluation, checkpoint."""

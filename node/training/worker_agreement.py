@@ -66,11 +66,12 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 
 class Agreement:
-    """The run as this peer means it, told to whoever asks. config, spec: with `auto` settled"""
+    """The run as this peer means it, told to whoever asks. settings: agreed ones; config, spec: with `auto` settled"""
 
     def __init__(self, calls: MemberCalls, me: PeerId, file: ConfigFile, prepared: Prepared) -> None:
         self._calls, self._me, self._prepared = calls, me, prepared
-        self._hash = settings_hash(agreed_settings(file, prepared))
+        self.settings = agreed_settings(file, prepared)
+        self._hash = settings_hash(self.settings)
         self._auto = bool(file.auto)
         self.config: TrainingConfig = file.config
         self.spec: RunSpec = run_spec(prepared, file.config)

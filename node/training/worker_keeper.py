@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from shoal.swarm.errors import Unavailable, UsageError
 from shoal.swarm.identifiers import PeerId
@@ -17,6 +18,7 @@ from shoal.swarm.rounds.catch_up_fetch import CatchUpLimits
 from shoal.swarm.rounds.catch_up_messages import CheckpointOffer
 from shoal.swarm.rounds.delta_log import DeltaLog
 from shoal.swarm.rounds.exchange import OutOfStep, RunSpec
+from shoal.swarm.rounds.run_identity import differences
 
 from . import events
 from .checkpoints.reader import latest
@@ -32,6 +34,7 @@ from .worker_inner_state import inner_state, restore_inner
 from .worker_progress import packed
 from .worker_replica import ROSTER, WorkerReplica
 
+SPEC = "run.json"
 RECORD, CHECKPOINTS, LOG, INCOMING = "record.jsonl", "checkpoints", "rounds", "incoming"
 IDLE_TRIES, IDLE_PAUSE_S = 8, 0.5
 Peers = Callable[[], Awaitable[Sequence[PeerId]]]
@@ -44,6 +47,22 @@ class RunPlace:
     folder: Path
     spec: RunSpec
     run: str
+
+    def claim(self) -> None:
+        """One folder is of one run. raises: UsageError when it holds another one, or cannot be used"""
+        path = self.folder / SPEC
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.write_bytes(msgspec.json.format(msgspec.json.encode(self.spec), indent=1) + b"\n")
+            found = msgspec.json.decode(path.read_bytes(), type=RunSpec)
+        except OSError as error:
+            raise UsageError(f"cannot use the folder {self.folder}: {error.strerror}") from error
+        except msgspec.MsgspecError as error:
+            raise UsageError(f"{path} is damaged ({error}); choose another output.folder") from error
+        if found != self.spec:
+            what = differences(self.spec, found)
+            raise UsageError(f"{self.folder} holds another run ({what}); choose another name or output.folder")
 
 
 class RunKeeper:
@@ -58,7 +77,8 @@ class RunKeeper:
         calls: MemberCalls,
         peers: Peers,
     ) -> None:
-        """raises: UsageError, OutOfMemory when the folder cannot be used"""
+        """raises: UsageError (of another run), OutOfMemory when the folder cannot be used"""
+        place.claim()
         self.place, self._parts, self._settings, self._report = place, parts, settings, report
         self._calls, self._peers = calls, peers
         self.store = CheckpointStore(place.folder / CHECKPOINTS, Retention(last=settings.keep))
@@ -68,6 +88,18 @@ class RunKeeper:
         self._saved_at = parts.strategy.outer.rounds
         self._idle_tries = 0  # to catch up, in a row, that brought nothing
         self._standing = parts.strategy.outer.hash(), parts.strategy.round  # kept, as a thread may be changing both
+
+    @property
+    def unsaved(self) -> bool:
+        """Rounds were applied since the last checkpoint."""
+        return self._parts.strategy.outer.rounds > self._saved_at
+
+    def refuse_older(self) -> None:
+        """For a start that does not resume. raises: UsageError when the folder holds rounds already"""
+        if self.log.last is not None or self.store.offers():
+            raise UsageError(
+                f"{self.place.folder} holds this run already; go on with --resume, or choose another output.folder"
+            )
 
     def begin(self, agreed: Mapping[str, Any], versions: Mapping[str, str]) -> None:
         """The record's first line. raises: OutOfMemory"""

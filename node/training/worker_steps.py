@@ -56,7 +56,7 @@ class InnerSteps:
         """
         self.model.train()
         loss = self._accumulate(batch)
-        norm = self.optimizer.clip()
+        norm = self.clipped()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.zero_grad()
             self._broken += 1
@@ -72,6 +72,10 @@ class InnerSteps:
             self.optimizer.step(step)
             self.optimizer.zero_grad()
         return StepResult(loss, batch.tokens)
+
+    def clipped(self) -> float:
+        """Clip the gradient. returns: its norm before"""
+        return self.optimizer.clip()
 
     def _accumulate(self, batch: Batch) -> float:
         """Gradients of the whole batch, in parts that fit the memory. returns: the mean loss"""

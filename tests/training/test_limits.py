@@ -112,12 +112,23 @@ async def test_streams_calls_and_answers_share_one_rate() -> None:
     await transport.answer("m", asked)
     stream = await transport.open(PeerId("you"), "p")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stream.send, bytes(1000))
-        tasks.start_soon(transport.call, PeerId("you"), "m", bytes(1500))
-        tasks.start_soon(loose.handlers["m"], PeerId("you"), bytes(100))
-    assert anyio.current_time() - began == pytest.approx((1000 + 1500 + 500) / 1000 - BURST_S)
+        tasks.start_soon(stream.send, bytes(3000))
+        tasks.start_soon(transport.call, PeerId("you"), "m", bytes(4000))
+        tasks.start_soon(loose.handlers["m"], PeerId("you"), bytes(1000))
+    assert anyio.current_time() - began == pytest.approx((3000 + 4000 + 5000) / 1000 - BURST_S)
     assert await stream.receive() == b"four"
-    assert (transport.traffic.sent_bytes, transport.traffic.received_bytes) == (3000, 114)
+    assert (transport.traffic.sent_bytes, transport.traffic.received_bytes) == (12000, 1014)
+
+
+@pytest.mark.anyio
+async def test_a_vote_does_not_wait_behind_a_payload() -> None:
+    throttle = Throttle(8000.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(throttle.pass_through, 60_000)
+        await anyio.sleep(1)
+        began = anyio.current_time()
+        await throttle.pass_through(200)
+        assert anyio.current_time() == began
 
 
 @pytest.mark.anyio
