@@ -5,6 +5,7 @@ Runs on a worker thread, beside a node that is already answering; `report` is ca
 
 import random
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import PeerId
@@ -15,6 +16,9 @@ from shoal.swarm.units import describe, parse
 from .hosted_models import HostedModel
 from .node_events import LayersChosen, LoadProgress, NodeEvent
 from .options import NodeOptions
+
+if TYPE_CHECKING:
+    from .model_source import LocalModel
 
 KV_CONTEXTS = 8  # full contexts that the KV cache has room for, memory permitting
 KV_MAX_TOKENS = 65536
@@ -29,9 +33,13 @@ def warm_imports() -> None:
 
 
 def load_hosted(
-    options: NodeOptions, records: Sequence[NodeRecord], me: PeerId, report: Callable[[NodeEvent], None]
+    options: NodeOptions,
+    records: Sequence[NodeRecord],
+    me: PeerId,
+    report: Callable[[NodeEvent], None],
+    published: "LocalModel | None" = None,
 ) -> HostedModel:
-    """raises: UsageError, OutOfMemory, Unavailable"""
+    """published: the model, when it was found among the swarm's own. raises: UsageError, OutOfMemory, Unavailable"""
     import torch
 
     from .engine import Engine
@@ -42,7 +50,7 @@ def load_hosted(
     assert options.model is not None
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = resolve(options.model, options.home.cache)
+    model = published or resolve(options.model, options.home.cache)
     manifest = model.manifest
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, manifest, device)

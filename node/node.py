@@ -45,6 +45,8 @@ from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
 from .options import NodeOptions
+from .publications import Publications
+from .published_model import looks_published, published_model
 from .swarm_setup import enter_swarm
 
 if TYPE_CHECKING:
@@ -69,9 +71,11 @@ class Node:
     planner: DirectoryPlanner
     hops: HopServer
     invites: InviteStore | None  # at the owner
+    publications: Publications
     started_at: float  # unix seconds
     earlier_starts: frozenset[float]  # of this home: their records may outlive a kill -9
     device: str = "none"
+    runs: set[str] = field(default_factory=set)  # keys of the trainings that it takes part in
     loops: NodeLoops = field(init=False)
     stop: anyio.Event = field(default_factory=anyio.Event)
     stop_reason: str = "asked to stop"
@@ -94,6 +98,7 @@ class Node:
             started_at=self.started_at,
             expires_at=0.0,
             certificate=self.setup.gate.certificate,
+            runs=tuple(sorted(self.runs)),
         )
 
     def ask_to_stop(self, reason: str) -> None:
@@ -129,13 +134,15 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
             raise Refused(node.stop_reason)
         await _host(node, records, stack, report)
         api_key = options.home.api_key()
-        server = ApiServer(node.driver, LiveControl(node), api_key, options.api_host, options.api_port)
+        control = LiveControl(node)
+        server = ApiServer(node.driver, control, api_key, options.api_host, options.api_port, node.publications)
         api = await stack.enter_async_context(server.running(tasks))
         options.home.write_facts(NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at))
         stack.callback(options.home.node.unlink, missing_ok=True)
         await node.loops.announce()
         stack.push_async_callback(node.loops.withdraw)
         tasks.start_soon(node.loops.run)
+        tasks.start_soon(node.publications.restore)
         line = None
         if node.invites is not None:
             line = node.invites.create(node.full_addresses, _now())
@@ -209,6 +216,7 @@ async def _assemble(
         planner=planner,
         hops=hops,
         invites=invites,
+        publications=Publications(options.home),
         started_at=_now(),
         earlier_starts=frozenset({before.started} if before else ()),
     )
@@ -216,7 +224,8 @@ async def _assemble(
     await hops.start()
     await serve_pings(calls)
     await serve_records(calls, directory, _now)
-    await serve_blobs(calls, hosted.blobs)
+    await serve_blobs(calls, lambda model: hosted.blobs(model) or node.publications.blobs(model))
+    await node.publications.serve(calls)
     return node
 
 
@@ -225,12 +234,17 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
     if node.options.model is None:
         return
     here = anyio.from_thread.run_sync  # events belong to the loop
+    published = None
+    if looks_published(node.options.model):
+        peers = [record.peer for record in records if record.peer != node.transport.me]
+        published = await published_model(node.calls, peers, node.options.model, node.options.home.cache)
     hosted = await anyio.to_thread.run_sync(
         load_hosted,
         node.options,
         records,
         node.transport.me,
         lambda event: here(report, event),
+        published,
         abandon_on_cancel=True,
     )
     node.device = hosted.device

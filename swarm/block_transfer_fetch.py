@@ -66,7 +66,9 @@ class BlockFetcher:
         clock: Callable[[], float] = anyio.current_time,
         threads: Threads | None = None,
         patience_s: float = PATIENCE_S,
+        method: str = METHOD,
     ) -> None:
+        self._method = method
         self._calls, self._clock, self._threads, self._patience_s = calls, clock, threads or Threads(), patience_s
 
     async def listing(self, bundle: BundleId, donors: Sequence[PeerId], max_bytes: int = MAX_LISTING_BYTES) -> Listing:
@@ -199,7 +201,7 @@ class BlockFetcher:
         await give.send(event)
 
     async def _call(self, donor: PeerId, request: BlockRequest) -> BlockAnswer:
-        return ANSWERS.decode(await self._calls.call(donor, METHOD, REQUESTS.encode(request), self._patience_s))
+        return ANSWERS.decode(await self._calls.call(donor, self._method, REQUESTS.encode(request), self._patience_s))
 
     async def _listing_of(self, bundle: BundleId, donor: PeerId, max_bytes: int) -> bytes:
         data, waits = bytearray(), 0

@@ -13,6 +13,7 @@ from .checkpoint_manifest import INNER, MODEL, OUTER, OWN, digest_of, read_manif
 from .snapshot import SHARED, Snapshot, Value
 from .tensor_file import read_arrays
 
+FOLDER = "checkpoints"  # of a run's folder
 log = structlog.get_logger(__name__)
 _NAME = re.compile(r"^(?P<round>\d{8,}|initial)-[0-9a-f]{16}$")
 
@@ -102,6 +103,19 @@ def latest(folder: Path) -> Latest | None:
     if refused:
         raise UsageError(f"no checkpoint in {folder} can be used: {refused[0]}")
     return None
+
+
+def checkpoint_at(path: Path) -> Latest | None:
+    """What a user means by a path: one checkpoint, a folder of them, or a run's folder; None where there is none.
+
+    raises: UsageError when it is damaged
+    """
+    match = _NAME.match(path.resolve().name)
+    if match and path.is_dir():
+        folder = path.resolve()
+        saved = SavedCheckpoint(folder, -1 if match["round"] == "initial" else int(match["round"]))
+        return Latest(load(saved), saved)
+    return latest(path / FOLDER if (path / FOLDER).is_dir() else path)
 
 
 def is_damaged(folder: Path) -> bool:
