@@ -9,7 +9,7 @@ from .commitments import Commitment
 from .decisions import Roster
 from .events import Status
 from .exchange import Offer
-from .messages import Gathering, Group, Ready, Upload, Want
+from .messages import Coming, Gathering, Group, Ready, Upload, Want
 from .peer_state import PeerState
 
 Kept = tuple[Offer, Commitment]
@@ -22,6 +22,8 @@ class Contributor:
         self._state = state
         self.offer: Offer | None = None
         self._kept: dict[int, Kept] = {}
+        self._working_on = -1
+        self._said_coming_at = float("-inf")
 
     @property
     def waits(self) -> bool:
@@ -43,10 +45,20 @@ class Contributor:
     def forget(self, before_round: int) -> None:
         self._kept = {r: kept for r, kept in self._kept.items() if r >= before_round}
 
+    def begin(self) -> None:
+        """The trainer has the outcome of the round before and works on the open one."""
+        self._working_on = self._state.slot.round
+        self._said_coming_at = float("-inf")
+
     def tick(self) -> None:
-        if not self.waits:
-            return
         state, slot = self._state, self._state.slot
+        if not self.waits:
+            due = state.now - self._said_coming_at >= state.options.nudge_s
+            if self._working_on == slot.round and due and not state.votes:
+                self._said_coming_at = state.now
+                for peer in dict.fromkeys((state.leader_at(0), state.leader_at(1))):
+                    state.send(peer, Coming(slot.round, state.history.basis))
+            return
         silence_s = state.now - slot.heard_at
         patience_s = state.options.leader_silence_s * min(3.0, 1 + slot.attempt / 6)
         leader = slot.leader or state.leader_at(slot.attempt)
@@ -105,7 +117,7 @@ class Contributor:
         self._say_ready()
 
     def _say_ready(self) -> None:
-        """To whoever leads, to whoever should, and to the next in line, which then need not ask for it when it takes over."""
+        """To whoever leads, to whoever should, and to the next in line, which has it when it takes over."""
         state, slot, offer = self._state, self._state.slot, self.offer
         assert offer is not None
         slot.ready_at = state.now

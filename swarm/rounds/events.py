@@ -1,4 +1,4 @@
-"""What happens to the machine of the outer round, and what it wants done. No I/O, no clock: time comes as an argument."""
+"""What happens to the machine of the outer round, and what it wants done."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

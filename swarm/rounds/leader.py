@@ -18,7 +18,6 @@ from .messages import (
     Barred,
     Decided,
     Gathering,
-    Group,
     Nack,
     Prepare,
     Progress,
@@ -55,6 +54,11 @@ class Leader:
             lead.missing.discard(sender)
             if not lead.missing:
                 self.advance()
+
+    def on_coming(self, sender: PeerId) -> None:
+        """A newcomer, or one that missed the last round: without this it would come a moment too late for ever."""
+        if not self._state.out(sender):
+            self._state.slot.coming.add(sender)
 
     def tick(self) -> None:
         state, lead = self._state, self._state.slot.lead
@@ -177,9 +181,10 @@ class Leader:
         return gathered(readies, voters)
 
     def _awaited(self) -> set[PeerId]:
-        """Who is there and could come: the voters; before the first round all."""
+        """Who is there and could come: the voters and those that said so; before the first round all."""
         state = self._state
-        peers = state.listed | {state.me} if state.founding else {v.peer for v in state.living_voters()}
+        voters = state.listed | {state.me} if state.founding else {v.peer for v in state.living_voters()}
+        peers = voters | state.slot.coming
         return {peer for peer in peers if state.present(peer)}
 
     def _suffices(self, lead: Lead, found: Gathered) -> bool:

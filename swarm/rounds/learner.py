@@ -23,9 +23,15 @@ class Learner:
         self._asked_at = float("-inf")
         self.adopted: tuple[int, Decision] | None = None
 
-    def tick(self, waits: bool) -> None:
-        """A newcomer looks for the run's past at several peers, before it takes itself for a founder."""
+    def tick(self, waits: bool, misses: bool) -> None:
+        """A newcomer looks for the run's past at several peers, before it takes itself for a founder. One that misses
+        bytes of a round that is decided may have been left behind for good.
+        """
         state = self._state
+        if misses and state.now - self._asked_at >= 2 * state.options.nudge_s:
+            present = [voter.peer for voter in state.history.voters if voter.peer not in (state.me, *state.lost)]
+            if present:
+                self.ask(state.generator.choice(present))
         if waits and state.founding and state.now - self._asked_at >= state.options.resend_s:
             self._asked_at = state.now
             known = sorted(state.listed)
@@ -62,8 +68,10 @@ class Learner:
             state.send(peer, Ask(state.slot.round, state.history.basis))
 
     def tell(self, peer: PeerId, round_: int) -> None:
-        decision = self._state.history.decisions.get(round_)
-        if decision is not None:
+        """One round behind, the decision is all it takes; more, and the news is how far the run is."""
+        history = self._state.history
+        decision = history.decisions.get(round_)
+        if decision is not None and (round_ == history.settled or history.last is None):
             self._state.send(peer, Settled(decision.value, decision.roster))
         else:
             self._tell_latest(peer)

@@ -154,7 +154,8 @@ class RoundMachine:
 
     def _tick(self) -> None:
         state = self.state
-        self.learner.tick(self.contributor.waits)
+        offer = self.contributor.offer
+        self.learner.tick(self.contributor.waits, offer is not None and not self.contributor.waits)
         self.contributor.tick()
         self.leader.tick()
         self.owner.tick()
@@ -223,6 +224,7 @@ class RoundMachine:
             payloads = tuple(payload for payload in aggregates if payload is not None)
             if len(payloads) == len(aggregates):
                 self._finish(Outcome(offer.round, offer.fragment, payloads, contributors(decision)))
+                self.contributor.begin()
             elif state.history.happened_after(offer.round):
                 self._finish(self._out_of_step())
 

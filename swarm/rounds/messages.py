@@ -53,6 +53,13 @@ class Ready(Message, frozen=True):
     root: Hash
 
 
+class Coming(Message, frozen=True):
+    """To the leader and the next in line: I have no vote yet, but I am working on this round; wait a little for me."""
+
+    round: Count
+    basis: Basis
+
+
 class Gathering(Message, frozen=True):
     """The leader is alive: how many are ready, how many it takes, or how far the reducing is."""
 
@@ -242,6 +249,7 @@ AnyMessage = (
     | Entered
     | Mismatch
     | Ready
+    | Coming
     | Gathering
     | Group
     | Upload

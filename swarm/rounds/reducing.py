@@ -12,7 +12,6 @@ import numpy as np
 from shoal.compression.aggregate import Contribution
 from shoal.compression.error_feedback import ErrorFeedback, send
 from shoal.compression.errors import MalformedPayload
-from shoal.compression.update_codec import Values
 from shoal.swarm.identifiers import PeerId
 
 from .exchange import RunSpec, seed_of
@@ -122,4 +121,3 @@ def judged(
     for who, reason in refusals(contributions, gates_of(spec.robust)).items():
         refused[PeerId(who)] = reason
     return [c for c in contributions if c.contributor not in refused], refused
-

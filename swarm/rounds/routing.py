@@ -13,6 +13,7 @@ from .messages import (
     AskResidual,
     Astray,
     Barred,
+    Coming,
     Data,
     Decided,
     Enter,
@@ -51,6 +52,8 @@ class Routes:
         match message:
             case Ready():
                 self._ready(sender, message)
+            case Coming() if machine.learner.in_step(sender, message.round, message.basis):
+                machine.leader.on_coming(sender)
             case Gathering() if self._speaks_of_now(sender, message.round):
                 machine.contributor.on_gathering(sender, message)
             case Group():
@@ -104,7 +107,8 @@ class Routes:
             case Enter() | Entered() | Mismatch():
                 return  # words of a stream's beginning, out of place here
             case (
-                Gathering()
+                Coming()
+                | Gathering()
                 | Prepare()
                 | Propose()
                 | Decided()

@@ -1,7 +1,7 @@
-"""What makes two peers train the same run: the hash of all that they must agree on, and what differs when it differs."""
+"""What makes two peers train the same run: the hash of all that they must agree on, or what differs."""
 
 import hashlib
-from typing import Any, NewType
+from typing import NewType
 
 import msgspec
 
@@ -14,6 +14,8 @@ RunId = NewType("RunId", str)  # hex sha256 of the canonical RunSpec, 64 charact
 RunKey = NewType("RunKey", str)  # hex sha256 of the run's name: where its peers meet, whatever their settings
 MAX_SHARDS = 4096
 MAX_NAME_LENGTH = 64
+DENSE_BITS = {"none": 32.0, "fp16": 16.0, "int8": 8.1, "fp4": 4.1}  # per value; the sparse ones stay below one
+FRAME_SLACK_BYTES = 4096
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 
 
@@ -29,7 +31,9 @@ def run_key(name: str) -> RunKey:
 def differences(ours: RunSpec, theirs: RunSpec) -> str:
     """One line naming each field that differs, or an empty string."""
     one, other = msgspec.to_builtins(ours), msgspec.to_builtins(theirs)
-    named = [f"{key} is {_short(one[key])} here and {_short(other[key])} there" for key in one if one[key] != other[key]]
+    named = [
+        f"{key} is {_short(one[key])} here and {_short(other[key])} there" for key in one if one[key] != other[key]
+    ]
     return "; ".join(named)
 
 
@@ -45,16 +49,16 @@ def checked_spec(spec: RunSpec) -> RunSpec:
         raise ValueError(f"no robust mean {spec.robust!r}; there are {', '.join(ROBUST)}")
     spec.codec()
     largest = max(stop - start for f in range(len(spec.fragments)) for start, stop in spec.sharding(f).bounds())
-    if spec.preset == "none" and largest_payload_bytes(largest) > MAX_FRAME_BYTES:
+    if largest * DENSE_BITS.get(spec.preset, 1.0) / 8 > MAX_FRAME_BYTES - FRAME_SLACK_BYTES:
         raise ValueError(f"a shard of {largest} values does not fit into a frame; take more than {spec.shards} shards")
     return spec
 
 
 def largest_payload_bytes(values: int) -> int:
     """No codec writes more for a shard."""
-    return min(4 * values + 4096, MAX_FRAME_BYTES - 4096)
+    return min(4 * values + 4096, MAX_FRAME_BYTES - FRAME_SLACK_BYTES)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:16]}..."

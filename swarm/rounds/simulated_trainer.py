@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shoal.compression.update_codec import Values
-from shoal.swarm.errors import ShoalError
 from shoal.swarm.identifiers import PeerId
 
-from .events import Job, JobResult, RoundOptions
+from .events import Finish, Job, JobResult, RoundOptions
 from .exchange import Offer, Outcome, RunSpec, seed_of
 from .machine import RoundMachine
-from .reducing import ReduceJob
+from .reducing import ReduceJob, Reduction
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +55,7 @@ class Replicas:
 
 def tampered(job: Job, result: JobResult) -> JobResult:
     """What a lying owner makes of its work: the opposite of the aggregate, with a residual that says nothing."""
-    if not isinstance(job, ReduceJob) or not hasattr(result, "payload") or result.payload is None:
+    if not isinstance(job, ReduceJob) or not isinstance(result, Reduction) or result.payload is None:
         return result
     seed = seed_of(job.round, job.fragment, job.shard)
     codec = job.spec.codec()
@@ -86,7 +85,7 @@ class SimulatedTrainer:
         self.round = round_
         self.parameters = parameters
         self.compute_s = compute_s
-        self.finished: list[tuple[int, Outcome | ShoalError]] = []
+        self.finished: list[Finish] = []
         self.named_liars: set[PeerId] = set()
         self.machine = RoundMachine(peer, spec, round_, options, random.Random(seed), now)
         self._replicas = replicas

@@ -4,7 +4,6 @@ The machines, codecs and messages are the real ones; the network is a heap of de
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shoal.swarm.errors import Refused, ShoalError
@@ -12,7 +11,22 @@ from shoal.swarm.identifiers import PeerId
 from shoal.swarm.simulated_time import Timeline
 
 from .decisions import digest
-from .events import Effect, Event, Finish, Listed, LiarNamed, Lost, Offered, Ran, Received, Report, RoundOptions, Run, Send, Ticked
+from .events import (
+    Effect,
+    Event,
+    Finish,
+    LiarNamed,
+    Listed,
+    Lost,
+    Offered,
+    Ran,
+    Received,
+    Report,
+    RoundOptions,
+    Run,
+    Send,
+    Ticked,
+)
 from .exchange import Outcome, OutOfStep, RoundSkipped, RunSpec
 from .messages import BULK, AnyMessage
 from .simulated_trainer import Parameters, Replicas, SimulatedTrainer, tampered
@@ -143,8 +157,8 @@ class RoundSimulation:
             case Run(job):
                 result = trainer.run(job)
                 self.timeline.after(self._random.uniform(*conditions.job_s), self.handle, trainer, Ran(result))
-            case Finish(round_, result):
-                trainer.finished.append((round_, result))
+            case Finish(_, result):
+                trainer.finished.append(effect)
                 self._go_on(trainer, result)
             case Report(LiarNamed(peer=culprit, lied=True)):
                 trainer.named_liars.add(culprit)
@@ -255,5 +269,3 @@ class RoundSimulation:
         slow_s = self.scenario.conditions.straggler_factor * self.scenario.conditions.compute_s[1]
         settled = all(trainer.machine.state.history.settled >= last for trainer in self.trainers.values())
         return settled or self.timeline.now > self.report.decided_at[last] + slow_s + 60.0
-
-

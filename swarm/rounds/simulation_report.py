@@ -11,7 +11,7 @@ from .simulated_trainer import SimulatedTrainer
 
 @dataclass(slots=True)
 class RoundsReport:
-    """faults: two decisions for one round, or two states after it; the rest counts. All must be empty but the counts."""
+    """faults: two decisions for one round, or two states after it. behind: not in step at the end. The rest counts."""
 
     faults: list[str] = field(default_factory=list)
     decisions: dict[int, bytes] = field(default_factory=dict)

@@ -43,6 +43,7 @@ class Slot:
     opened_at: float
     acceptor: Acceptor = field(default_factory=Acceptor)
     readies: dict[PeerId, Ready] = field(default_factory=dict)
+    coming: set[PeerId] = field(default_factory=set)  # who work on it and have no vote
     rosters: dict[bytes, Roster] = field(default_factory=dict)
     group: Group | None = None  # the one with the highest ballot and version
     name: bytes = b""  # digest of its roster

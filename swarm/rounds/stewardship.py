@@ -39,7 +39,7 @@ class Stewardship:
                 lead.failed.add(shard)
 
     def complete(self, lead: Lead) -> bool:
-        """Every shard reduced, and every aggregate here and sound. The owner of a malformed one is out of this round."""
+        """Every shard reduced, every aggregate here and sound. Who sent a malformed one owns no more in this round."""
         state = self._state
         if lead.group is None:
             return False
