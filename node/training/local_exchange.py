@@ -4,7 +4,7 @@ For a machine that trains alone, for benchmarks of the loss, and for tests. A ro
 its offer; members that leave are no longer waited for.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 
 import anyio
@@ -29,7 +29,10 @@ class _Meeting:
 
 
 class LocalGroup:
-    """skipped: rounds that are lost; combine: how a shard's updates become one, `weighted_mean` unless told."""
+    """skipped: rounds that are lost; combine: how a shard's updates become one, `weighted_mean` unless told
+
+    kept: outcomes that are remembered, for whoever asks again; all unless told
+    """
 
     def __init__(
         self,
@@ -37,12 +40,14 @@ class LocalGroup:
         members: Sequence[PeerId],
         skipped: Collection[int] = (),
         combine: Combine = weighted_mean,
+        kept: int | None = None,
     ) -> None:
         self.spec = spec
         self.members = set(members)
         self.skipped = set(skipped)
         self.combine = combine
-        self.outcomes: list[Outcome] = []
+        self.rounds = 0  # that had an outcome
+        self.outcomes: deque[Outcome] = deque(maxlen=kept)
         self.sent_bytes: Counter[PeerId] = Counter()  # payloads offered, by peer
         self.received_bytes: Counter[PeerId] = Counter()  # aggregates handed out, by peer
         self._feedback: dict[tuple[int, int], ErrorFeedback] = {}  # by fragment and shard
@@ -63,7 +68,7 @@ class LocalGroup:
         """raises: RoundSkipped, OutOfStep, ValueError"""
         if peer not in self.members:
             raise ValueError(f"{peer} is no member of this group")
-        for outcome in self.outcomes[::-1]:  # a peer that was restarted asks again
+        for outcome in reversed(self.outcomes):  # a peer that was restarted asks again
             if outcome.round == offer.round and any(contributor == peer for contributor, _ in outcome.contributors):
                 return outcome
         if self.outcomes and offer.round <= self.outcomes[-1].round:
@@ -105,6 +110,7 @@ class LocalGroup:
             self.sent_bytes[peer] += sum(map(len, offer.payloads))
             self.received_bytes[peer] += sum(map(len, aggregates))
         self.outcomes.append(outcome)
+        self.rounds += 1
         return outcome
 
     def feedback(self, fragment: int, shard: int) -> ErrorFeedback:

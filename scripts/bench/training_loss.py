@@ -67,7 +67,7 @@ async def trained(run: Run, seed: int, novels: Novels) -> dict[str, Any]:
     layout = ModelParameters(small_llama(seed)).layout
     spec = run.spec(layout.fragments(run.strategy.fragments))
     names = [PeerId(f"worker-{index:02d}") for index in range(run.workers)]
-    group = LocalGroup(spec, names, combine=run.combine())
+    group = LocalGroup(spec, names, combine=run.combine(), kept=2)
     workers = [Worker(run, seed, index, spec, small_llama(seed)) for index in range(run.workers)]
     judge = small_llama(seed)
     judged = ModelParameters(judge)
@@ -96,7 +96,7 @@ async def trained(run: Run, seed: int, novels: Novels) -> dict[str, Any]:
         tasks.cancel_scope.cancel()
     return {
         "loss": measure(run.steps, FINAL),
-        "rounds": len(group.outcomes),
+        "rounds": group.rounds,
         "tokens": run.tokens,
         "parameters": layout.count,
         "seconds": round(time.perf_counter() - began, 1),

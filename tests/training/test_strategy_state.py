@@ -83,7 +83,7 @@ def test_an_outer_state_and_the_log_bring_a_late_joiner_to_the_same_bits() -> No
     joiner = OuterParameters(settings.outer, group.spec, np.zeros(COUNT, np.float32))
     joiner.restore(checkpoint)
     applied = two[0].applied()
-    for outcome, (round_, state) in zip(group.outcomes[known:], applied[known:], strict=False):
+    for outcome, (round_, state) in zip([*group.outcomes][known:], applied[known:], strict=False):
         joiner.apply(outcome)
         assert (outcome.round, joiner.hash()) == (round_, state)
     assert joiner.rounds == len(applied) > known
