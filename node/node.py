@@ -5,6 +5,7 @@ are needed, and serves until it is told to stop. Whatever goes wrong, the daemon
 """
 
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -233,7 +234,15 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
     """Load the layers that are needed and serve them. raises: UsageError, OutOfMemory, Unavailable"""
     if node.options.model is None:
         return
-    here = anyio.from_thread.run_sync  # events belong to the loop
+    loop_thread = threading.get_ident()
+
+    def tell(event: NodeEvent) -> None:
+        """Events belong to the loop, and come from the loading thread as well as from what it asks of the loop."""
+        if threading.get_ident() == loop_thread:
+            report(event)
+        else:
+            anyio.from_thread.run_sync(report, event)
+
     published = None
     if looks_published(node.options.model):
         peers = [record.peer for record in records if record.peer != node.transport.me]
@@ -243,7 +252,7 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
         node.options,
         records,
         node.transport.me,
-        lambda event: here(report, event),
+        tell,
         published,
         abandon_on_cancel=True,
     )
