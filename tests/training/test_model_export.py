@@ -35,7 +35,7 @@ def trained(name: str = "llama-tied", **changes: object) -> tuple[Untyped, Value
 def test_an_exported_model_is_the_same_in_transformers_and_in_a_shard(tmp_path: Path, name: str) -> None:
     model, parameters, texts = trained(name)
     export_model(parameters, texts, tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
     local = from_folder(tmp_path / "out", tmp_path / "cache", "exported")
     shard = Shard.load(local, whole(2), "float32", torch.device("cpu"))
     cache = shard.new_cache(64)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shoal.compression.update_codec import Values
 from shoal.node.training.parameter_layout import ParameterLayout
 from shoal.node.training.strategies.outer_parameters import OuterParameters
 from shoal.swarm.block_transfer_listing import Listing
@@ -23,6 +24,10 @@ class OuterReplica:
     @property
     def state(self) -> bytes:
         return self.outer.hash()
+
+    def tensors(self) -> dict[str, Values]:
+        """Views of the parameters by name: `node.following.Followed`."""
+        return self._layout.tensors(self.outer.values)
 
     def load(self, folder: Path, listing: Listing) -> None:
         """raises: MalformedMessage (of another run, or not what its header says), ValueError, OutOfMemory

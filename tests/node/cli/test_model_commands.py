@@ -10,7 +10,7 @@ from node.tiny_models import make_model, save_model
 from safetensors.torch import load_file
 
 from shoal.node.model_source import embedded_folder
-from shoal.node.training.checkpoints.snapshot import Snapshot
+from shoal.node.training.checkpoints.snapshot import Snapshot, Value
 from shoal.node.training.checkpoints.store import CheckpointStore
 from shoal.node.training.model_export import model_shapes
 from shoal.node.training.parameter_layout import ParameterLayout
@@ -84,7 +84,7 @@ def save_run(folder: Path, model: Path, rounds: tuple[int, ...]) -> None:
     layout = ParameterLayout.of(model_shapes(json.loads((model / "config.json").read_text())))
     store = CheckpointStore(folder / "checkpoints")
     for round_ in rounds:
-        state = {"outer.values": np.full(layout.count, round_, np.float32), "outer.rounds": round_}
+        state: dict[str, Value] = {"outer.values": np.full(layout.count, round_, np.float32), "outer.rounds": round_}
         store.save(Snapshot.of("run", round_, bytes(32), layout, state))
 
 
