@@ -8,12 +8,15 @@ import torch
 
 from .checkpoints.snapshot import Value
 from .optimizers.inner import InnerOptimizer
+from .worker_compiler import uncompiled
 
 
 def inner_state(optimizer: InnerOptimizer) -> dict[str, Value]:
     """`OPTIMISER.PARAMETER.NAME`: what torch keeps of each parameter."""
     found: dict[str, Value] = {}
-    for number, state in enumerate(optimizer.state_dict()):
+    with uncompiled():
+        states = optimizer.state_dict()
+    for number, state in enumerate(states):
         for index, moments in state["state"].items():
             for name, value in moments.items():
                 key = f"{number}.{index}.{name}"
@@ -23,7 +26,8 @@ def inner_state(optimizer: InnerOptimizer) -> dict[str, Value]:
 
 def restore_inner(optimizer: InnerOptimizer, state: Mapping[str, Value]) -> None:
     """raises: ValueError for the state of another optimiser or model; nothing has changed then"""
-    restored = optimizer.state_dict()
+    with uncompiled():
+        restored = optimizer.state_dict()
     shapes = [[tuple(p.shape) for group in o.param_groups for p in group["params"]] for o in optimizer.optimizers]
     moments: list[dict[int, dict[str, Any]]] = [{} for _ in restored]
     for key, value in state.items():
@@ -39,4 +43,5 @@ def restore_inner(optimizer: InnerOptimizer, state: Mapping[str, Value]) -> None
         moments[which].setdefault(parameter, {})[name] = array
     for each, state_of in zip(restored, moments, strict=True):
         each["state"] = state_of
-    optimizer.load_state_dict(restored)
+    with uncompiled():
+        optimizer.load_state_dict(restored)

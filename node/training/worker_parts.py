@@ -19,6 +19,7 @@ from .parameters import ModelParameters
 from .strategies.settings import StrategySettings
 from .strategies.strategy import Strategy
 from .worker import WorkerParts
+from .worker_compiler import uncompiled
 from .worker_data import TrainingData
 from .worker_model import ModelFiles, load_module
 from .worker_progress import DataProgress
@@ -65,7 +66,8 @@ def prepare(
     parameters = ModelParameters(module)
     model_hash = parameters.layout.model_hash(model.config, parameters.read())
     module.to(device)
-    optimizer = InnerOptimizer(config.inner, module.named_parameters())
+    with uncompiled():
+        optimizer = InnerOptimizer(config.inner, module.named_parameters())
     steps = InnerSteps(module, optimizer, config.batch, device)
     if progress is not None:
         progress(f"loading {model.name}", 1, 1)

@@ -15,6 +15,7 @@ from shoal.swarm.errors import OutOfMemory, ShoalError
 from .config import BatchSettings
 from .data.windows import Batch
 from .optimizers.inner import InnerOptimizer
+from .worker_compiler import uncompiled
 
 MICRO_TOKENS = {"cpu": 4096, "cuda": 32768}  # of one forward pass, when batch.micro is 0
 MOST_BROKEN = 3  # steps in a row whose loss or gradient is not finite
@@ -58,7 +59,7 @@ class InnerSteps:
         loss = self._accumulate(batch)
         norm = self.clipped()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.optimizer.zero_grad()
+            self._forget()
             self._broken += 1
             if self._broken >= MOST_BROKEN:
                 rate = self.optimizer.settings.learning_rate
@@ -69,9 +70,14 @@ class InnerSteps:
             return StepResult(loss, 0)
         self._broken = 0
         if moves:
-            self.optimizer.step(step)
-            self.optimizer.zero_grad()
+            with uncompiled():
+                self.optimizer.step(step)
+            self._forget()
         return StepResult(loss, batch.tokens)
+
+    def _forget(self) -> None:
+        with uncompiled():
+            self.optimizer.zero_grad()
 
     def clipped(self) -> float:
         """Clip the gradient. returns: its norm before"""
@@ -83,10 +89,10 @@ class InnerSteps:
         micro = self.micro or max(1, min(count, MICRO_TOKENS.get(self.device.type, 4096) // length))
         while True:
             try:
-                self.optimizer.zero_grad()
+                self._forget()
                 return sum(self._part(batch, start, min(start + micro, count)) for start in range(0, count, micro))
             except torch.OutOfMemoryError as error:
-                self.optimizer.zero_grad()
+                self._forget()
                 if micro == 1:
                     raise OutOfMemory(
                         "one sequence does not fit the memory of the device; use a shorter data.sequence or "

@@ -229,7 +229,7 @@ async def test_checkpoints_of_another_run_are_not_taken_for_ours(tmp_path: Path)
         run.network.kill(THREE[0])
         run.group = None
         run.file = tiny_config(tmp_path, seed=5)
-        with pytest.raises(UsageError, match="holds another run \\(model is .* choose another name or output.folder"):
+        with pytest.raises(UsageError, match=r"holds another run \(model is .* choose another name or output.folder"):
             await run.start(THREE[0], resume=True)
 
 
