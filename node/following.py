@@ -55,18 +55,19 @@ class FollowedModel:
         self,
         hosting: HostedModels,
         hosted: HostedModel,
-        model: LocalModel,
         run: Followed,
         scratch: Path | None = None,
         grace_s: float = GRACE_S,
     ) -> None:
-        """model: what was loaded, for its configuration; scratch: where weights lie while they are loaded
+        """scratch: where weights lie while they are loaded; grace_s: an older version is kept at least so long
 
         raises: UsageError when the run does not train what this model is made of
         """
-        self._hosting, self._hosted, self._model, self._run = hosting, hosted, model, run
+        if hosted.local is None:
+            raise UsageError(f"{hosted.manifest.name} was not loaded from files and cannot follow a run")
+        self._hosting, self._hosted, self._model, self._run = hosting, hosted, hosted.local, run
         self._scratch, self._grace_s = scratch, grace_s
-        self._sources = _sources(model, hosted.span, run.tensors())
+        self._sources = _sources(hosted.local, hosted.span, run.tensors())
         self._older: list[tuple[Engine, float]] = []  # with the time when they were replaced
         self.round: int | None = None  # whose parameters are served; None: those that were loaded from the folder
 

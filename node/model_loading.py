@@ -79,4 +79,5 @@ def load_hosted(
         dtype=dtype,
         device=device.type,
         engine=Engine(shard, kv_tokens),
+        local=model,
     )

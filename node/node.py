@@ -144,6 +144,10 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         stack.push_async_callback(node.loops.withdraw)
         tasks.start_soon(node.loops.run)
         tasks.start_soon(node.publications.restore)
+        if options.follow is not None:
+            from .run_following import follow_run  # torch
+
+            tasks.start_soon(follow_run, node, options.follow, report)
         line = None
         if node.invites is not None:
             line = node.invites.create(node.full_addresses, _now())

@@ -32,6 +32,8 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         raise UsageError("--swarm-name takes printable characters only")
     if settings.gateway_only and (settings.layers or flags.get("model")):
         raise UsageError("--gateway-only hosts nothing; leave out the model and --layers, or --gateway-only")
+    if settings.gateway_only and flags.get("follow"):
+        raise UsageError("--gateway-only hosts nothing that could follow a run; leave out --follow")
     return NodeOptions(
         home=home,
         name=name,
@@ -53,4 +55,5 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         swarm_name=settings.swarm_name,
         public=settings.public,
         invite=invite,
+        follow=None if settings.gateway_only else settings.follow,
     )

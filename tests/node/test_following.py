@@ -91,7 +91,9 @@ class Hosted:
         self.span = span
         self.models = HostedModels()
         engine = Engine(Shard.load(self.local, span, "float32", CPU), 512)
-        self.entry = HostedModel(self.local.model_id, self.local.manifest, {}, span, "float32", "cpu", engine)
+        self.entry = HostedModel(
+            self.local.model_id, self.local.manifest, {}, span, "float32", "cpu", engine, self.local
+        )
         self.models.add(self.entry)
 
     def find(self) -> Compute:
@@ -137,7 +139,7 @@ async def session(compute: Compute, name: str) -> AsyncIterator[Session]:
 
 
 async def test_new_sessions_get_the_newest_round_and_open_ones_finish_on_theirs(run: Run, hosted: Hosted) -> None:
-    followed = FollowedModel(hosted.models, hosted.entry, hosted.local, run.replica, grace_s=0.02)
+    followed = FollowedModel(hosted.models, hosted.entry, run.replica, grace_s=0.02)
     before = run.expected(12)
     async with session(hosted.find(), "old") as old:
         begun = await old.generate(5)
@@ -163,7 +165,7 @@ async def test_new_sessions_get_the_newest_round_and_open_ones_finish_on_theirs(
 
 async def test_a_node_with_some_of_the_layers_loads_those_alone(run: Run, tmp_path: Path) -> None:
     part = Hosted(run.folder, tmp_path / "cache", Span(1, 2))
-    followed = FollowedModel(part.models, part.entry, part.local, run.replica, tmp_path)
+    followed = FollowedModel(part.models, part.entry, run.replica, tmp_path)
     run.advance()
     assert await followed.move()
     moved = next(iter(part.models)).engine.shard
@@ -185,7 +187,7 @@ def exported(run: Run, folder: Path) -> Path:
 async def test_a_tied_head_follows_its_embedding(tmp_path: Path) -> None:
     run = Run(tmp_path, "llama-tied")
     hosted = Hosted(run.folder, tmp_path / "cache")
-    followed = FollowedModel(hosted.models, hosted.entry, hosted.local, run.replica, grace_s=0.02)
+    followed = FollowedModel(hosted.models, hosted.entry, run.replica, grace_s=0.02)
     run.advance()
     await followed.move()
     async with session(hosted.find(), "new") as new:
@@ -209,11 +211,9 @@ async def test_a_run_of_another_model_cannot_be_followed(run: Run, hosted: Hoste
     tensors = run.replica.tensors()
     lacking = {name: array for name, array in tensors.items() if name != "lm_head.weight"}
     with pytest.raises(UsageError, match=r"does not train lm_head\.weight"):
-        FollowedModel(hosted.models, hosted.entry, hosted.local, Other(lacking))
+        FollowedModel(hosted.models, hosted.entry, Other(lacking))
     with pytest.raises(UsageError, match=r"model\.norm\.weight has another shape"):
-        FollowedModel(
-            hosted.models, hosted.entry, hosted.local, Other({**tensors, "model.norm.weight": np.zeros(3, np.float32)})
-        )
+        FollowedModel(hosted.models, hosted.entry, Other({**tensors, "model.norm.weight": np.zeros(3, np.float32)}))
 
 
 async def test_a_node_follows_rounds_that_others_make(run: Run, hosted: Hosted, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ async def test_a_node_follows_rounds_that_others_make(run: Run, hosted: Hosted, 
         await serve_catch_up(calls, "run", standing, lambda: (), run.log)
         mine = run.new_replica(run.parameters.read())
         ours, my_log = member(network.join(me)), DeltaLog(tmp_path / "mine", "run")
-        followed = FollowedModel(hosted.models, hosted.entry, hosted.local, mine, grace_s=0.02)
+        followed = FollowedModel(hosted.models, hosted.entry, mine, grace_s=0.02)
 
         def catch_up() -> CatchUp:
             limits = CatchUpLimits.of(run.spec)
