@@ -82,7 +82,7 @@ class _Known:
                 self.vouchers[delta.before].add(peer)
                 self.vouchers[delta.after].add(peer)
                 deltas[delta].append(peer)
-        needed = vouchers_needed(len(offers))
+        self._needed = needed = vouchers_needed(len(offers))
         trusted = [
             DeltaSource(delta, tuple(holders))
             for delta, holders in deltas.items()
@@ -108,8 +108,10 @@ class _Known:
         next_round = max((o.next_round for o in self._offers.values() if o.state == state), default=0)
         return CatchUpPlan(checkpoint, tuple(way), state, max(next_round, round_ + 1))
 
-    def rank(self, plan: CatchUpPlan, history: Collection[bytes]) -> tuple[int, int, int, bool]:
-        """How many peers stand at the end of the way or anywhere before it; the round it ends with; what it costs."""
+    def rank(self, plan: CatchUpPlan, history: Collection[bytes]) -> tuple[int, int, bool, int, bool]:
+        """How many peers stand at the end of the way or anywhere before it; the round it ends with; whether most have
+        the very checkpoint it begins with (the state's hash is not over all that lies in one); what it costs.
+        """
         line, state = {plan.state}, plan.state
         while (source := self._arriving.get(state)) is not None and source.offer.before not in line:
             state = source.offer.before
@@ -119,4 +121,5 @@ class _Known:
             line |= set(history)
             round_ = max([round_, *(self._rounds[before] + 1 for before in history if before in self._rounds)])
         here = sum(offer.state in line for offer in self._offers.values())
-        return here, round_, -plan.total_bytes, plan.checkpoint is None
+        common = plan.checkpoint is None or len(plan.checkpoint.holders) >= self._needed
+        return here, round_, common, -plan.total_bytes, plan.checkpoint is None

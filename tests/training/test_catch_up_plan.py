@@ -126,6 +126,14 @@ def replace_state(made: CheckpointOffer, other: bytes) -> CheckpointOffer:
     return CheckpointOffer(BundleId("lie"), made.round, other, made.total_bytes)
 
 
+def test_a_checkpoint_that_most_have_comes_before_a_newer_one_of_few() -> None:
+    few = CatchUpOffer(state(12), 13, (checkpoint(11), checkpoint(5)), tuple(map(delta, range(6, 13))))
+    plan = plan_catch_up(b"", peers(few, *[offer(12, (5,), range(6, 13))] * 3))
+    assert plan is not None
+    assert plan.checkpoint is not None
+    assert plan.checkpoint.offer.round == 5
+
+
 def test_a_bundle_that_proved_bad_is_left_out() -> None:
     offers = peers(*[offer(12, (10, 5), range(6, 13))] * 3)
     without = plan_catch_up(b"", offers, {BundleId("checkpoint10")})
