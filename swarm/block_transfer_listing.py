@@ -21,7 +21,8 @@ MIN_BLOCK_BYTES = 64 << 10
 MAX_BLOCK_BYTES = 16 << 20
 MAX_LISTING_BYTES = 16 << 20
 MAX_FILES = 4096
-USUAL_BLOCKS = 1 << 14
+USUAL_BLOCKS = 256
+USUAL_BLOCK_BYTES = 4 << 20  # at most: a receiver holds two for each donor
 HASH_BYTES = 32
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")
 _DOMAIN = b"shoal listing 1\0"
@@ -73,7 +74,7 @@ def read_listing(data: bytes, expected: BundleId | None = None) -> Listing:
 def block_bytes_for(total_bytes: int) -> int:
     """How large the blocks of this much should be: a power of two, so that there are neither too many nor too few."""
     size = MIN_BLOCK_BYTES
-    while size < MAX_BLOCK_BYTES and size * USUAL_BLOCKS < total_bytes:
+    while size < USUAL_BLOCK_BYTES and size * USUAL_BLOCKS < total_bytes:
         size *= 2
     return size
 
