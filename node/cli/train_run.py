@@ -15,7 +15,7 @@ import msgspec
 import structlog
 from anyio.abc import TaskStatus
 
-from shoal.node.node_events import NodeEvent
+from shoal.node.node_events import NetworkUp, NodeEvent
 from shoal.node.training import events
 from shoal.node.training.config import ConfigFile
 from shoal.node.training.events_screen import TrainingScreen
@@ -25,6 +25,7 @@ from shoal.swarm.home import Home
 from shoal.swarm.membership_file import load as load_membership
 
 from .failures import INTERRUPTED, OK, tell
+from .last_port import remember_port
 from .node_choice import node_options
 from .node_run import Stopper
 from .output import Output
@@ -89,6 +90,8 @@ async def _serve(options: Any, output: Output, dry_run: bool) -> int:  # noqa: A
             screen.show(event)
 
     def tell_node(event: NodeEvent) -> None:
+        if isinstance(event, NetworkUp):
+            remember_port(home, event.addresses)
         with contextlib.suppress(OSError):
             node_screen.show(event)
 

@@ -74,6 +74,7 @@ class Worker:
     ) -> None:
         self.parts, self.strategy, self.progress = parts, parts.strategy, parts.progress
         self.held_out: HeldOut | None = None  # the last evaluation
+        self.missed: OutOfStep | None = None  # to be caught up with before the next step
         self._config = parts.config
         self._exchange = WatchedExchange(exchange, self._outcome_came)
         self._keeper, self._report, self._watch = keeper, report, watch
@@ -106,16 +107,23 @@ class Worker:
             loop.resume()
             while not (reason := self._over()):
                 await self._watch.allowed(lambda why: self._report(events.Waiting(why)))
+                if self.missed is not None:
+                    await self._catch_up(loop, self.missed)
                 try:
                     await self._turn(loop)
                 except OutOfStep as missed:
-                    source = await self._keeper.catch_up(self, loop, missed)
-                    self._offered.clear()
-                    self._losses.clear()
-                    self._report(events.CaughtUp(self.strategy.round, source))
+                    self.missed = missed
                 await self._after_rounds()
             tasks.cancel_scope.cancel()
         return events.Finished(self.strategy.outer.rounds, self.progress.tokens, reason, "")
+
+    async def _catch_up(self, loop: OuterLoop, missed: OutOfStep) -> None:
+        """raises: Unavailable, OutOfMemory"""
+        source = await self._keeper.catch_up(self, loop, missed)
+        self.missed = None
+        self._offered.clear()
+        self._losses.clear()
+        self._report(events.CaughtUp(self.strategy.round, source))
 
     def _over(self) -> str:
         """Why the run is over; "" while it is not."""

@@ -5,7 +5,7 @@ chosen, and of two that start together the one with the smaller PeerID decides.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anyio
@@ -15,7 +15,7 @@ from shoal.swarm.canonical import Canonical
 from shoal.swarm.errors import Refused, ShoalError, VersionMismatch
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.member_calls import MemberCalls
-from shoal.swarm.rounds.exchange import RunSpec
+from shoal.swarm.rounds.exchange import OutOfStep, RunSpec
 from shoal.swarm.rounds.run_identity import differences
 
 from .config import ConfigFile, TrainingConfig
@@ -32,11 +32,11 @@ class Question(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """config: hash of what peers agree on, before `auto` is settled; begun: whether a round was applied"""
+    """config: hash of what peers agree on, before `auto` is settled; round: that the peer takes part in next"""
 
     spec: RunSpec
     config: str
-    begun: bool
+    round: int
 
 
 _questions = Canonical(Question, "a question about a run", 4096)
@@ -75,7 +75,7 @@ class Agreement:
         self._auto = bool(file.auto)
         self.config: TrainingConfig = file.config
         self.spec: RunSpec = run_spec(prepared, file.config)
-        self.begun = False
+        self.round: Callable[[], int] = lambda: 0  # that we take part in next
 
     def settle(self, config: TrainingConfig) -> None:
         """Our own choice for what was `auto`."""
@@ -85,7 +85,7 @@ class Agreement:
         async def answer(_: PeerId, body: bytes) -> bytes:
             if _questions.decode(body).name != self.spec.name:
                 raise Refused("this peer trains in another run")
-            return _answers.encode(Answer(self.spec, self._hash, self.begun))
+            return _answers.encode(Answer(self.spec, self._hash, self.round()))
 
         await self._calls.answer(METHOD, answer)
 
@@ -115,9 +115,9 @@ class Agreement:
             if answer.config != self._hash or (answer.spec != self.spec and not self._auto):
                 what = differences(self.spec, answer.spec) or "the settings differ"
                 raise VersionMismatch(f"{peer} trains another run by the name {self.spec.name!r}: {what}")
-        if not self._auto or self.begun:
+        if not self._auto or self.round():
             return False
-        before = [peer for peer, answer in answers.items() if answer.begun]
+        before = [peer for peer, answer in answers.items() if answer.round]
         leaders = sorted(before or [peer for peer in answers if peer < self._me])
         if not leaders or answers[leaders[0]].spec == self.spec:
             return False
@@ -130,3 +130,12 @@ class Agreement:
         if self.spec != answers[leaders[0]].spec:
             raise VersionMismatch(f"{leaders[0]} trains another run by the name {self.spec.name!r}")
         return True
+
+    def behind(self, answers: dict[PeerId, Answer]) -> OutOfStep | None:
+        """What to catch up with: peers of this run are further than we are. None: nobody is"""
+        further = {peer: a.round for peer, a in answers.items() if a.spec == self.spec and a.round > self.round()}
+        if not further:
+            return None
+        round_ = max(further.values())
+        holders = sorted(peer for peer, its in further.items() if its == round_)
+        return OutOfStep(f"peers of the run are at round {round_}, this one at {self.round()}", round_, holders)

@@ -6,11 +6,11 @@ and the node leaves in order.
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
@@ -24,6 +24,7 @@ from shoal.node.options import NodeOptions
 from shoal.swarm.errors import DaemonDied, Unavailable
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.rounds.exchange import OutOfStep
 from shoal.swarm.rounds.run_identity import run_id
 
 from . import events
@@ -189,11 +190,14 @@ class _Trainer:
             else:
                 keeper.refuse_older()
             keeper.begin(agreement.settings, _versions())
-            agreement.begun = parts.strategy.outer.rounds > 0
+            agreement.round = lambda: keeper.standing()[1]
             await serve_joiners(self._calls, keeper, config.limits.upload_bit_s)
-            rounds = running_rounds(self._node, self._transport, spec, parts.strategy.round, self._report)
+            behind = self._behind(agreement)
+            first = parts.strategy.round
+            rounds = running_rounds(self._node, self._transport, spec, first, self._report, behind)
             async with rounds as exchange:
                 worker = Worker(parts, exchange, keeper, self._report, self._options.watch)
+                worker.missed = await behind()
                 worker.traffic = self._transport.traffic.so_far
                 finished = await worker.run()
                 self._node.stop_reason = finished.reason
@@ -211,7 +215,13 @@ class _Trainer:
         finally:
             keeper.close()
 
-    def _peers(self, agreement: "Agreement") -> Callable[[], Any]:
+    def _behind(self, agreement: "Agreement") -> Callable[[], Awaitable[OutOfStep | None]]:
+        async def behind() -> OutOfStep | None:
+            return agreement.behind(await agreement.ask(await _others(self._node)))
+
+        return behind
+
+    def _peers(self, agreement: "Agreement") -> Callable[[], Awaitable[list[PeerId]]]:
         async def peers() -> list[PeerId]:
             answers = await agreement.ask(await _others(self._node))
             return [peer for peer, answer in answers.items() if answer.spec == agreement.spec]

@@ -1,6 +1,6 @@
 """A trainer's rounds over its node's network: found by the run's name in the swarm's directory."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import assert_never
 
@@ -8,13 +8,14 @@ import structlog
 
 from shoal.node.node import Node
 from shoal.swarm.rounds.events import AuditPassed, Fact, LiarNamed, Status, UpdateRefused
-from shoal.swarm.rounds.exchange import RunSpec
+from shoal.swarm.rounds.exchange import OutOfStep, RunSpec
 from shoal.swarm.rounds.meeting import DirectoryMeeting
 from shoal.swarm.rounds.round_exchange import RoundExchange
 from shoal.swarm.rounds.run_identity import run_key
 
 from . import events
 from .limits_transport import ThrottledTransport
+from .worker_exchange import AttentiveExchange
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +26,9 @@ class FactTeller:
     def __init__(self, report: Callable[[events.TrainingEvent], None]) -> None:
         self._report = report
         self._waiting = ""
+
+    def lacks_peers(self) -> bool:
+        return bool(self._waiting)
 
     def tell(self, fact: Fact) -> None:
         match fact:
@@ -57,8 +61,13 @@ async def running_rounds(
     spec: RunSpec,
     first_round: int,
     report: Callable[[events.TrainingEvent], None],
-) -> AsyncIterator[RoundExchange]:
-    """Others find this trainer from now on, until the context is left. raises: ValueError for a run that cannot be"""
+    behind: Callable[[], Awaitable[OutOfStep | None]],
+) -> AsyncIterator[AttentiveExchange]:
+    """Others find this trainer from now on, until the context is left.
+
+    behind: asks the other trainers whether they are further than we are
+    raises: ValueError for a run that cannot be
+    """
     key = run_key(spec.name)
     node.runs.add(key)
     try:
@@ -68,6 +77,6 @@ async def running_rounds(
         async with RoundExchange(
             transport, node.setup.gate, meeting, spec, first_round=first_round, on_fact=teller.tell
         ) as exchange:
-            yield exchange
+            yield AttentiveExchange(exchange, teller.lacks_peers, behind)
     finally:
         node.runs.discard(key)
