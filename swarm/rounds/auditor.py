@@ -19,12 +19,12 @@ from .messages import Accusation, AskResidual, Residual, Upload, Verdict, Want
 from .peer_state import PeerState
 
 KEPT_ROUNDS = 2
-TRIES = 3  # requests for a residual, before its owner counts as silent
+TRIES = 4  # requests for a residual, before its owner counts as silent
 
 
 @dataclass(slots=True)
 class _Inquiry:
-    """One check under way. accuser: None for the auditor's own"""
+    """One check under way. accuser: None for the auditor's own; silence: accused of showing nothing, not of a fault"""
 
     decision: Decision
     draw: Draw
@@ -32,6 +32,7 @@ class _Inquiry:
     accuser: PeerId | None
     evidence: Residual | None = None
     uploads: dict[PeerId, Upload] = field(default_factory=dict)
+    silence: bool = False
     tries: int = 0
     asked_at: float = float("-inf")
     running: bool = False
@@ -96,7 +97,7 @@ class Auditor:
         if sender == draw.auditor and state.me in draw.jurors and message.unit == draw.unit:
             inquiry = self._open(decision, draw, sender)
             if inquiry is not None:
-                inquiry.evidence = message.evidence
+                inquiry.evidence, inquiry.silence = message.evidence, message.evidence is None
                 self._pursue(inquiry)
 
     def on_verdict(self, sender: PeerId, message: Verdict) -> None:
@@ -216,9 +217,12 @@ class Auditor:
             self._state.send(juror, Accusation(round_, draw.shard, draw.unit, inquiry.evidence))
 
     def _end_trial(self, inquiry: _Inquiry, audited: Audited) -> None:
-        """The owner, when the fault is there; the accuser, when its evidence is whole and shows none, or is none."""
+        """The owner, when the fault is there; the accuser, when its evidence shows none, or proves nothing."""
         if audited.fault:
             self._tell(inquiry, self._owner(inquiry), True, audited.fault)
+        elif inquiry.silence:
+            inquiry.over = not audited.unproven  # the owner has answered us, and rightly
+            inquiry.evidence = None if audited.unproven else inquiry.evidence
         else:
             assert inquiry.accuser is not None
             self._tell(inquiry, inquiry.accuser, True, audited.unproven or "it accused an owner of what it did not do")

@@ -64,8 +64,13 @@ class Contributor:
         leader = slot.leader or state.leader_at(slot.attempt)
         if silence_s > patience_s or (leader in state.lost and silence_s > state.options.resend_s):
             self._turn_to(slot.attempt + 1)
-        elif not slot.acknowledged and state.now - slot.ready_at >= state.options.resend_s:
+        elif state.now - slot.ready_at >= state.options.resend_s and (not slot.acknowledged or self._founds_apart()):
             self._say_ready()
+
+    def _founds_apart(self) -> bool:
+        """Peers that start before they know one another each begin to lead; whom all would choose has to hear."""
+        state = self._state
+        return state.founding and state.slot.leader != state.leader_at(state.slot.attempt)
 
     def on_gathering(self, sender: PeerId, message: Gathering) -> None:
         state, slot = self._state, self._state.slot
@@ -106,7 +111,7 @@ class Contributor:
         roster = self._state.roster_of(message.round)
         if kept is None or roster is None or sender not in roster.index or not self._is_committed(roster, kept):
             return
-        for shard in set(message.shards):
+        for shard in dict.fromkeys(message.shards):
             if shard < len(kept[0].payloads):
                 self._state.send(sender, self._upload(kept, shard))
 

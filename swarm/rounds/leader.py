@@ -101,6 +101,8 @@ class Leader:
                 self._propose(lead, self._steward.decision(lead))
             elif self._steward.replace_silent_owners(lead):
                 self._say(lead)
+        if lead.stage == "proposing":
+            self._decide(lead)  # those whose votes are missing may be forgotten by now
 
     def on_promise(self, sender: PeerId, promise: Promise) -> None:
         lead = self._state.slot.lead
@@ -126,17 +128,11 @@ class Leader:
             self.advance()
 
     def on_accept(self, sender: PeerId, message: Accept) -> None:
-        state, lead = self._state, self._state.slot.lead
+        lead = self._state.slot.lead
         if lead is None or lead.stage != "proposing" or message.ballot != lead.ballot:
             return
-        assert lead.decision is not None
         lead.accepts.add(sender)
-        if self._votes(lead.accepts) >= self._needed(lead):
-            state.decided = lead.decision
-            news = Decided(state.slot.round, digest(lead.decision.value))
-            for peer in sorted({*self._participants(lead), *self._electorate()}):
-                if peer != state.me:
-                    state.send(peer, news)
+        self._decide(lead)
 
     def repeat_proposal(self, peer: PeerId) -> None:
         """With the roster, for somebody who lacks it."""
@@ -197,6 +193,17 @@ class Leader:
         state.slot.deadline = min(state.slot.deadline, state.now + state.spec.deadline_s)
         self._steward.begin(lead, roster)
         self._say(lead)
+
+    def _decide(self, lead: Lead) -> None:
+        """Once a majority has accepted it is so, whoever dies now; tell everybody."""
+        state = self._state
+        if lead.decision is None or state.decided is not None or self._votes(lead.accepts) < self._needed(lead):
+            return
+        state.decided = lead.decision
+        news = Decided(state.slot.round, digest(lead.decision.value))
+        for peer in sorted({*self._participants(lead), *self._electorate()}):
+            if peer != state.me:
+                state.send(peer, news)
 
     def _propose(self, lead: Lead, decision: Decision) -> None:
         lead.stage, lead.decision = "proposing", decision

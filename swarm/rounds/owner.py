@@ -112,9 +112,9 @@ class Owner:
         roster = self._state.roster_of(message.round)
         if roster is None or sender not in roster.index:
             return
-        for shard in set(message.shards):
+        for shard in dict.fromkeys(message.shards):
             uploads = self._archive.get(message.round, {}).get(shard, {})
-            for contributor in set(message.contributors):
+            for contributor in dict.fromkeys(message.contributors):
                 if contributor in uploads:
                     self._state.send(sender, uploads[contributor])
 

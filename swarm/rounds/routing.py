@@ -183,7 +183,7 @@ class Routes:
 
     def _fetch(self, sender: PeerId, message: Fetch) -> None:
         state = self._machine.state
-        for hash_ in set(message.hashes):
+        for hash_ in dict.fromkeys(message.hashes):
             payload = state.store.get(hash_)
             if payload is not None:
                 state.send(sender, Data(payload))

@@ -12,6 +12,7 @@ from shoal.swarm.simulated_time import Timeline
 
 from .decisions import digest
 from .events import (
+    AuditPassed,
     Effect,
     Event,
     Finish,
@@ -92,25 +93,31 @@ class RoundSimulation:
         self._listing: dict[PeerId, float] = {}  # in the directory until
         self._made = 0
         self._churned: set[int] = set()
-        self._churning = True
 
     def run(self) -> RoundsReport:
         """Until the last round is decided and everybody alive stands at the same round, or the limit is reached."""
-        for index in range(self.scenario.peers):
-            self.join(liar=index < self.scenario.liars, newcomer=False)
+        founders = [self._make(index < self.scenario.liars, None) for index in range(self.scenario.peers)]
+        for founder in founders:
+            self._start(founder)
         while self.timeline.now < self.scenario.limit_s and not self._over():
             self.timeline.run(self.timeline.now + 1.0)
         self.report.close(self.timeline, list(self.trainers.values()), self.scenario.rounds)
         return self.report
 
-    def join(self, liar: bool = False, newcomer: bool = True) -> SimulatedTrainer:
+    def join(self, liar: bool = False) -> SimulatedTrainer:
+        """A newcomer, with the state of one that is far."""
+        self.report.joined += 1
+        trainer = self._make(liar, self._donor())
+        self._start(trainer)
+        return trainer
+
+    def _make(self, liar: bool, donor: SimulatedTrainer | None) -> SimulatedTrainer:
         self._made += 1
         peer = PeerId(f"peer{self._made:05d}")
         conditions = self.scenario.conditions
         compute_s = self._random.uniform(*conditions.compute_s)
         if self._random.random() < conditions.stragglers:
             compute_s *= conditions.straggler_factor
-        donor = self._donor() if newcomer else None
         trainer = SimulatedTrainer(
             peer,
             self.scenario.spec,
@@ -127,10 +134,12 @@ class RoundSimulation:
         if liar:
             self.report.liars.add(peer)
         self._listing[peer] = float("inf")
+        return trainer
+
+    def _start(self, trainer: SimulatedTrainer) -> None:
         self._list(trainer)
         self._tick(trainer)
         self._compute(trainer)
-        return trainer
 
     def kill(self, peer: PeerId) -> None:
         """As kill -9: it says nothing, and stays in the directory for a while."""
@@ -163,6 +172,8 @@ class RoundSimulation:
             case Report(LiarNamed(peer=culprit, lied=True)):
                 trainer.named_liars.add(culprit)
                 self.report.named.add(culprit)
+            case Report(AuditPassed()):
+                self.report.audits += 1
             case Report():
                 pass
 
@@ -259,7 +270,6 @@ class RoundSimulation:
             self.kill(self._random.choice(list(self.trainers)))
 
     def _join_someone(self) -> None:
-        self.report.joined += 1
         self.join()
 
     def _over(self) -> bool:

@@ -24,6 +24,8 @@ class RoundsReport:
     joined: int = 0
     out_of_step: int = 0
     messages: int = 0
+    audits: int = 0  # that found nothing
+    owners: dict[int, set[PeerId]] = field(default_factory=dict)  # by round
     events: int = 0
     simulated_s: float = 0.0
     liars: set[PeerId] = field(default_factory=set)
@@ -37,6 +39,7 @@ class RoundsReport:
             self.faults.append(f"{peer} takes another decision for round {round_} at {now:.1f} s")
         if isinstance(decision.value, Done) and decision.roster is not None:
             self.happened[round_] = len(decision.roster.members)
+            self.owners[round_] = {decision.roster.peers[result.owner] for result in decision.value.shards}
 
     def stand(self, trainer: SimulatedTrainer) -> None:
         """A trainer has applied a round."""

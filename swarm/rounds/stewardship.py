@@ -33,7 +33,8 @@ class Stewardship:
                 lead.reports[reduced.shard] = reduced
                 if reduced.aggregate not in state.store:  # it is under way, most likely
                     not_before = state.now + state.options.nudge_s
-                    state.store.want(message.round, reduced.aggregate, [sender], not_before)
+                    others = [] if lead.group is None else lead.group.roster.peers
+                    state.store.want(message.round, reduced.aggregate, [sender, *others], not_before)
         for shard in message.failed:
             if shard < shards and self._owner(lead, shard) == sender:
                 lead.failed.add(shard)
@@ -77,7 +78,7 @@ class Stewardship:
             {
                 self._owner(lead, shard)
                 for shard, heard in lead.heard.items()
-                if shard not in lead.reports and heard <= quiet_since
+                if not self._has(lead, shard) and heard <= quiet_since
             }
         )
 
@@ -89,15 +90,16 @@ class Stewardship:
         silent = {
             self._owner(lead, shard)
             for shard, heard in lead.heard.items()
-            if shard not in lead.reports and self._is_silent(self._owner(lead, shard), heard)
+            if not self._has(lead, shard) and self._is_silent(self._owner(lead, shard), heard)
         }
         if not silent or silent == {state.me}:
             return False
         lead.barred |= silent
         current = [self._owner(lead, shard) for shard in range(len(group.owners))]
         kept: list[PeerId | None] = [None if peer in lead.barred else peer for peer in current]
+        lead.reports = {shard: report for shard, report in lead.reports.items() if self._has(lead, shard)}
         for shard in [s for s in lead.reports if kept[s] is None]:
-            kept[shard] = self._owner(lead, shard)  # it has reduced this one; what is reported stays
+            kept[shard] = self._owner(lead, shard)  # it has reduced this one, and we hold it
         return self._assign(lead, group.roster, kept, group.ballot, group.version + 1)
 
     def holds(self, decision: Decision) -> bool:
@@ -148,6 +150,11 @@ class Stewardship:
             if old is None or old.owners[shard] != owner:
                 lead.heard[shard] = state.now
         return True
+
+    def _has(self, lead: Lead, shard: int) -> bool:
+        """A report without the aggregate is worth nothing once its owner is gone."""
+        report = lead.reports.get(shard)
+        return report is not None and report.aggregate in self._state.store
 
     def _owner(self, lead: Lead, shard: int) -> PeerId:
         assert lead.group is not None

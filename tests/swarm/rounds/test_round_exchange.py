@@ -8,7 +8,7 @@ from swarm.rounds.round_peers import QUICK, Trainer, run_spec, trainer
 
 from shoal.swarm.errors import DaemonDied, VersionMismatch
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.rounds.events import LiarNamed, RoundOptions, Status
+from shoal.swarm.rounds.events import Job, JobResult, LiarNamed, RoundOptions, Status
 from shoal.swarm.rounds.exchange import OutOfStep, RunSpec
 from shoal.swarm.rounds.meeting import OpenMeeting
 from shoal.swarm.rounds.simulated_trainer import tampered
@@ -60,9 +60,10 @@ async def test_a_peer_that_dies_costs_no_round() -> None:
             peers = await seats(stack, network, OpenMeeting(), 4, run_spec(quorum=3))
 
             async def die(victim: Trainer) -> None:
+                await victim.train(2)
+                network.kill(victim.transport.me)
+                await anyio.sleep(0.1)
                 with pytest.raises(DaemonDied):
-                    await victim.train(2)
-                    network.kill(victim.transport.me)
                     await victim.exchange.exchange(victim.offer())
 
             async with anyio.create_task_group() as tasks:
@@ -155,7 +156,7 @@ async def test_a_peer_at_another_state_or_an_old_round_is_out_of_step() -> None:
 
 
 async def test_a_lying_owner_is_named_and_left_out() -> None:
-    async def lie(job):  # type: ignore[no-untyped-def]
+    async def lie(job: Job) -> JobResult:
         return tampered(job, job.run())
 
     with anyio.fail_after(600):
