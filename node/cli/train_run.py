@@ -21,6 +21,7 @@ from shoal.node.training.config import ConfigFile
 from shoal.node.training.events_screen import TrainingScreen
 from shoal.node.training.limits_watch import LimitWatch
 from shoal.node.training.worker_data import check_files
+from shoal.node.training.worker_processes import follow_first, is_follower
 from shoal.swarm.home import Home
 from shoal.swarm.membership_file import load as load_membership
 
@@ -49,6 +50,9 @@ def start(
     from shoal.node.training.worker_node import TrainerOptions
 
     check_files(file.config, file.base)
+    if is_follower():
+        follow_first(file, home.cache)
+        return
     node = replace(
         node_options(home, {**flags, "gateway_only": True}, invite), threads=file.config.limits.threads or None
     )

@@ -47,7 +47,6 @@ class BatchSettings(Table, frozen=True):
     checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
     precision: Literal["auto", "bf16", "float32"] = "auto"  # auto: bf16 on a GPU
     device: str = "auto"
-    sharded: bool = True  # over all GPUs of this machine, when it has several and was started by torchrun
 
 
 class GroupSettings(Table, frozen=True):

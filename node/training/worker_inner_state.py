@@ -9,10 +9,13 @@ import torch
 from .checkpoints.snapshot import Value
 from .optimizers.inner import InnerOptimizer
 from .worker_compiler import uncompiled
+from .worker_processes import processes
 
 
 def inner_state(optimizer: InnerOptimizer) -> dict[str, Value]:
-    """`OPTIMISER.PARAMETER.NAME`: what torch keeps of each parameter."""
+    """`OPTIMISER.PARAMETER.NAME`: what torch keeps of each parameter; nothing when it is sharded over several GPUs."""
+    if processes() > 1:
+        return {}
     found: dict[str, Value] = {}
     with uncompiled():
         states = optimizer.state_dict()

@@ -92,6 +92,7 @@ async def plan_only(
         tasks.start_soon(preparation.run, options.file, options.node.home.cache, report)
         if not member:
             report(await _plan(options, await preparation.result(), None))
+            tasks.cancel_scope.cancel()
             return
         async with running_node(options.node, tell_node, tasks) as node:
             uplink = await measured_uplink(node.calls, await _others(node))
@@ -105,6 +106,7 @@ async def _plan(options: TrainerOptions, ready: "Prepared", uplink_bit_s: float 
 
     step_s = await anyio.to_thread.run_sync(step_seconds, ready) if options.file.auto else 0.0
     config = resolved(options.file, ready, step_s, uplink_bit_s)
+    ready.steps.close()
     return planned(ready, config, run_spec(ready, config), uplink_bit_s)
 
 
@@ -214,6 +216,8 @@ class _Trainer:
                 await keeper.save()
         finally:
             keeper.close()
+            if self._parts is not None:
+                self._parts.steps.close()
 
     def _behind(self, agreement: "Agreement") -> Callable[[], Awaitable[OutOfStep | None]]:
         async def behind() -> OutOfStep | None:

@@ -1,9 +1,10 @@
 """From a config to what a worker needs on this machine: the module, its optimiser, and what peers agree on."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -15,19 +16,29 @@ from shoal.swarm.rounds.exchange import RunSpec
 from .config import TrainingConfig
 from .limits_watch import refuse_memory
 from .optimizers.inner import InnerOptimizer
+from .parameter_layout import ParameterLayout
 from .parameters import ModelParameters
+from .strategies.outer_loop import LiveParameters
 from .strategies.settings import StrategySettings
 from .strategies.strategy import Strategy
 from .worker import WorkerParts
 from .worker_compiler import uncompiled
 from .worker_data import TrainingData
 from .worker_model import ModelFiles, load_module
+from .worker_processes import processes
 from .worker_progress import DataProgress
 from .worker_steps import MICRO_TOKENS, InnerSteps
 
 BASE_BYTES = 600 << 20  # of the process with its libraries
 PARAMETER_BYTES = 44  # of one parameter: weight, gradient, inner and outer moments, outer copy, what encoding needs
 Progress = Callable[[str, int, int], None]
+
+
+class TrainedParameters(LiveParameters, Protocol):
+    """`ModelParameters`, or `ShardedParameters` over several GPUs."""
+
+    @property
+    def layout(self) -> ParameterLayout: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +48,7 @@ class Prepared:
     config: TrainingConfig
     model: ModelFiles
     module: Any
-    parameters: ModelParameters
+    parameters: TrainedParameters
     steps: InnerSteps
     data: TrainingData
     model_hash: str
@@ -65,6 +76,8 @@ def prepare(
         refuse_memory(config.limits, needed, f"training {model.name}")
     parameters = ModelParameters(module)
     model_hash = parameters.layout.model_hash(model.config, parameters.read())
+    if processes() > 1:
+        return _sharded(config, model, module, data, model_hash, needed, device)
     module.to(device)
     with uncompiled():
         optimizer = InnerOptimizer(config.inner, module.named_parameters())
@@ -72,6 +85,29 @@ def prepare(
     if progress is not None:
         progress(f"loading {model.name}", 1, 1)
     return Prepared(config, model, module, parameters, steps, data, model_hash, needed)
+
+
+def _sharded(
+    config: TrainingConfig,
+    model: ModelFiles,
+    module: Any,  # noqa: ANN401  a transformers model
+    data: TrainingData,
+    model_hash: str,
+    needed: int,
+    device: torch.device,
+) -> Prepared:
+    """Over the processes that torchrun has started; all of them come here. raises: UsageError"""
+    from .worker_sharding import Ranks, ShardedParameters, ShardedSteps, shard
+
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    ranks = Ranks(device)
+    module.to(device)
+    shard(module, ranks)
+    optimizer = InnerOptimizer(config.inner, module.named_parameters())
+    steps = ShardedSteps(module, optimizer, config.batch, device, ranks)
+    return Prepared(config, model, module, ShardedParameters(module, ranks), steps, data, model_hash, needed)
 
 
 def memory_needed(config: TrainingConfig, model: ModelFiles, parameters: int, device: str) -> int:

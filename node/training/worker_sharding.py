@@ -7,7 +7,6 @@ Every process gets its rows of each batch; a gradient is the mean over all rows,
 source: Zhao et al., PyTorch FSDP, arXiv:2304.11277; `torch.distributed.fsdp.fully_shard` is its second form
 """
 
-import os
 from typing import Any
 
 import numpy as np
@@ -29,15 +28,6 @@ from .worker_steps import InnerSteps, StepResult
 
 STEP, LOSS, READ, GRADIENTS, WRITE, STOP = range(6)
 _HEAD = 8  # numbers that say what comes next
-
-
-def processes() -> int:
-    """How many torchrun started for this peer; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_follower() -> bool:
-    return processes() > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
 class Ranks:
@@ -137,7 +127,7 @@ class ShardedSteps(InnerSteps):
         super().__init__(model, optimizer, settings, device)
         if settings.sequences % ranks.count:
             raise UsageError(f"batch.sequences is {settings.sequences}, no multiple of the {ranks.count} GPUs")
-        self._ranks = ranks
+        self.ranks = ranks
 
     def run(self, batch: Batch, step: int, *, moves: bool = True) -> StepResult:
         self._say(STEP, batch, step, moves)
@@ -152,15 +142,20 @@ class ShardedSteps(InnerSteps):
 
     def stepped(self, batch: Batch, step: int, *, moves: bool) -> StepResult:
         """The collective half of `run`. batch: of all processes; each takes its rows"""
-        result = super().run(_rows(batch, slice(self._ranks.rank, None, self._ranks.count)), step, moves=moves)
+        result = super().run(_rows(batch, slice(self.ranks.rank, None, self.ranks.count)), step, moves=moves)
         loss = torch.tensor([result.loss], device=self.device)
         dist.all_reduce(loss)
-        return StepResult(float(loss) / self._ranks.count, batch.tokens if result.tokens else 0)
+        return StepResult(float(loss) / self.ranks.count, batch.tokens if result.tokens else 0)
 
     def measured(self, batch: Batch) -> None:
         """The collective half of `loss`."""
         with torch.no_grad():
             super().loss(batch, 0, len(batch.inputs))
+
+    def close(self) -> None:
+        """Let the followers go."""
+        self.ranks.head([STOP])
+        self.ranks.close()
 
     def clipped(self) -> float:
         """The norm over all shards, the same at all processes, so that all leave out the same steps."""
@@ -170,10 +165,10 @@ class ShardedSteps(InnerSteps):
 
     def _say(self, what: int, batch: Batch, step: int, moves: bool) -> None:
         rows, length = batch.inputs.shape
-        self._ranks.head([what, rows, length, step, moves, batch.positions is not None])
+        self.ranks.head([what, rows, length, step, moves, batch.positions is not None])
         for ids in (batch.inputs, batch.targets, batch.positions):
             if ids is not None:
-                self._ranks.share(torch.from_numpy(ids))
+                self.ranks.share(torch.from_numpy(ids))
 
 
 def follow(ranks: Ranks, parameters: ShardedParameters, steps: ShardedSteps) -> None:
@@ -195,11 +190,6 @@ def follow(ranks: Ranks, parameters: ShardedParameters, steps: ShardedSteps) -> 
                 parameters.written(numbers[0], numbers[1], None)
             case _:
                 return
-
-
-def dismiss(ranks: Ranks) -> None:
-    """Tell the followers that it is over."""
-    ranks.head([STOP])
 
 
 def _heard(ranks: Ranks, shape: tuple[int, int]) -> Ids:

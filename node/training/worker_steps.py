@@ -105,6 +105,9 @@ class InnerSteps:
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
+    def close(self) -> None:
+        """The training is over."""
+
     def loss(self, batch: Batch, start: int, stop: int) -> torch.Tensor:
         """Mean cross entropy of sequences [start, stop) of a batch, (M, S) ids through (M, S, V) logits."""
         inputs = torch.from_numpy(batch.inputs[start:stop]).to(self.device)

@@ -8,24 +8,18 @@ import numpy as np
 import torch
 from training.tiny_run import tiny_config
 
-from shoal.node.training.optimizers.inner import InnerOptimizer
-from shoal.node.training.worker_sharding import Ranks, ShardedParameters, ShardedSteps, dismiss, follow, shard
+from shoal.node.training.worker_processes import follow_first, is_follower
 from shoal.node.training.worker_start import prepared
 
 
 def main(folder: Path, out: Path) -> None:
     torch.set_num_threads(1)
     file = tiny_config(folder)
-    ready = prepared(file, folder / "cache")
-    ranks = Ranks(torch.device("cpu"))
-    shard(ready.module, ranks)
-    optimizer = InnerOptimizer(file.config.inner, ready.module.named_parameters())
-    parameters = ShardedParameters(ready.module, ranks)
-    steps = ShardedSteps(ready.module, optimizer, file.config.batch, torch.device("cpu"), ranks)
-    if ranks.rank:
-        follow(ranks, parameters, steps)
-        ranks.close()
+    if is_follower():
+        follow_first(file, folder / "cache")
         return
+    ready = prepared(file, folder / "cache")
+    parameters, steps = ready.parameters, ready.steps
     batch = ready.data.windows.batch([0, 1, 2, 3])
     before = parameters.read()
     losses = [steps.run(batch, step).loss for step in range(3)]
@@ -37,8 +31,7 @@ def main(folder: Path, out: Path) -> None:
     parameters.write(0, before)
     restored = bool(np.array_equal(parameters.read(), before))
     np.savez(out.with_suffix(".npz"), before=before, after=after, gradient=gradient)
-    dismiss(ranks)
-    ranks.close()
+    steps.close()
     out.write_text(json.dumps({"losses": losses, "held": held, "restored": restored}))
 
 
