@@ -15,6 +15,7 @@ from shoal.swarm.generation import TokenSource
 from .api.app import create_app
 from .api.control import NodeControl
 from .api.publishing import Publisher
+from .api.training import TrainingHost
 
 DEFAULT_PORT = 8411
 STOP_S = 3.0  # running answers may take this long after the node was told to stop
@@ -61,8 +62,9 @@ class ApiServer:
         host: str,
         port: int | None,
         publisher: Publisher | None = None,
+        trainings: TrainingHost | None = None,
     ) -> None:
-        self._app = create_app(source, key, control=control, publisher=publisher)
+        self._app = create_app(source, key, control=control, publisher=publisher, trainings=trainings)
         self._listener = bind(host, port)
 
     @asynccontextmanager

@@ -49,6 +49,7 @@ from .options import NodeOptions
 from .publications import Publications
 from .published_model import looks_published, published_model
 from .swarm_setup import enter_swarm
+from .trainings import Trainings
 
 if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
@@ -73,6 +74,7 @@ class Node:
     hops: HopServer
     invites: InviteStore | None  # at the owner
     publications: Publications
+    trainings: Trainings
     started_at: float  # unix seconds
     earlier_starts: frozenset[float]  # of this home: their records may outlive a kill -9
     device: str = "none"
@@ -136,7 +138,9 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         await _host(node, records, stack, report)
         api_key = options.home.api_key()
         control = LiveControl(node)
-        server = ApiServer(node.driver, control, api_key, options.api_host, options.api_port, node.publications)
+        server = ApiServer(
+            node.driver, control, api_key, options.api_host, options.api_port, node.publications, node.trainings
+        )
         api = await stack.enter_async_context(server.running(tasks))
         options.home.write_facts(NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at))
         stack.callback(options.home.node.unlink, missing_ok=True)
@@ -222,10 +226,12 @@ async def _assemble(
         hops=hops,
         invites=invites,
         publications=Publications(options.home),
+        trainings=Trainings(tasks),
         started_at=_now(),
         earlier_starts=frozenset({before.started} if before else ()),
     )
     node.loops = NodeLoops(node, report)
+    node.trainings.node = node
     await hops.start()
     await serve_pings(calls)
     await serve_records(calls, directory, _now)

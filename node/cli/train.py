@@ -63,8 +63,9 @@ def train(
 ) -> None:
     """Train a model together with all peers of this home's swarm that have the same config.
 
-    Peers may come and go; every one holds the same parameters after each round. Ctrl-C stops cleanly: what was learned
-    in whole rounds is kept, and --resume goes on from there.
+    Peers may come and go; every one holds the same parameters after each round. When a node runs in this home, it
+    trains; else one is started that does nothing else. Ctrl-C stops cleanly: what was learned in whole rounds is kept,
+    and --resume goes on from there.
     """
     flags = {
         "name": name,
@@ -91,13 +92,20 @@ def train(
         check_records(check, output)
         return
     if pause or go_on:
-        from .train_control import signal_training
+        from .train_control import tell_training
 
-        signal_training(place, output, pause=pause)
+        tell_training(place, output, pause=pause)
         return
     if config is None:
         raise UsageError("name the config of the training: shoal train CONFIG")
     file = read_config(config)
+    from .node_api import running_api
+
+    node = None if dry_run or invite else running_api(place)
+    if node is not None:
+        from .train_here import train_here
+
+        raise typer.Exit(train_here(node, config, file, output, resume=resume))
     from .invite_text import read_line
     from .train_run import start
 

@@ -1,34 +1,25 @@
 """The small services of `shoal train`: pause and resume a running training, check a run's record."""
 
-import os
-import signal
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
 from shoal.swarm.errors import LocalFault, SwarmUnreachable
 from shoal.swarm.home import Home
-from shoal.swarm.node_lock import running
 
+from .node_api import running_api
 from .output import Output
 
-PAUSE, RESUME = signal.SIGUSR1, signal.SIGUSR2
-MARK = "training.pid"  # in the home: written by a training, so that no other process gets its signals
 
-
-def signal_training(home: Home, output: Output, *, pause: bool) -> None:
+def tell_training(home: Home, output: Output, *, pause: bool) -> None:
     """raises: SwarmUnreachable when none runs here"""
-    live = running(home.lock)
-    try:
-        training = int((home.root / MARK).read_text())
-    except (OSError, ValueError):
-        training = 0
-    if live is None or live[0] != training:
+    node = running_api(home)
+    if node is None:
         raise SwarmUnreachable("no training is running here")
-    os.kill(training, PAUSE if pause else RESUME)
+    node.ask("POST", "/training/pause" if pause else "/training/continue")
     what = "paused" if pause else "continued"
-    output.event(what, pid=training)
-    output.line(f"training (pid {training}) is {what}")
+    output.event(what, pid=node.facts.pid)
+    output.line(f"the training of node {node.facts.name} is {what}")
 
 
 def check_records(paths: Sequence[Path], output: Output) -> None:

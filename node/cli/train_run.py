@@ -5,19 +5,16 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import anyio
-import msgspec
 import structlog
 from anyio.abc import TaskStatus
 
 from shoal.node.node_events import NetworkUp, NodeEvent
 from shoal.node.training import events
-from shoal.node.training.config import ConfigFile
+from shoal.node.training.config import ConfigFile, run_folder
 from shoal.node.training.events_screen import TrainingScreen
 from shoal.node.training.limits_watch import LimitWatch
 from shoal.node.training.worker_data import check_files
@@ -30,9 +27,9 @@ from .last_port import remember_port
 from .node_choice import node_options
 from .node_run import Stopper
 from .output import Output
-from .start_screen import StartScreen, event_name
-from .train_control import MARK, PAUSE, RESUME
+from .start_screen import StartScreen
 
+PAUSE, RESUME = signal.SIGUSR1, signal.SIGUSR2
 log = structlog.get_logger(__name__)
 
 
@@ -47,6 +44,7 @@ def start(
     dry_run: bool,
 ) -> None:
     """Returns only by ending the process. raises: ShoalError before anything was started"""
+    from shoal.node.training.worker_member import TrainingOptions
     from shoal.node.training.worker_node import TrainerOptions
 
     check_files(file.config, file.base)
@@ -56,9 +54,8 @@ def start(
     node = replace(
         node_options(home, {**flags, "gateway_only": True}, invite), threads=file.config.limits.threads or None
     )
-    folder = Path(file.config.output.folder).expanduser()
-    folder = file.base / folder if file.config.output.folder else home.root / "runs" / file.config.name
-    options = TrainerOptions(file, node, folder, resume, LimitWatch(file.config.limits))
+    watch = LimitWatch(file.config.limits)
+    options = TrainerOptions(TrainingOptions(file, run_folder(file, home.root), home.cache, resume, watch), node)
     _end(_run(options, output, dry_run=dry_run))
 
 
@@ -82,12 +79,12 @@ async def _serve(options: Any, output: Output, dry_run: bool) -> int:  # noqa: A
 
     home = options.node.home
     node_screen = StartScreen(output, home, "Ctrl-C stops the training; --resume goes on.")
-    screen = TrainingScreen(output, options.file.config.rounds, anyio.current_time)
+    screen = TrainingScreen(output, options.training.file.config.rounds, anyio.current_time)
     board = _board(options)
 
     def report(event: events.TrainingEvent) -> None:
         if not isinstance(event, events.StepDone | events.Progress):
-            log.info(event_name(type(event)), **msgspec.to_builtins(event))
+            log.info(**events.as_json(event))
         if board is not None:
             board.show(event)
         with contextlib.suppress(OSError):  # whoever read our output has gone; the training goes on
@@ -103,15 +100,14 @@ async def _serve(options: Any, output: Output, dry_run: bool) -> int:  # noqa: A
     stopper = Stopper(scope, output)
     async with anyio.create_task_group() as listening:
         await listening.start(stopper.listen)
-        await listening.start(_pause_and_resume, options.watch)
+        await listening.start(_pause_and_resume, options.training.watch)
         try:
             with scope:
                 if dry_run:
                     member = options.node.invite is not None or load_membership(home.swarm) is not None
                     await plan_only(options, report, tell_node, member=member)
                 else:
-                    with _marked(home):
-                        await run_trainer(options, report, tell_node, stopper.node_runs)
+                    await run_trainer(options, report, tell_node, stopper.node_runs)
         finally:
             screen.close()
             node_screen.close()
@@ -123,11 +119,11 @@ async def _serve(options: Any, output: Output, dry_run: bool) -> int:  # noqa: A
 
 def _board(options: Any) -> Any:  # noqa: ANN401  torch is imported only where TensorBoard files are wanted
     """raises: UsageError when tensorboard is not installed"""
-    if not options.file.config.output.tensorboard:
+    if not options.training.file.config.output.tensorboard:
         return None
     from shoal.node.training.events_board import Board
 
-    return Board(options.folder / "tensorboard")
+    return Board(options.training.folder / "tensorboard")
 
 
 async def _pause_and_resume(watch: LimitWatch, *, task_status: TaskStatus[None]) -> None:
@@ -135,17 +131,6 @@ async def _pause_and_resume(watch: LimitWatch, *, task_status: TaskStatus[None])
         task_status.started()
         async for each in received:
             watch.paused = each == PAUSE
-
-
-@contextlib.contextmanager
-def _marked(home: Home) -> Iterator[None]:
-    """While inside, `shoal train --pause` finds this process."""
-    mark = home.root / MARK
-    mark.write_text(f"{os.getpid()}\n")
-    try:
-        yield
-    finally:
-        mark.unlink(missing_ok=True)
 
 
 def _end(code: int) -> NoReturn:

@@ -98,3 +98,9 @@ class ConfigFile(msgspec.Struct, frozen=True):
     config: TrainingConfig
     base: Path  # what paths in it are relative to
     auto: tuple[str, ...] = ()
+
+
+def run_folder(file: ConfigFile, home: Path) -> Path:
+    """Where a run's records and checkpoints lie. home: the node's data folder"""
+    named = file.config.output.folder
+    return file.base / Path(named).expanduser() if named else home / "runs" / file.config.name

@@ -1,7 +1,12 @@
 """What a trainer tells whoever shows it: the progress bar, `--json`, TensorBoard, the log."""
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, get_args
+
+import msgspec
 
 from shoal.swarm.identifiers import PeerId
 
@@ -116,3 +121,26 @@ class Finished:
 TrainingEvent = (
     Planned | Waiting | Noticed | StepDone | RoundDone | RoundLost | CaughtUp | Evaluated | Saved | Progress | Finished
 )
+_KINDS: dict[str, type[TrainingEvent]] = {
+    re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower(): kind for kind in get_args(TrainingEvent)
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def as_json(event: TrainingEvent) -> dict[str, Any]:
+    """`{"event": "round_done", "round": 7, ...}`; what is not a finite number is null."""
+    facts: dict[str, Any] = msgspec.to_builtins(event)
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()}
+    return {"event": _NAMES[type(event)], **finite}
+
+
+def read_event(facts: Mapping[str, Any]) -> TrainingEvent | None:
+    """What `as_json` made, in another process perhaps; None for what is no event of a training."""
+    kind = _KINDS.get(str(facts.get("event")))
+    if kind is None:
+        return None
+    own = {
+        name: math.nan if value is None and name == "loss" and kind is StepDone else value
+        for name, value in facts.items()
+    }
+    return msgspec.convert({name: value for name, value in own.items() if name not in ("event", "schema")}, kind)

@@ -4,10 +4,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, assert_never
 
-import msgspec
-
 from shoal.node.cli.output import Output
-from shoal.node.cli.start_screen import event_name
 
 from . import events
 
@@ -33,9 +30,7 @@ class TrainingScreen:
         if isinstance(event, events.StepDone) and not self._step_is_due():
             return
         if self._output.json:
-            facts = msgspec.to_builtins(event)
-            facts = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()}
-            self._output.event(event_name(type(event)), **facts)
+            self._output.event(**events.as_json(event))
         else:
             self._tell(event)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shoal.swarm.errors import Refused
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.transport import CallHandler, Stream, StreamHandler, Transport
 
@@ -48,11 +49,23 @@ class ThrottledStream:
 
 
 class ThrottledTransport:
-    """A `transport.Transport`. What is throttled is what we send: frames, requests, and answers to others' calls."""
+    """A `transport.Transport`. What is throttled is what we send: frames, requests, and answers to others' calls.
+
+    It outlives a training: the daemon below takes each protocol and method once, and `clear` lets go of who was behind.
+    """
 
     def __init__(self, transport: Transport, throttle: Throttle) -> None:
         self.traffic = Traffic()
-        self._transport, self._throttle = transport, throttle
+        self.throttle = throttle
+        self._transport = transport
+        self._streams: dict[str, StreamHandler] = {}
+        self._calls: dict[str, CallHandler] = {}
+        self._known: set[str] = set()  # to the transport below
+
+    def clear(self) -> None:
+        """The training is over: nobody answers any more."""
+        self._streams.clear()
+        self._calls.clear()
 
     @property
     def me(self) -> PeerId:
@@ -69,10 +82,10 @@ class ThrottledTransport:
         await self._transport.disconnect(peer)
 
     async def open(self, peer: PeerId, protocol: str, timeout_s: float = 10.0) -> Stream:
-        return ThrottledStream(await self._transport.open(peer, protocol, timeout_s), self._throttle, self.traffic)
+        return ThrottledStream(await self._transport.open(peer, protocol, timeout_s), self.throttle, self.traffic)
 
     async def call(self, peer: PeerId, method: str, payload: bytes, timeout_s: float = 5.0) -> bytes:
-        await self._throttle.pass_through(len(payload))
+        await self.throttle.pass_through(len(payload))
         self.traffic.sent_bytes += len(payload)
         answer = await self._transport.call(peer, method, payload, timeout_s)
         self.traffic.received_bytes += len(answer)
@@ -80,19 +93,32 @@ class ThrottledTransport:
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         async def throttled(stream: Stream) -> None:
-            await handler(ThrottledStream(stream, self._throttle, self.traffic))
+            behind = self._streams.get(protocol)
+            if behind is None:
+                stream.abort()
+                return
+            await behind(ThrottledStream(stream, self.throttle, self.traffic))
 
-        await self._transport.serve(protocol, throttled)
+        self._streams[protocol] = handler
+        if protocol not in self._known:
+            self._known.add(protocol)
+            await self._transport.serve(protocol, throttled)
 
     async def answer(self, method: str, handler: CallHandler) -> None:
         async def throttled(peer: PeerId, payload: bytes) -> bytes:
+            behind = self._calls.get(method)
+            if behind is None:
+                raise Refused("no training runs here")
             self.traffic.received_bytes += len(payload)
-            answer = await handler(peer, payload)
-            await self._throttle.pass_through(len(answer))
+            answer = await behind(peer, payload)
+            await self.throttle.pass_through(len(answer))
             self.traffic.sent_bytes += len(answer)
             return answer
 
-        await self._transport.answer(method, throttled)
+        self._calls[method] = handler
+        if method not in self._known:
+            self._known.add(method)
+            await self._transport.answer(method, throttled)
 
     async def died(self) -> None:
         await self._transport.died()

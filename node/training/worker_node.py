@@ -1,82 +1,33 @@
-"""A trainer as a member of a swarm: a node that hosts nothing, with a worker in it.
+"""`shoal train` with a node of its own: one that hosts nothing, with a training in it.
 
 The network comes up while model and data are prepared on a thread. Whatever ends the training, what it has is saved,
 and the node leaves in order.
 """
 
-import platform
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.abc
-import anyio.from_thread
 import anyio.to_thread
 
-import shoal
 from shoal.node.node import Node, running_node
 from shoal.node.node_events import NodeEvent
 from shoal.node.options import NodeOptions
-from shoal.swarm.errors import DaemonDied, Unavailable
-from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
-from shoal.swarm.rounds.exchange import OutOfStep
-from shoal.swarm.rounds.run_identity import run_id
+from shoal.swarm.errors import DaemonDied
 
 from . import events
-from .config import ConfigFile
-from .limits_rate import Throttle
-from .limits_transport import ThrottledTransport
-from .limits_watch import LimitWatch
 from .worker_link import measured_uplink
-from .worker_start import prepared
+from .worker_member import Preparation, Report, TrainingOptions, other_nodes
 
 if TYPE_CHECKING:
-    from .worker import WorkerParts
-    from .worker_agreement import Agreement
-    from .worker_keeper import RunKeeper
     from .worker_parts import Prepared
-
-Report = Callable[[events.TrainingEvent], None]
-LINGER_S = 3.0  # after the last round, for peers that still miss something of it
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerOptions:
-    """folder: for records and checkpoints; watch: the volunteer's limits, paused and resumed from outside"""
-
-    file: ConfigFile
+    training: TrainingOptions
     node: NodeOptions
-    folder: Path
-    resume: bool
-    watch: LimitWatch
-
-
-class Preparation:
-    """Model and data, on a thread that is left behind when the training is stopped meanwhile."""
-
-    def __init__(self) -> None:
-        self._done = anyio.Event()
-        self._result: Prepared | None = None
-
-    async def run(self, file: ConfigFile, cache: Path, report: Report) -> None:
-        """raises: UsageError, OutOfMemory, Unavailable"""
-
-        def progress(what: str, done: int, total: int) -> None:
-            anyio.from_thread.run_sync(report, events.Progress(what, done, total))
-
-        work = partial(prepared, file, cache, progress)
-        self._result = await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
-        self._done.set()
-
-    async def result(self) -> "Prepared":
-        await self._done.wait()
-        assert self._result is not None
-        return self._result
 
 
 async def plan_only(
@@ -89,13 +40,13 @@ async def plan_only(
     """
     async with anyio.create_task_group() as tasks:
         preparation = Preparation()
-        tasks.start_soon(preparation.run, options.file, options.node.home.cache, report)
+        tasks.start_soon(preparation.run, options.training.file, options.training.cache, report)
         if not member:
             report(await _plan(options, await preparation.result(), None))
             tasks.cancel_scope.cancel()
             return
         async with running_node(options.node, tell_node, tasks) as node:
-            uplink = await measured_uplink(node.calls, await _others(node))
+            uplink = await measured_uplink(node.calls, await other_nodes(node))
             report(await _plan(options, await preparation.result(), uplink))
         tasks.cancel_scope.cancel()
 
@@ -104,8 +55,8 @@ async def _plan(options: TrainerOptions, ready: "Prepared", uplink_bit_s: float 
     from .worker_parts import run_spec
     from .worker_plan import planned, resolved, step_seconds
 
-    step_s = await anyio.to_thread.run_sync(step_seconds, ready) if options.file.auto else 0.0
-    config = resolved(options.file, ready, step_s, uplink_bit_s)
+    step_s = await anyio.to_thread.run_sync(step_seconds, ready) if options.training.file.auto else 0.0
+    config = resolved(options.training.file, ready, step_s, uplink_bit_s)
     ready.steps.close()
     return planned(ready, config, run_spec(ready, config), uplink_bit_s)
 
@@ -119,14 +70,12 @@ async def run_trainer(
     """Train until the rounds are done or somebody asks the node to stop. raises: ShoalError"""
     async with anyio.create_task_group() as tasks:
         preparation = Preparation()
-        tasks.start_soon(preparation.run, options.file, options.node.home.cache, report)
+        tasks.start_soon(preparation.run, options.training.file, options.training.cache, report)
         async with running_node(options.node, tell_node, tasks) as node:
             on_running(node)
             tasks.start_soon(_watch_daemon, node)
-            throttle = Throttle.of(options.file.config.limits.upload)
-            transport = ThrottledTransport(node.transport, throttle)
-            trainer = _Trainer(options, report, node, transport)
-            finished = await trainer.run(preparation, tasks)
+            finished = await node.trainings.train(options.training, report, preparation)
+            node.stop_reason = finished.reason
             if node.transport.is_dead:
                 raise DaemonDied("the node's own libp2p daemon died; start again with --resume")
         tasks.cancel_scope.cancel()
@@ -134,124 +83,6 @@ async def run_trainer(
     return finished
 
 
-class _Trainer:
-    """One training on a running node."""
-
-    def __init__(self, options: TrainerOptions, report: Report, node: Node, transport: ThrottledTransport) -> None:
-        self._options, self._report, self._node, self._transport = options, report, node, transport
-        self._calls = MemberCalls(transport, node.setup.gate)
-        self._parts: WorkerParts | None = None  # once there is something to be saved
-
-    async def run(self, preparation: Preparation, tasks: anyio.abc.TaskGroup) -> events.Finished:
-        """raises: ShoalError, alone or in a group"""
-        stopping = anyio.CancelScope()
-        tasks.start_soon(self._cancel_when_stopped, stopping)
-        finished: events.Finished | None = None
-        with stopping:
-            ready = await preparation.result()
-            finished = await self._train(ready, await self._agreed(ready))
-        rounds = self._parts.strategy.outer.rounds if self._parts else 0
-        tokens = self._parts.progress.tokens if self._parts else 0
-        return finished or events.Finished(rounds, tokens, self._node.stop_reason, str(self._options.folder))
-
-    async def _cancel_when_stopped(self, scope: anyio.CancelScope) -> None:
-        await self._node.stop.wait()
-        scope.cancel()
-
-    async def _agreed(self, ready: "Prepared") -> "Agreement":
-        """The run as all peers that are there mean it. raises: VersionMismatch"""
-        from .worker_agreement import Agreement
-        from .worker_plan import planned, resolved, step_seconds
-
-        agreement = Agreement(self._calls, self._node.transport.me, self._options.file, ready)
-        others = await _others(self._node)
-        uplink = await measured_uplink(self._node.calls, others)
-        heeded = agreement.heed(await agreement.ask(others))
-        if self._options.file.auto and not heeded:
-            step_s = await anyio.to_thread.run_sync(step_seconds, ready)
-            agreement.settle(resolved(self._options.file, ready, step_s, uplink))
-        await agreement.serve()
-        agreement.heed(await agreement.ask(await _others(self._node)))
-        self._report(planned(ready, agreement.config, agreement.spec, uplink))
-        return agreement
-
-    async def _train(self, ready: "Prepared", agreement: "Agreement") -> events.Finished:
-        from .worker import Worker
-        from .worker_keeper import RunKeeper, RunPlace
-        from .worker_network import serve_joiners
-        from .worker_parts import parts_of
-        from .worker_rounds import running_rounds
-
-        config, spec = agreement.config, agreement.spec
-        self._parts = parts = parts_of(ready, config, spec, self._node.transport.me)
-        place = RunPlace(self._options.folder, spec, run_id(spec))
-        keeper = RunKeeper(place, parts, config.output, self._report, self._calls, self._peers(agreement))
-        try:
-            if self._options.resume:
-                await keeper.resume()
-            else:
-                keeper.refuse_older()
-            keeper.begin(agreement.settings, _versions())
-            agreement.round = lambda: keeper.standing()[1]
-            await serve_joiners(self._calls, keeper, config.limits.upload_bit_s)
-            behind = self._behind(agreement)
-            first = parts.strategy.round
-            rounds = running_rounds(self._node, self._transport, spec, first, self._report, behind)
-            async with rounds as exchange:
-                worker = Worker(parts, exchange, keeper, self._report, self._options.watch)
-                worker.missed = await behind()
-                worker.traffic = self._transport.traffic.so_far
-                finished = await worker.run()
-                self._node.stop_reason = finished.reason
-                await anyio.sleep(LINGER_S)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._close(keeper)
-        return replace(finished, path=str(self._options.folder))
-
-    async def _close(self, keeper: "RunKeeper") -> None:
-        """What was learned is kept, as far as whole rounds go."""
-        try:
-            if keeper.unsaved:
-                await keeper.save()
-        finally:
-            keeper.close()
-            if self._parts is not None:
-                self._parts.steps.close()
-
-    def _behind(self, agreement: "Agreement") -> Callable[[], Awaitable[OutOfStep | None]]:
-        async def behind() -> OutOfStep | None:
-            return agreement.behind(await agreement.ask(await _others(self._node)))
-
-        return behind
-
-    def _peers(self, agreement: "Agreement") -> Callable[[], Awaitable[list[PeerId]]]:
-        async def peers() -> list[PeerId]:
-            answers = await agreement.ask(await _others(self._node))
-            return [peer for peer, answer in answers.items() if answer.spec == agreement.spec]
-
-        return peers
-
-
-async def _others(node: Node) -> list[PeerId]:
-    """The nodes of the swarm that are there, nearest first."""
-    try:
-        records = await node.directory.nodes()
-    except Unavailable:
-        records = []
-    rtt = node.pinger.book.rtt_ms()
-    others = [record.peer for record in records if record.peer != node.transport.me]
-    return sorted(others, key=lambda peer: rtt.get(peer, float("inf")))
-
-
 async def _watch_daemon(node: Node) -> None:
     await node.transport.died()
     node.ask_to_stop("the libp2p daemon died")
-
-
-def _versions() -> dict[str, str]:
-    import torch
-    import transformers
-
-    found = {"shoal": shoal.__version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
-    return {**found, "python": platform.python_version(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
