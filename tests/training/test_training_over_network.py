@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from training.tiny_run import as_toml, tiny_tables
-from training.train_process import Trainers, said, trainers, wait_until
+from training.train_process import Trainers, said, start_trainer, trainers, wait_until
 
 from shoal.node.cli.main import main
-from shoal.node.local_swarm import LocalNode
+from shoal.node.local_swarm import LocalNode, local_swarm
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 
@@ -98,3 +98,35 @@ def test_a_lonely_trainer_says_what_it_waits_for_and_stops_cleanly(tmp_path: Pat
         assert "1 of at least 2" in said(ana, "waiting")[0]["reason"] or "2" in said(ana, "waiting")[0]["reason"]
         ana.process.send_signal(signal.SIGINT)
         assert ana.process.wait(30) == 130
+
+
+def test_running_nodes_train_beside_serving_pause_and_end_with_whoever_asked(tmp_path: Path) -> None:
+    config = written(tmp_path)
+    nodes = {name: ["--api-port", "0", "--gateway-only"] for name in ("ana", "ben")}
+    with local_swarm(tmp_path, nodes) as swarm:
+        asked = [start_trainer(config, tmp_path, name) for name in swarm]
+        try:
+            wait_until(lambda: all(len(met(node, 2)) >= 2 for node in asked), *asked)
+            assert main(["train", "--pause", "--home", str(tmp_path / "ana")]) == 0
+            wait_until(lambda: any("paused" in event["reason"] for event in said(asked[0], "waiting")), *asked)
+            assert main(["train", "--continue", "--home", str(tmp_path / "ana")]) == 0
+            rounds = len(said(asked[0], "round_done"))
+            wait_until(lambda: len(said(asked[0], "round_done")) > rounds + 1, *asked)
+            second = start_trainer(config, tmp_path, "ana")
+            assert second.process.wait(60) == 2
+            assert "a training is running here already" in said(second, "error")[0]["message"]
+            second.stop()
+        finally:
+            for node in asked:
+                node.process.send_signal(signal.SIGINT)
+        assert [node.process.wait(30) for node in asked] == [130, 130]
+        for node in asked:
+            node.stop()
+        saved = tmp_path / "ana" / "runs" / "tiny" / "checkpoints"
+        wait_until(lambda: any(saved.iterdir()), *swarm.values())
+        again = start_trainer(config, tmp_path, "ana", "--resume")
+        wait_until(lambda: bool(said(again, "planned")), again)
+        again.stop()
+        assert states(asked[0])
+        shared = states(asked[0]).keys() & states(asked[1]).keys()
+        assert all(states(asked[0])[round_] == states(asked[1])[round_] for round_ in shared)

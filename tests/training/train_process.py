@@ -16,7 +16,7 @@ PATIENCE_S = 150.0
 
 
 def start_trainer(config: Path, folder: Path, name: str, *more: str, invite: str | None = None) -> LocalNode:
-    """Returns at once. folder: its home is made below it."""
+    """Returns at once. folder: its home is below it; when a node runs there, that one trains."""
     home = Home(folder / name)
     command = [sys.executable, "-m", "shoal", "train", str(config), "--home", str(home.root), "--name", name, *more]
     command += ["--host", "127.0.0.1", "--api-port", "0", "--json", *(["--invite", invite] if invite else [])]
