@@ -1,4 +1,4 @@
-"""Aggregates that are here and decode: what a leader proposes and a voter votes for."""
+"""Aggregates that are here, for voters, and that decode, for leaders: nobody proposes what no replica could apply."""
 
 from collections.abc import Sequence
 

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from shoal.compression.aggregate import Contribution
 from shoal.compression.update_codec import Values
 
 BLOCK = 1 << 16  # columns taken at once
+Places = npt.NDArray[np.int64] | slice
 FIXED_POINT_BITS = 38
 
 
@@ -42,17 +44,24 @@ def refusals(contributions: Sequence[Contribution], gates: Gates = PLAIN, margin
 
     margin: relative; above zero only what is beyond every gate by so much is named, below zero also what is near one
     """
-    contributions = sorted(contributions, key=lambda contribution: contribution.contributor)
-    named = _not_finite(contributions)
-    sound = [c for c in contributions if c.contributor not in named]
+    sent = {c.contributor: _Sent.of(c) for c in sorted(contributions, key=lambda c: c.contributor)}
+    named = {who: "values that are not finite" for who, part in sent.items() if not part.finite}
+    sound = {who: part for who, part in sent.items() if who not in named}
     named |= _too_large(sound, gates.norm_factor * (1 + margin))
-    sound = [c for c in contributions if c.contributor not in named]
-    return named | _against_the_others(sound, gates, margin)
+    pointing = {who: part for who, part in sound.items() if who not in named and part.size > 0}
+    length = len(contributions[0].values) if contributions else 0
+    return named | _against_the_others(pointing, length, gates, margin)
 
 
 def accepted(contributions: Sequence[Contribution], gates: Gates = PLAIN) -> list[Contribution]:
     refused = refusals(contributions, gates)
     return [c for c in contributions if c.contributor not in refused]
+
+
+def places(values: Values) -> Places:
+    """Where a sparse update is not zero; everywhere for a dense one."""
+    positions = np.flatnonzero(values != 0)
+    return positions if 4 * len(positions) < len(values) else slice(None)
 
 
 def norm(values: Values) -> float:
@@ -68,33 +77,55 @@ def norm(values: Values) -> float:
     return math.ldexp(math.sqrt(total), exponent - FIXED_POINT_BITS // 2)
 
 
-def _not_finite(contributions: Sequence[Contribution]) -> dict[str, str]:
-    bad = [c.contributor for c in contributions if not np.isfinite(c.values).all()]
-    return dict.fromkeys(bad, "values that are not finite")
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sent:
+    """One update without its zeros. size: its norm, 0 unless finite"""
+
+    at: Places
+    values: Values
+    finite: bool
+    size: float
+
+    @classmethod
+    def of(cls, contribution: Contribution) -> "_Sent":
+        at = places(contribution.values)
+        values = contribution.values[at]
+        finite = bool(np.isfinite(values).all())
+        return cls(at, values, finite, norm(values) if finite else 0.0)
+
+    def unit(self) -> npt.NDArray[np.float64]:
+        return self.values.astype(np.float64) / self.size
 
 
-def _too_large(contributions: Sequence[Contribution], factor: float) -> dict[str, str]:
-    norms = {c.contributor: norm(c.values) for c in contributions}
-    positive = sorted(size for size in norms.values() if size > 0)
+def _too_large(sent: dict[str, _Sent], factor: float) -> dict[str, str]:
+    positive = sorted(part.size for part in sent.values() if part.size > 0)
     if not positive:
         return {}
     median = positive[(len(positive) - 1) // 2]
-    limit = factor * median
-    return {who: f"a norm {size / median:.0f} times the median" for who, size in norms.items() if size > limit}
+    return {
+        who: f"a norm {part.size / median:.0f} times the median"
+        for who, part in sent.items()
+        if part.size > factor * median
+    }
 
 
-def _against_the_others(contributions: Sequence[Contribution], gates: Gates, margin: float) -> dict[str, str]:
+def _against_the_others(sent: dict[str, _Sent], count: int, gates: Gates, margin: float) -> dict[str, str]:
     """Those whose update opposes the sum of the others', each taken with norm one so that nobody outvotes the rest.
 
     Worst first, one at a time: a liar that is gone no longer makes an honest peer look like one. When that would leave
     half or fewer, nobody can tell who lies, and all count.
     """
-    left = [c for c in contributions if (size := norm(c.values)) > 0 and np.isfinite(size)]
-    scales = {c.contributor: 1.0 / norm(c.values) for c in left}
-    enough = len(left) // 2 + 1
+    if len(sent) < 3:
+        return {}
+    units = {who: part.unit() for who, part in sent.items()}
+    total = np.zeros(count, np.float64)
+    for who, unit in units.items():
+        total[sent[who].at] += unit
+    enough = len(units) // 2 + 1
     named: dict[str, str] = {}
-    while len(left) >= 3:
-        agreements = _agreements(left, scales)
+    while len(units) >= 3:
+        square = float(np.dot(total, total))
+        agreements = {who: _agreement(total[sent[who].at], square, unit) for who, unit in units.items()}
         opposed = {
             who: cosine
             for who, (cosine, t) in agreements.items()
@@ -104,25 +135,18 @@ def _against_the_others(contributions: Sequence[Contribution], gates: Gates, mar
             return named
         worst = min(opposed, key=lambda who: (opposed[who], who))
         named[worst] = f"against the others, cosine {opposed[worst]:.2f}"
-        left = [c for c in left if c.contributor != worst]
-        if len(left) < enough:
+        total[sent[worst].at] -= units.pop(worst)
+        if len(units) < enough:
             return {}
     return named
 
 
-def _agreements(contributions: Sequence[Contribution], scales: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """Contributor to cosine and t-statistic of its products with the sum of the others' unit vectors."""
-    count = len(contributions)
-    dots, squares, others = np.zeros(count), np.zeros(count), np.zeros(count)
-    scale_n1 = np.array([scales[c.contributor] for c in contributions])[:, None]
-    length = len(contributions[0].values)
-    for start in range(0, length, BLOCK):
-        units_nb = np.stack([c.values[start : start + BLOCK] for c in contributions]).astype(np.float64) * scale_n1
-        rest_nb = units_nb.sum(axis=0) - units_nb
-        products_nb = units_nb * rest_nb
-        dots += products_nb.sum(axis=1)
-        squares += np.square(products_nb).sum(axis=1)
-        others += np.square(rest_nb).sum(axis=1)
-    cosines = dots / np.sqrt(np.maximum(others, 1e-300))
-    ts = dots / np.sqrt(np.maximum(squares, 1e-300))
-    return {c.contributor: (float(cosine), float(t)) for c, cosine, t in zip(contributions, cosines, ts, strict=True)}
+def _agreement(total: npt.NDArray[np.float64], square: float, unit: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Cosine and t-statistic of the products with the sum of the others.
+
+    total: where the update is not zero; square: of the norm of all of it
+    """
+    products = unit * (total - unit)
+    dot = float(products.sum())
+    others = square - 2 * dot - float(np.dot(unit, unit))
+    return dot / math.sqrt(max(others, 1e-300)), dot / math.sqrt(max(float(np.dot(products, products)), 1e-300))

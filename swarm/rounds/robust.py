@@ -18,7 +18,7 @@ from shoal.compression.aggregate import Contribution, weighted_mean
 from shoal.compression.update_codec import Values
 
 from .exchange import RunSpec
-from .gates import BLOCK, accepted, gates_of, norm
+from .gates import BLOCK, accepted, gates_of, norm, places
 
 TRIMMED_SHARE = 0.3  # of the values of a coordinate, at each end
 CLIPPING_STEPS = 3
@@ -38,13 +38,27 @@ def robust_mean(robust: str, contributions: Sequence[Contribution]) -> Values:
     """Of contributions that passed the gates. raises: ValueError"""
     match robust:
         case "mean":
-            return weighted_mean(contributions)
+            return _weighted_mean(contributions)
         case "trimmed":
             return _trimmed(*_checked(contributions))
         case "clipped":
             return _clipped(*_checked(contributions))
         case _:
             raise ValueError(f"no robust mean {robust!r}; there are {', '.join(ROBUST)}")
+
+
+def _weighted_mean(contributions: Sequence[Contribution]) -> Values:
+    """`aggregate.weighted_mean` to the last bit; of sparse updates only what is not zero is touched."""
+    where = [places(c.values) for c in contributions]
+    if not contributions or any(isinstance(at, slice) for at in where):
+        return weighted_mean(contributions)
+    values, _ = _checked(contributions)
+    ordered = sorted(zip(contributions, where, strict=True), key=lambda pair: pair[0].contributor)
+    total = np.zeros(values[0].shape, np.float64)
+    for contribution, at in ordered:
+        total[at] += contribution.values[at].astype(np.float64) * contribution.tokens
+    total /= sum(c.tokens for c in contributions)
+    return total.astype(np.float32)
 
 
 def _checked(contributions: Sequence[Contribution]) -> tuple[list[Values], npt.NDArray[np.float64]]:

@@ -1,7 +1,7 @@
 """A voter's part: promise, accept, and learn what was decided.
 
 It accepts a round that happened only when it holds every aggregate of it, so a decision never names bytes that only a
-dead owner had: a majority of the voters has them all.
+dead owner had: a majority of the voters has them all. That they decode is checked by the leader before it proposes.
 """
 
 from shoal.swarm.identifiers import PeerId
@@ -57,8 +57,7 @@ class Voter:
             return
         if isinstance(decision.value, Done) and decision.roster is not None:
             missing = checking.want(state, decision, [], state.now + state.options.resend_s / 2)
-            aggregates = checking.aggregates_of(decision.value)
-            if missing or not checking.usable(state, slot.round, decision.roster.fragment, aggregates):
+            if missing or not slot.malformed.isdisjoint(r.aggregate for r in decision.value.shards):
                 return
         if slot.acceptor.accept(proposal.ballot, decision):
             state.send(proposal.ballot.proposer, Accept(slot.round, proposal.ballot))

@@ -45,8 +45,9 @@ def cosine(one: Values, other: Values) -> float:
     return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 
-def test_without_liars_the_mean_is_the_weighted_mean_to_the_last_bit() -> None:
-    honest = peers()
+@pytest.mark.parametrize("codec", ["none", "sparse"])
+def test_without_liars_the_mean_is_the_weighted_mean_to_the_last_bit(codec: str) -> None:
+    honest = peers(codec=codec)
     assert refusals(honest) == {}
     assert (reduce_contributions(spec(), honest) == weighted_mean(honest)).all()
     assert (reduce_contributions(spec(), honest[::-1]) == weighted_mean(honest)).all()
