@@ -14,6 +14,8 @@ from shoal.swarm.generation import TokenSource
 
 from .api.app import create_app
 from .api.control import NodeControl
+from .api.publishing import Publisher
+from .api.training import TrainingHost
 
 DEFAULT_PORT = 8411
 STOP_S = 3.0  # running answers may take this long after the node was told to stop
@@ -52,8 +54,17 @@ def bind(host: str, port: int | None) -> socket.socket:
 
 
 class ApiServer:
-    def __init__(self, source: TokenSource, control: NodeControl, key: str, host: str, port: int | None) -> None:
-        self._app = create_app(source, key, control=control)
+    def __init__(
+        self,
+        source: TokenSource,
+        control: NodeControl,
+        key: str,
+        host: str,
+        port: int | None,
+        publisher: Publisher | None = None,
+        trainings: TrainingHost | None = None,
+    ) -> None:
+        self._app = create_app(source, key, control=control, publisher=publisher, trainings=trainings)
         self._listener = bind(host, port)
 
     @asynccontextmanager

@@ -63,6 +63,7 @@ class Engine:
         raises: OutOfMemory when the KV cache does not fit
         """
         self.shard = shard
+        self.kv_tokens = kv_tokens
         self._core = EngineCore(shard, kv_tokens, wire_dtype, batch_tokens)
         self._settled: list[Reply] = []
         self._keys: dict[Reply, int] = {}

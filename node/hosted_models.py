@@ -15,6 +15,7 @@ from shoal.swarm.units import Span, describe
 
 if TYPE_CHECKING:
     from .engine import Engine  # torch
+    from .model_source import LocalModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class HostedModel:
     dtype: str
     device: str  # cpu, cuda
     engine: "Engine"
+    local: "LocalModel | None" = None  # where it was loaded from
 
     @property
     def layers_text(self) -> str:

@@ -5,6 +5,7 @@ Runs on a worker thread, beside a node that is already answering; `report` is ca
 
 import random
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import PeerId
@@ -15,6 +16,9 @@ from shoal.swarm.units import describe, parse
 from .hosted_models import HostedModel
 from .node_events import LayersChosen, LoadProgress, NodeEvent
 from .options import NodeOptions
+
+if TYPE_CHECKING:
+    from .model_source import LocalModel
 
 KV_CONTEXTS = 8  # full contexts that the KV cache has room for, memory permitting
 KV_MAX_TOKENS = 65536
@@ -29,13 +33,18 @@ def warm_imports() -> None:
 
 
 def load_hosted(
-    options: NodeOptions, records: Sequence[NodeRecord], me: PeerId, report: Callable[[NodeEvent], None]
+    options: NodeOptions,
+    records: Sequence[NodeRecord],
+    me: PeerId,
+    report: Callable[[NodeEvent], None],
+    published: "LocalModel | None" = None,
 ) -> HostedModel:
-    """raises: UsageError, OutOfMemory, Unavailable"""
+    """published: the model, when it was found among the swarm's own. raises: UsageError, OutOfMemory, Unavailable"""
     from .model_source import resolve
 
     assert options.model is not None
-    model = resolve(options.model, options.home.cache)  # first: what cannot be is told without waiting for torch
+    # First: what cannot be is told without waiting for torch.
+    model = published or resolve(options.model, options.home.cache)
     manifest = model.manifest
 
     import torch
@@ -73,4 +82,5 @@ def load_hosted(
         dtype=dtype,
         device=device.type,
         engine=Engine(shard, kv_tokens),
+        local=model,
     )

@@ -5,6 +5,7 @@ are needed, and serves until it is told to stop. Whatever goes wrong, the daemon
 """
 
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -46,7 +47,10 @@ from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
 from .options import NodeOptions
+from .publications import Publications
+from .published_model import looks_published, published_model
 from .swarm_setup import enter_swarm
+from .trainings import Trainings
 
 if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
@@ -70,9 +74,12 @@ class Node:
     planner: DirectoryPlanner
     hops: HopServer
     invites: InviteStore | None  # at the owner
+    publications: Publications
+    trainings: Trainings
     started_at: float  # unix seconds
     earlier_starts: frozenset[float]  # of this home: their records may outlive a kill -9
     device: str = "none"
+    runs: set[str] = field(default_factory=set)  # keys of the trainings that it takes part in
     loops: NodeLoops = field(init=False)
     stop: anyio.Event = field(default_factory=anyio.Event)
     stop_reason: str = "asked to stop"
@@ -95,6 +102,7 @@ class Node:
             started_at=self.started_at,
             expires_at=0.0,
             certificate=self.setup.gate.certificate,
+            runs=tuple(sorted(self.runs)),
         )
 
     def ask_to_stop(self, reason: str) -> None:
@@ -131,7 +139,10 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
             raise Refused(node.stop_reason)
         await _host(node, records, stack, report)
         api_key = options.home.api_key()
-        server = ApiServer(node.driver, LiveControl(node), api_key, options.api_host, options.api_port)
+        control = LiveControl(node)
+        server = ApiServer(
+            node.driver, control, api_key, options.api_host, options.api_port, node.publications, node.trainings
+        )
         api = await stack.enter_async_context(server.running(tasks))
         facts = NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at)
         options.home.write_facts(facts)
@@ -139,6 +150,11 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         await node.loops.announce()
         stack.push_async_callback(node.loops.withdraw)
         tasks.start_soon(node.loops.run)
+        tasks.start_soon(node.publications.restore)
+        if options.follow is not None:
+            from .run_following import follow_run  # torch
+
+            tasks.start_soon(follow_run, node, options.follow, report)
         line, until = None, None
         if node.invites is not None:
             line = node.invites.standing(node.full_addresses, _now())
@@ -221,14 +237,18 @@ async def _assemble(
         planner=planner,
         hops=hops,
         invites=invites,
+        publications=Publications(options.home),
+        trainings=Trainings(tasks),
         started_at=_now(),
         earlier_starts=frozenset({before.started} if before else ()),
     )
     node.loops = NodeLoops(node, report)
+    node.trainings.node = node
     await hops.start()
     await serve_pings(calls)
     await serve_records(calls, directory, _now)
-    await serve_blobs(calls, hosted.blobs)
+    await serve_blobs(calls, lambda model: hosted.blobs(model) or node.publications.blobs(model))
+    await node.publications.serve(calls)
     return node
 
 
@@ -236,13 +256,26 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
     """Load the layers that are needed and serve them. raises: UsageError, OutOfMemory, Unavailable"""
     if node.options.model is None:
         return
-    here = anyio.from_thread.run_sync  # events belong to the loop
+    loop_thread = threading.get_ident()
+
+    def tell(event: NodeEvent) -> None:
+        """Events belong to the loop, and come from the loading thread as well as from what it asks of the loop."""
+        if threading.get_ident() == loop_thread:
+            report(event)
+        else:
+            anyio.from_thread.run_sync(report, event)
+
+    published = None
+    if looks_published(node.options.model):
+        peers = [record.peer for record in records if record.peer != node.transport.me]
+        published = await published_model(node.calls, peers, node.options.model, node.options.home.cache)
     hosted = await anyio.to_thread.run_sync(
         load_hosted,
         node.options,
         records,
         node.transport.me,
-        lambda event: here(report, event),
+        tell,
+        published,
         abandon_on_cancel=True,
     )
     node.device = hosted.device

@@ -1,4 +1,5 @@
-"""Three nodes on this machine hold different layers of a small model and answer together; one is killed meanwhile.
+"""Three nodes on this machine hold different layers of a small model and answer together; one is killed meanwhile;
+then they train it together.
 
 Everything is done with the commands and the HTTP API that a user has. Nothing is left behind, except with --keep.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from quickstart_training import rounds_of, trainers, training_config
 
 from shoal.node.cli.layer_map import draw, maps_of
 from shoal.swarm.home import Home
@@ -185,7 +187,7 @@ def demo_folder(keep: bool) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def show(folder: Path, keep: bool) -> None:
+def show(folder: Path, keep: bool, text: str | None) -> None:
     """raises: DemoFailed"""
     print("starting three nodes, each with some of the layers of novels-6m ...", flush=True)
     began = time.perf_counter()
@@ -205,16 +207,40 @@ def show(folder: Path, keep: bool) -> None:
     pause = sum(failover["pause_s"] for failover in route["failovers"])
     heir = next(name for name in ("ben", "cleo") if name != victim)
     print(f"the text did not change: {heir} took over from {victim}, the answer paused for {pause:.2f} s\n")
+    start_again(folder, victim)
+    train(folder, text)
     if keep:
-        start_again(folder, victim)
         print_commands(folder, gateway)
+
+
+def train(folder: Path, text: str | None) -> None:
+    """A few rounds over the three nodes. raises: DemoFailed unless the loss falls and all hold the same parameters"""
+    source = text or "the sources of Python's standard library"
+    print(f"now the three nodes train the model together, on {source}:\n")
+    losses: list[float] = []
+    with trainers(training_config(folder, text), {name: folder / name for name in LAYERS}) as processes:
+        for event in rounds_of(processes["ana"]):
+            if event["event"] == "error":
+                raise DemoFailed(f"the training ended: {event['message']}")
+            if event["loss"] is None:
+                print(f"  round {event['round']}: {len(event['peers'])} peers have met", flush=True)
+                continue
+            losses.append(event["loss"])
+            sent, state = event["sent_bytes"] / 1e6, event["state"][:12]
+            print(f"  round {event['round']}: loss {losses[-1]:.3f}, {sent:.1f} MB sent, state {state}", flush=True)
+        others = [[event.get("state") for event in rounds_of(processes[name])][-1:] for name in ("ben", "cleo")]
+    if len(losses) < 2 or losses[-1] >= losses[0]:
+        raise DemoFailed(f"the loss did not fall: {losses}")
+    if others[0] != others[1] or not others[0]:
+        raise DemoFailed("the nodes do not hold the same parameters")
+    print("\nthe loss has fallen, and all three hold the same parameters\n")
 
 
 def start_again(folder: Path, name: str) -> None:
     home = folder / name
     options = ["--home", str(home), "--name", name, "--layers", LAYERS[name], "--threads", "1"]
     shoal("up", *options, "--host", "127.0.0.1", "--api-port", "0", "--detach")
-    print(f"{name} is back; the swarm keeps running\n")
+    print(f"{name} is back\n", flush=True)
 
 
 def print_commands(folder: Path, gateway: Volunteer) -> None:
@@ -232,10 +258,12 @@ def print_commands(folder: Path, gateway: Volunteer) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/quickstart", description=__doc__.splitlines()[0])
     parser.add_argument("--keep", action="store_true", help="leave the swarm running and say how to use and stop it")
-    keep = parser.parse_args().keep
+    parser.add_argument("--text", metavar="PATH", help="train on this file or folder, not on the standard library")
+    asked = parser.parse_args()
+    keep = asked.keep
     try:
         with demo_folder(keep) as folder:
-            show(folder, keep)
+            show(folder, keep, asked.text)
     except KeyboardInterrupt:
         return 130
     except (DemoFailed, httpx.HTTPError) as error:

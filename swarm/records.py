@@ -25,6 +25,7 @@ MAX_RECORD_BYTES = 4096  # with signature
 MAX_ADDRESSES = 12
 MAX_ADDRESS_LENGTH = 256
 MAX_HOSTED = 8
+MAX_RUNS = 4
 MAX_NEIGHBOURS = 8
 MAX_NAME_LENGTH = 64
 MAX_LAYERS = 4096
@@ -59,6 +60,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     expires_at: float  # unix seconds
     certificate: bytes = b""  # membership, in private swarms
     withdrawn: bool = False  # the node has left; the record only takes the place of the one before
+    runs: tuple[str, ...] = ()  # keys of the training runs it takes part in, `rounds.run_identity.run_key`
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -101,6 +103,8 @@ def record_problem(record: NodeRecord) -> str:
         return f"a record has at most {MAX_HOSTED} hosted spans"
     if len(record.rtt_ms) > MAX_NEIGHBOURS:
         return f"a record has at most {MAX_NEIGHBOURS} round trips"
+    if len(record.runs) > MAX_RUNS or any(len(key) != 64 or not key.isalnum() for key in record.runs):
+        return f"a record names at most {MAX_RUNS} runs, each by 64 hexadecimal characters"
     for rtt_ms in record.rtt_ms.values():
         if not 0 <= rtt_ms < math.inf:
             return "a round trip is not a time"

@@ -24,7 +24,9 @@ from .gateway import Gateway
 from .gateway_metrics import GatewayMetrics
 from .json_answer import json_answer
 from .model_routes import model_routes
+from .publishing import Publisher, publishing_routes
 from .request_count import RequestCount
+from .training import TrainingHost, training_routes
 
 
 def _unix_time() -> float:
@@ -42,10 +44,14 @@ def create_app(
     control: NodeControl | None = None,
     metrics: GatewayMetrics | None = None,
     unix_s: Callable[[], float] = _unix_time,
+    publisher: Publisher | None = None,
+    trainings: TrainingHost | None = None,
 ) -> FastAPI:
     """info: what /health may tell anybody, without a key.
 
     control: adds /shoal/v1/status, peers, invites and shutdown
+    publisher: adds /shoal/v1/publications
+    trainings: adds /shoal/v1/training
     """
     gateway = Gateway(TextSource(source), metrics or GatewayMetrics(), unix_s)
     app = FastAPI(title="shoal", openapi_url=None)  # its pages of documentation load scripts from strangers
@@ -62,6 +68,10 @@ def create_app(
         app.include_router(routes)
     if control is not None:
         app.include_router(control_routes(control))
+    if publisher is not None:
+        app.include_router(publishing_routes(publisher))
+    if trainings is not None:
+        app.include_router(training_routes(trainings))
     _answer_errors(app)
     app.add_middleware(KeyGuard, key=api_key)
     app.add_middleware(RequestCount, metrics=gateway.metrics)

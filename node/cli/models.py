@@ -1,10 +1,11 @@
-"""`shoal models`: what the swarm can serve, or which layers it lacks."""
+"""`shoal models`: what the swarm can serve, or which layers it lacks; and the commands below it."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from . import models_export, models_merge, models_publish
 from .flags import HomeFlag, JsonFlag
 from .output import Output
 from .table import show_table
@@ -13,20 +14,30 @@ HEADS = ["model", "layers", "context", "dtypes", "holders", "servable", "id"]
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: shoal models --json")(models)
+    group = typer.Typer(help="List the swarm's models; export, merge or publish one.", invoke_without_command=True)
+
+    @group.callback(epilog="Example: shoal models --json")
+    def models(
+        context: typer.Context,
+        invite: Annotated[
+            str | None, typer.Option("--invite", help="Ask the swarm of this invite, with no node running here.")
+        ] = None,
+        home: HomeFlag = None,
+        json: JsonFlag = False,
+    ) -> None:
+        """List the swarm's models: servable or not, the missing layers, and who holds them.
+
+        Without a node here it asks the swarm itself, and then knows the number of holders only.
+        """
+        if context.invoked_subcommand is None:
+            show(home, invite, json)
+
+    for module in (models_export, models_merge, models_publish):
+        module.register(group)
+    app.add_typer(group, name="models")
 
 
-def models(
-    invite: Annotated[
-        str | None, typer.Option("--invite", help="Ask the swarm of this invite, with no node running here.")
-    ] = None,
-    home: HomeFlag = None,
-    json: JsonFlag = False,
-) -> None:
-    """List the swarm's models: servable or not, the missing layers, and who holds them.
-
-    Without a node here it asks the swarm itself, and then knows the number of holders only.
-    """
+def show(home: Path | None, invite: str | None, json: bool) -> None:
     output = Output(json)
     found, names = _found(home, invite)
     for model in found:

@@ -62,7 +62,7 @@ class NodeApi:
         finally:
             connection.close()
         if not 200 <= answer.status < 300:
-            raise _error(answer.status, data, self.home)
+            raise failure_of(answer.status, data, self.home)
         try:
             return msgspec.json.decode(data)
         except msgspec.DecodeError as error:
@@ -90,7 +90,8 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _error(status: int, data: bytes, home: Home) -> Exception:
+def failure_of(status: int, data: bytes, home: Home) -> Exception:
+    """The error that a node refused with."""
     from shoal.swarm.client.error_codes import error_of
 
     code: str | None = None

@@ -38,6 +38,8 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         raise UsageError("--gateway-only hosts nothing; leave out the model and --layers, or --gateway-only")
     _check_words(settings)
     refuse_port_in_use(settings.host, 0)
+    if settings.gateway_only and flags.get("follow"):
+        raise UsageError("--gateway-only hosts nothing that could follow a run; leave out --follow")
     return NodeOptions(
         home=home,
         name=name,
@@ -59,6 +61,7 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         swarm_name=settings.swarm_name,
         public=settings.public,
         invite=invite,
+        follow=None if settings.gateway_only else settings.follow,
     )
 
 

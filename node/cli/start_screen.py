@@ -34,7 +34,7 @@ LAYERS = "layers"  # what `LoadProgress` calls the units that are read into memo
 _LABEL_WIDTH = 10
 
 
-def event_name(kind: type[NodeEvent]) -> str:
+def event_name(kind: type) -> str:
     """SwarmFound -> swarm_found."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 

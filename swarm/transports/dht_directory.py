@@ -150,10 +150,16 @@ class DhtDirectory:
         await self._look_up(model, dht_keys.model_keys(self._swarm, model))
         return self.book.holders(model, self._clock())
 
+    async def trainers(self, run: str) -> list[NodeRecord]:
+        """The live nodes that train this run, by its key, sorted by PeerID."""
+        await self._look_up(run, dht_keys.run_keys(self._swarm, run))
+        return [record for record in self.book.live(self._clock()) if run in record.runs]
+
     async def _store_record(self, record: NodeRecord, data: bytes, timeout_s: float) -> bool:
         keys = [dht_keys.node_key(self._swarm, record.peer)]
         models = sorted({hosted.model for hosted in record.hosted})
         keys += [dht_keys.model_key(self._swarm, model, record.peer) for model in models]
+        keys += [dht_keys.run_key(self._swarm, run, record.peer) for run in record.runs]
         return await self._store(keys, data, record.peer, record.expires_at, timeout_s)
 
     async def _store(

@@ -1,7 +1,8 @@
 """Under which keys a swarm's facts stand in the DHT.
 
 All nodes: NODE_SHARDS keys, so that thousands of records do not share one dictionary on one peer; holders of one model:
-MODEL_SHARDS keys of its own. A peer's shard follows from its PeerID, so each record has exactly one home in each list.
+MODEL_SHARDS keys of its own; those who train one run: RUN_SHARDS. A peer's shard follows from its PeerID, so each
+record has exactly one home in each list.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from shoal.swarm.identifiers import ModelId, PeerId, SwarmId
 
 NODE_SHARDS = 16
 MODEL_SHARDS = 4
+RUN_SHARDS = 4
 
 
 def _shard(peer: PeerId, shards: int) -> int:
@@ -22,6 +24,10 @@ def _node_key(swarm: SwarmId, shard: int) -> bytes:
 
 def _model_key(swarm: SwarmId, model: ModelId, shard: int) -> bytes:
     return f"shoal/1/{swarm}/model/{model}/{shard}".encode()
+
+
+def _run_key(swarm: SwarmId, run: str, shard: int) -> bytes:
+    return f"shoal/1/{swarm}/run/{run}/{shard}".encode()
 
 
 def node_key(swarm: SwarmId, peer: PeerId) -> bytes:
@@ -40,6 +46,15 @@ def model_key(swarm: SwarmId, model: ModelId, peer: PeerId) -> bytes:
 
 def model_keys(swarm: SwarmId, model: ModelId) -> list[bytes]:
     return [_model_key(swarm, model, shard) for shard in range(MODEL_SHARDS)]
+
+
+def run_key(swarm: SwarmId, run: str, peer: PeerId) -> bytes:
+    """Where this peer's record stands in the list of those that train a run."""
+    return _run_key(swarm, run, _shard(peer, RUN_SHARDS))
+
+
+def run_keys(swarm: SwarmId, run: str) -> list[bytes]:
+    return [_run_key(swarm, run, shard) for shard in range(RUN_SHARDS)]
 
 
 def revocation_key(swarm: SwarmId) -> bytes:

@@ -97,7 +97,9 @@ class SwarmRecordValidator:
         if key == dht_keys.key_id(dht_keys.node_key(self._id, node.peer)):
             return True
         models = {hosted.model for hosted in node.hosted}
-        return any(key == dht_keys.key_id(dht_keys.model_key(self._id, model, node.peer)) for model in models)
+        homes = [dht_keys.model_key(self._id, model, node.peer) for model in models]
+        homes += [dht_keys.run_key(self._id, run, node.peer) for run in node.runs]
+        return any(key == dht_keys.key_id(home) for home in homes)
 
     def _check_revocations(self, record: StoredRecord, value: bytes) -> None:
         if record.expiration_time > self._clock() + REVOCATION_TTL_S + CLOCK_SLACK_S:

@@ -21,13 +21,14 @@ def leftovers() -> list[str]:
     return [path.name for path in Path(tempfile.gettempdir()).iterdir()]
 
 
-def test_one_of_three_is_killed_and_the_text_stays() -> None:
+def test_one_of_three_is_killed_and_the_text_stays_and_all_train_on() -> None:
     process = start()
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert "[kill -9 " in out
     assert "the text did not change" in out
     assert "█" in out
+    assert "the loss has fallen, and all three hold the same parameters" in out
     assert leftovers() == []
 
 

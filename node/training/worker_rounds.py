@@ -1,0 +1,82 @@
+"""A trainer's rounds over its node's network: found by the run's name in the swarm's directory."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import assert_never
+
+import structlog
+
+from shoal.node.node import Node
+from shoal.swarm.rounds.events import AuditPassed, Fact, LiarNamed, Status, UpdateRefused
+from shoal.swarm.rounds.exchange import OutOfStep, RunSpec
+from shoal.swarm.rounds.meeting import DirectoryMeeting
+from shoal.swarm.rounds.round_exchange import RoundExchange
+from shoal.swarm.rounds.run_identity import run_key
+
+from . import events
+from .limits_transport import ThrottledTransport
+from .worker_exchange import AttentiveExchange
+
+log = structlog.get_logger(__name__)
+
+
+class FactTeller:
+    """Tells the user what the rounds say: that peers are missing, once for each change; and who misbehaves."""
+
+    def __init__(self, report: Callable[[events.TrainingEvent], None]) -> None:
+        self._report = report
+        self._waiting = ""
+
+    def lacks_peers(self) -> bool:
+        return bool(self._waiting)
+
+    def tell(self, fact: Fact) -> None:
+        match fact:
+            case Status():
+                self._status(fact)
+            case UpdateRefused(round_, shard, peer, reason):
+                log.warning("update_refused", round=round_, shard=shard, peer=peer, reason=reason)
+                self._report(events.Noticed(f"round {round_}: the update of {peer} was left out: {reason}"))
+            case LiarNamed(round_, shard, peer, lied, reason):
+                log.warning("reducer_accused", round=round_, shard=shard, peer=peer, lied=lied, reason=reason)
+                what = "lied as a reducer" if lied else "does not show its work as a reducer"
+                self._report(events.Noticed(f"round {round_}: {peer} {what}: {reason}"))
+            case AuditPassed(round_, shard, owner):
+                log.debug("audit_passed", round=round_, shard=shard, owner=owner)
+            case _:
+                assert_never(fact)
+
+    def _status(self, status: Status) -> None:
+        lacks = status.stage == "gathering" and status.ready < status.needed
+        text = f"{status.text}; Ctrl-C stops" if lacks else ""
+        if text != self._waiting:
+            self._waiting = text
+            self._report(events.Waiting(text))
+
+
+@asynccontextmanager
+async def running_rounds(
+    node: Node,
+    transport: ThrottledTransport,
+    spec: RunSpec,
+    first_round: int,
+    report: Callable[[events.TrainingEvent], None],
+    behind: Callable[[], Awaitable[OutOfStep | None]],
+) -> AsyncIterator[AttentiveExchange]:
+    """Others find this trainer from now on, until the context is left.
+
+    behind: asks the other trainers whether they are further than we are
+    raises: ValueError for a run that cannot be
+    """
+    key = run_key(spec.name)
+    node.runs.add(key)
+    try:
+        await node.loops.announce()
+        meeting = DirectoryMeeting(node.directory, key, node.record, announces=False)
+        teller = FactTeller(report)
+        async with RoundExchange(
+            transport, node.setup.gate, meeting, spec, first_round=first_round, on_fact=teller.tell
+        ) as exchange:
+            yield AttentiveExchange(exchange, teller.lacks_peers, behind)
+    finally:
+        node.runs.discard(key)

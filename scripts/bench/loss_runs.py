@@ -1,0 +1,130 @@
+"""The runs that `training_loss.py` knows by name: strategies at equal tokens, and rounds with liars in them."""
+
+import dataclasses
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from shoal.compression.aggregate import weighted_mean
+from shoal.compression.update_codec import Values
+from shoal.node.training.local_exchange import Combine
+from shoal.node.training.optimizers.inner_settings import InnerSettings
+from shoal.node.training.optimizers.outer import OuterSettings
+from shoal.node.training.optimizers.schedules import Schedule
+from shoal.node.training.strategies.outer_loop import LiveParameters
+from shoal.node.training.strategies.settings import StrategySettings, strategy_settings
+from shoal.node.training.strategies.strategy import Strategy
+from shoal.swarm.rounds.exchange import RunSpec
+from shoal.swarm.rounds.robust import reduce_contributions
+
+STEPS, WORKERS, BATCH, SEQUENCE = 1000, 4, 4, 64
+LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.1
+
+
+@dataclass(frozen=True)
+class Run:
+    """batch: sequences of one worker's step; liars: how many of the workers multiply their update by `lie`
+    defence: "none", or what `RunSpec.robust` may be, behind the gates; against: the run to compare the loss with"""
+
+    name: str
+    strategy: StrategySettings
+    against: str = ""
+    learning_rate: float = LEARNING_RATE
+    steps: int = STEPS
+    workers: int = WORKERS
+    batch: int = BATCH
+    liars: int = 0
+    lie: float = 1.0
+    defence: str = "none"
+    plotted: bool = False
+
+    @property
+    def inner(self) -> InnerSettings:
+        return InnerSettings(learning_rate=self.learning_rate, weight_decay=WEIGHT_DECAY, schedule=schedule(self.steps))
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.workers * self.batch * SEQUENCE
+
+    def with_steps(self, steps: int) -> "Run":
+        outer = self.strategy.outer
+        if self.strategy.update == "gradient":
+            outer = msgspec.structs.replace(outer, schedule=schedule(steps))
+        strategy = msgspec.structs.replace(self.strategy, outer=outer)
+        return dataclasses.replace(self, steps=steps, strategy=strategy)
+
+    def spec(self, fragments: tuple[int, ...]) -> RunSpec:
+        return RunSpec(
+            name=self.name,
+            model="small llama",
+            data="novels",
+            strategy=self.strategy.canonical(),
+            fragments=fragments,
+            preset=self.strategy.preset,
+            shards=self.workers,
+            quorum=self.workers,
+            reducer_decay=self.strategy.reducer_decay,
+            robust="mean" if self.defence == "none" else self.defence,
+        )
+
+    def combine(self) -> Combine:
+        return weighted_mean if self.defence == "none" else functools.partial(reduce_contributions, self.spec((1,)))
+
+    def described(self) -> str:
+        """A short hash of all settings, so that a changed run is done again."""
+        plain = dataclasses.asdict(dataclasses.replace(self, plotted=False, against=""))
+        return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:12]
+
+
+class Liar:
+    """Live parameters of a peer that offers `factor` times its honest update."""
+
+    def __init__(self, honest: LiveParameters, strategy: Strategy, factor: float) -> None:
+        self.honest, self.strategy, self.factor = honest, strategy, factor
+
+    def read(self, start: int = 0, stop: int | None = None) -> Values:
+        outer = self.strategy.outer.values[start:stop]
+        return np.asarray(outer - np.float32(self.factor) * (outer - self.honest.read(start, stop)), np.float32)
+
+    def gradients(self, start: int = 0, stop: int | None = None) -> Values:
+        return np.asarray(np.float32(self.factor) * self.honest.gradients(start, stop), np.float32)
+
+    def write(self, start: int, values: Values) -> None:
+        self.honest.write(start, values)
+
+
+def schedule(steps: int) -> Schedule:
+    return Schedule("cosine", warmup=steps // 10, total=steps, final=0.1)
+
+
+def adamw(learning_rate: float = LEARNING_RATE) -> OuterSettings:
+    return OuterSettings("adamw", learning_rate=learning_rate, weight_decay=WEIGHT_DECAY, schedule=schedule(STEPS))
+
+
+def _runs() -> list[Run]:
+    sync = strategy_settings("sync", outer=adamw())
+    cocktail = strategy_settings("cocktail", outer=adamw())
+    diloco = strategy_settings("diloco", interval=10)
+    streaming = strategy_settings("streaming", interval=10, fragments=2, delay=2)
+    sparse = strategy_settings("sparse", interval=10)
+    runs = [
+        Run("sync", sync, plotted=True),
+        Run("diloco", diloco, "sync", plotted=True),
+        Run("streaming", streaming, "diloco", plotted=True),
+        Run("sparse", sparse, "diloco", plotted=True),
+        Run("cocktail", cocktail, "sync", plotted=True),
+    ]
+    of_ten = functools.partial(Run, strategy=diloco, workers=10, steps=400)
+    runs.append(of_ten("ten"))
+    runs.extend(
+        of_ten(f"{lie}-{defence}", against="ten", liars=3, lie=factor, defence=defence)
+        for lie, factor in (("flipped", -1.0), ("x1000", 1000.0))
+        for defence in ("none", "mean", "trimmed", "clipped")
+    )
+    return runs
+
+
+RUNS = {run.name: run for run in _runs()}

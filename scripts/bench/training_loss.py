@@ -1,0 +1,193 @@
+"""Loss of the strategies at equal tokens, and what they send: real codecs, real strategies, all workers in one process.
+
+    python scripts/bench/training_loss.py --results FILE [--only sync,diloco] [--seeds 0,1,2]   # resumes where it was
+    python scripts/bench/training_loss.py --results FILE --table
+    python scripts/bench/training_loss.py --results FILE --plot docs/plots/training-loss.png
+
+Each line of the results is one run. A run that is there with the same settings is not done again. One compute thread.
+"""
+
+import argparse
+import functools
+import json
+import os
+import platform
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import anyio
+import numpy as np
+import torch
+from loss_model import ROOT, Novels, held_out_loss, loss_of, small_llama
+from loss_runs import RUNS, Liar, Run
+
+from shoal.node.training.local_exchange import LocalGroup
+from shoal.node.training.optimizers.inner import InnerOptimizer
+from shoal.node.training.parameters import ModelParameters
+from shoal.node.training.strategies.outer_loop import LiveParameters, OuterLoop, RoundApplied
+from shoal.node.training.strategies.strategy import Strategy
+from shoal.swarm.identifiers import PeerId
+from shoal.swarm.rounds.exchange import RunSpec
+
+CURVE, FINAL = 64, 512  # held-out windows of a point of the curve, and of the last one
+POINTS = 20  # of a curve
+
+
+class Worker:
+    """One peer: its model, its inner optimiser and its strategy."""
+
+    def __init__(self, run: Run, seed: int, index: int, spec: RunSpec, model: torch.nn.Module) -> None:
+        self.run, self.seed, self.index = run, seed, index
+        self.model = model
+        self.parameters = ModelParameters(model)
+        layout = self.parameters.layout
+        self.strategy = Strategy(run.strategy, spec, self.parameters.read(), layout.undecayed())
+        self.optimizer = InnerOptimizer(run.inner, model.named_parameters())
+        liar = index >= run.workers - run.liars
+        self.live: LiveParameters = Liar(self.parameters, self.strategy, run.lie) if liar else self.parameters
+        self.states: list[bytes] = []
+
+    async def step(self, novels: Novels, loop: OuterLoop) -> None:
+        tokens = novels.batch(self.seed, self.strategy.step, self.index, self.run.workers, self.run.batch)
+        self.optimizer.zero_grad()
+        loss_of(self.model, tokens).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.clip()
+        if not self.strategy.gradients:
+            self.optimizer.step(self.strategy.step)
+        await loop.after_step(tokens[:, 1:].numel())
+
+
+async def trained(run: Run, seed: int, novels: Novels) -> dict[str, Any]:
+    """returns: the curve (step, bytes sent by a peer, held-out loss) and the last loss. raises: AssertionError when
+    replicas differ"""
+    layout = ModelParameters(small_llama(seed)).layout
+    spec = run.spec(layout.fragments(run.strategy.fragments))
+    names = [PeerId(f"worker-{index:02d}") for index in range(run.workers)]
+    group = LocalGroup(spec, names, combine=run.combine(), kept=2)
+    workers = [Worker(run, seed, index, spec, small_llama(seed)) for index in range(run.workers)]
+    judge = small_llama(seed)
+    judged = ModelParameters(judge)
+    curve: list[tuple[int, int, float]] = []
+
+    def measure(step: int, count: int) -> float:
+        judged.write(0, workers[0].strategy.outer.values)
+        curve.append((step, sent_bytes(group, names[0]), held_out_loss(judge, novels.held_out, count)))
+        return curve[-1][2]
+
+    measure(0, CURVE)
+    began = time.perf_counter()
+    async with anyio.create_task_group() as tasks:
+        loops = [
+            OuterLoop(w.strategy, group.exchange_of(name), w.live, tasks, functools.partial(note, w.states))
+            for w, name in zip(workers, names, strict=True)
+        ]
+        for step in range(1, run.steps + 1):
+            async with anyio.create_task_group() as together:
+                for worker, loop in zip(workers, loops, strict=True):
+                    together.start_soon(worker.step, novels, loop)
+            assert all(worker.states == workers[0].states for worker in workers), f"replicas differ after step {step}"
+            if step % max(1, run.steps // POINTS) == 0 and step < run.steps:
+                measure(step, CURVE)
+                print(f"  {run.name} seed {seed} step {step}: {curve[-1][2]:.4f}", flush=True)
+        tasks.cancel_scope.cancel()
+    return {
+        "loss": measure(run.steps, FINAL),
+        "rounds": group.rounds,
+        "tokens": run.tokens,
+        "parameters": layout.count,
+        "seconds": round(time.perf_counter() - began, 1),
+        "curve": curve,
+    }
+
+
+def note(states: list[bytes], report: object) -> None:
+    if isinstance(report, RoundApplied):
+        states.append(report.state)
+
+
+def sent_bytes(group: LocalGroup, peer: PeerId) -> int:
+    """Payload bytes that leave a peer: its updates, and as reducer of its share of the shards one copy to each peer."""
+    return group.sent_bytes[peer] + group.received_bytes[peer]
+
+
+def results_in(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def machine() -> dict[str, str]:
+    return {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+def table(results: list[dict[str, Any]]) -> None:
+    """Means over the seeds that are there; differences are taken seed by seed."""
+    losses: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for result in results:
+        losses[result["run"]][result["seed"]] = result
+    print(f"{'run':22} {'seeds':>5} {'rounds':>6} {'loss':>8} {'against':>18} {'difference':>11} {'MB sent':>8}")
+    for name, by_seed in losses.items():
+        against = RUNS[name].against if name in RUNS else ""
+        shared = sorted(by_seed.keys() & losses.get(against, {}).keys())
+        difference = [by_seed[seed]["loss"] - losses[against][seed]["loss"] for seed in shared]
+        first, loss = next(iter(by_seed.values())), np.mean([result["loss"] for result in by_seed.values()])
+        gap = f"{np.mean(difference):+.4f}" if difference else ""
+        megabytes = first["curve"][-1][1] / 1e6
+        print(f"{name:22} {len(by_seed):5} {first['rounds']:6} {loss:8.4f} {against:>18} {gap:>11} {megabytes:8.2f}")
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib as mpl  # the extra `bench`
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    names = [name for name in RUNS if RUNS[name].plotted and any(r["run"] == name for r in results)]
+    for name in names:
+        curves = np.array([r["curve"] for r in results if r["run"] == name])
+        mean = curves.mean(axis=0)
+        axes[0].plot(mean[1:, 1] / 1e6, mean[1:, 2], label=name)
+        axes[1].plot(mean[1:, 0], mean[1:, 2], label=name)
+    axes[0].set(xscale="log", xlabel="megabytes sent by each peer", ylabel="held-out loss (nats per token)")
+    axes[1].set(xlabel="inner steps (equal tokens)")
+    axes[1].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    print(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--only", default="sync,diloco,streaming,sparse,cocktail", help="runs, or `all`")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--corpus", type=Path, default=ROOT.parent / "shared/corpus")
+    parser.add_argument("--steps", type=int, help="another number of inner steps than the runs have")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--plot", type=Path)
+    chosen = parser.parse_args()
+    if chosen.table:
+        return table(results_in(chosen.results))
+    if chosen.plot:
+        return plot(results_in(chosen.results), chosen.plot)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(mode=True)
+    novels = Novels(chosen.corpus)
+    for seed in map(int, chosen.seeds.split(",")):
+        for name in RUNS if chosen.only == "all" else chosen.only.split(","):
+            run = RUNS[name].with_steps(chosen.steps) if chosen.steps else RUNS[name]
+            key = {"run": name, "seed": seed, "settings": run.described()}
+            if any({k: r[k] for k in key} == key for r in results_in(chosen.results)):
+                continue
+            result = key | machine() | anyio.run(trained, run, seed, novels)
+            with chosen.results.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(f"{name} seed {seed}: {result['loss']:.4f} after {result['seconds']} s", flush=True)
+    return table(results_in(chosen.results))
+
+
+if __name__ == "__main__":
+    main()
