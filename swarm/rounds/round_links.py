@@ -160,8 +160,6 @@ class RoundLinks:
             return
         await stream.send(messages.encode(Entered()))
         while (frame := await stream.receive()) is not None:
-            if self.closed:
-                return
             message = messages.decode(frame)
             self._traffic.received(message, len(frame))
             self._post(Received(peer, message))
