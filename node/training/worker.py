@@ -16,7 +16,7 @@ from shoal.swarm.rounds.exchange import Exchange, Offer, Outcome, OutOfStep
 from . import events
 from .config import TrainingConfig
 from .evaluation import HeldOut, evaluate, outer_in_place
-from .limits_watch import LimitWatch
+from .limits_watch import LimitWatch, too_much_used
 from .parameter_layout import ParameterLayout
 from .strategies.outer_loop import LiveParameters, OuterLoop, RoundApplied, RoundLost
 from .strategies.strategy import Strategy
@@ -205,6 +205,9 @@ class Worker:
         if rounds == self._rounds_seen:
             return
         self._rounds_seen = rounds
+        if too_much_used(self._config.limits):
+            self.parts.steps.use_less(f"the {self._config.limits.memory} of limits.memory")
+            self._report(events.Noticed(f"limits.memory is reached: {self.parts.steps.micro} sequences at a time now"))
         every, held_out = self._config.evaluation.every, self.parts.data.held_out
         if every and held_out is not None and (rounds % every == 0 or self._over()):
             round_ = self.progress.roster.round

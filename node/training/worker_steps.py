@@ -83,22 +83,27 @@ class InnerSteps:
         """Clip the gradient. returns: its norm before"""
         return self.optimizer.clip()
 
+    def use_less(self, limit: str) -> None:
+        """Half as many sequences in one forward pass. raises: OutOfMemory when it is one already"""
+        if self.micro == 1:
+            raise OutOfMemory(
+                f"training one sequence at a time needs more than {limit}; use a shorter data.sequence, "
+                "a smaller model or batch.checkpointing = true"
+            )
+        self.micro = max(1, self.micro // 2)
+
     def _accumulate(self, batch: Batch) -> float:
         """Gradients of the whole batch, in parts that fit the memory. returns: the mean loss"""
         count, length = batch.inputs.shape
-        micro = self.micro or max(1, min(count, MICRO_TOKENS.get(self.device.type, 4096) // length))
+        micro = self.micro = self.micro or max(1, min(count, MICRO_TOKENS.get(self.device.type, 4096) // length))
         while True:
             try:
                 self._forget()
                 return sum(self._part(batch, start, min(start + micro, count)) for start in range(0, count, micro))
-            except torch.OutOfMemoryError as error:
+            except torch.OutOfMemoryError:
                 self._forget()
-                if micro == 1:
-                    raise OutOfMemory(
-                        "one sequence does not fit the memory of the device; use a shorter data.sequence or "
-                        "batch.checkpointing = true"
-                    ) from error
-                micro = self.micro = micro // 2
+                self.use_less("the memory of the device")
+                micro = self.micro
 
     def _part(self, batch: Batch, start: int, stop: int) -> float:
         loss = self.loss(batch, start, stop) * ((stop - start) / len(batch.inputs))

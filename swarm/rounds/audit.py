@@ -19,10 +19,10 @@ from shoal.compression.update_codec import Values
 from shoal.swarm.identifiers import PeerId
 
 from . import hash_tree
+from .audit_messages import Residual
 from .decisions import Decision, Done, ShardResult, digest, indices
 from .exchange import RunSpec, seed_of
 from .gates import gates_of, refusals
-from .messages import Residual
 from .ownership import jury
 from .reducing import Sent, aggregate_hash, decoded
 from .residuals import LOCAL_PRESETS, unit_values

@@ -151,7 +151,7 @@ class Contributor:
 
 def waiting_line(stage: str, ready: int, needed: int) -> str:
     match stage:
-        case "gathering" | "preparing":
+        case "gathering":
             return f"waiting for peers: {ready} of at least {needed} are ready"
         case "reducing":
             return f"reducing: {ready} of {needed} shards"

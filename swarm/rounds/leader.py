@@ -5,12 +5,12 @@ for good. Before the first such round all that the directory lists vote.
 """
 
 import math
-from collections.abc import Collection
 
 from shoal.swarm.identifiers import PeerId
 
-from .ballots import Ballot, bound_to, majority
+from .ballots import Ballot, bound_to
 from .decisions import Decision, Roster, Skip, digest
+from .electorate import awaited, electorate, needed, votes
 from .gathering import Gathered, gathered
 from .messages import (
     Accept,
@@ -30,6 +30,7 @@ from .slot import Lead
 from .stewardship import Stewardship
 
 HOLDERS_NAMED = 8
+SHOWN_STAGES = {"preparing": "gathering", "fetching": "proposing"}  # to those who need not know how leaders change
 
 
 class Leader:
@@ -66,6 +67,8 @@ class Leader:
             return
         if state.now - lead.beat_at >= state.options.resend_s:
             lead.beat_at = state.now
+            if lead.stage == "preparing":
+                lead.found = self._gathered()
             sign = self._sign_of_life(lead)
             for peer in self._participants(lead):
                 state.send(peer, sign)
@@ -78,7 +81,7 @@ class Leader:
         state, slot, lead = self._state, self._state.slot, self._state.slot.lead
         if lead is None:
             return
-        if lead.stage == "preparing" and self._votes(lead.promises) >= self._needed(lead):
+        if lead.stage == "preparing" and votes(state, lead.promises) >= needed(state, lead):
             lead.stage = "gathering"
             promised = [promise.accepted for promise in lead.promises.values() if promise.accepted is not None]
             bound = bound_to((p.ballot, Decision(p.value, p.roster)) for p in promised)
@@ -159,11 +162,11 @@ class Leader:
         found = lead.found = self._gathered()
         if found is None or not self._suffices(lead, found):
             lead.quorum_at = math.inf
-            lead.missing = self._awaited() - slot.readies.keys()
+            lead.missing = awaited(state) - slot.readies.keys()
             return
         lead.quorum_at = min(lead.quorum_at, state.now)
         peers = {member.peer for member in found.members}
-        lead.missing = self._awaited() - peers - set(found.astray)
+        lead.missing = awaited(state) - peers - set(found.astray)
         looked_around = not state.founding or state.now - lead.began_at >= state.options.founding_s
         if looked_around and (not lead.missing or state.now >= lead.quorum_at + state.spec.grace_s):
             for peer in found.astray:
@@ -176,16 +179,10 @@ class Leader:
         voters = None if state.founding else {(v.peer, v.nonce) for v in state.history.voters}
         return gathered(readies, voters)
 
-    def _awaited(self) -> set[PeerId]:
-        """Who is there and could come: the voters and those that said so; before the first round all."""
-        state = self._state
-        voters = state.listed | {state.me} if state.founding else {v.peer for v in state.living_voters()}
-        peers = voters | state.slot.coming
-        return {peer for peer in peers if state.present(peer)}
-
     def _suffices(self, lead: Lead, found: Gathered) -> bool:
         """Enough members, and a majority of the votes among them."""
-        return len(found.members) >= self._state.spec.quorum and found.voters >= self._needed(lead)
+        state = self._state
+        return len(found.members) >= state.spec.quorum and found.voters >= needed(state, lead)
 
     def _fix(self, lead: Lead, roster: Roster) -> None:
         state = self._state
@@ -197,11 +194,11 @@ class Leader:
     def _decide(self, lead: Lead) -> None:
         """Once a majority has accepted it is so, whoever dies now; tell everybody."""
         state = self._state
-        if lead.decision is None or state.decided is not None or self._votes(lead.accepts) < self._needed(lead):
+        if lead.decision is None or state.decided is not None or votes(state, lead.accepts) < needed(state, lead):
             return
         state.decided = lead.decision
         news = Decided(state.slot.round, digest(lead.decision.value))
-        for peer in sorted({*self._participants(lead), *self._electorate()}):
+        for peer in sorted({*self._participants(lead), *electorate(state)}):
             if peer != state.me:
                 state.send(peer, news)
 
@@ -215,7 +212,7 @@ class Leader:
         lead.said_at = state.now
         match lead.stage:
             case "preparing":
-                for peer in self._electorate():
+                for peer in electorate(state):
                     if peer not in lead.promises:
                         state.send(peer, Prepare(slot.round, lead.ballot, state.history.basis))
             case "reducing" if lead.group is not None:
@@ -223,7 +220,7 @@ class Leader:
                     state.send(peer, lead.group)
             case "proposing" if lead.decision is not None:
                 knowing = () if lead.group is None or again else lead.group.roster.peers
-                for peer in self._electorate():
+                for peer in electorate(state):
                     if peer not in lead.accepts:
                         roster = None if peer in knowing else lead.decision.roster
                         state.send(peer, Propose(slot.round, lead.ballot, lead.decision.value, roster))
@@ -231,39 +228,19 @@ class Leader:
                 return
 
     def _sign_of_life(self, lead: Lead) -> Gathering:
+        state = self._state
         match lead.stage:
             case "reducing":
-                ready, needed = len(lead.reports), 0 if lead.group is None else len(lead.group.owners)
+                ready, most = len(lead.reports), 0 if lead.group is None else len(lead.group.owners)
             case "proposing":
-                ready, needed = self._votes(lead.accepts), self._needed(lead)
+                ready, most = votes(state, lead.accepts), needed(state, lead)
             case _:
                 found = lead.found
                 ready = 0 if found is None else len(found.members)
-                missing_votes = self._needed(lead) - (0 if found is None else found.voters)
-                needed = max(self._state.spec.quorum, ready + max(0, missing_votes))
-        return Gathering(self._state.slot.round, lead.ballot, ready, needed, lead.stage)
+                missing_votes = needed(state, lead) - (0 if found is None else found.voters)
+                most = max(state.spec.quorum, ready + max(0, missing_votes))
+        return Gathering(state.slot.round, lead.ballot, ready, most, SHOWN_STAGES.get(lead.stage, lead.stage))
 
     def _participants(self, lead: Lead) -> list[PeerId]:
         members = () if lead.group is None else lead.group.roster.peers
         return sorted({*self._state.slot.readies, *members})
-
-    def _electorate(self) -> list[PeerId]:
-        state = self._state
-        if state.founding:
-            return sorted(state.listed | {state.me})
-        return [v.peer for v in state.history.voters if v.peer not in state.history.excluded]
-
-    def _votes(self, peers: Collection[PeerId]) -> int:
-        """Acceptors answer only when they may vote, so before the first round all count."""
-        if self._state.founding:
-            return len(peers)
-        known = set(peers)
-        return sum(voter.peer in known for voter in self._state.living_voters())
-
-    def _needed(self, lead: Lead) -> int:
-        """Of the votes; before the first round the widest view of who there is counts."""
-        state = self._state
-        if not state.founding:
-            return majority(len(state.living_voters()))
-        views = [len(state.listed) + 1, *(promise.listed for promise in lead.promises.values())]
-        return majority(max(views))

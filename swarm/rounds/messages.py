@@ -11,16 +11,13 @@ import msgspec
 from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import PeerId
 
+from .audit_messages import Accusation, AskResidual, Residual, Verdict
 from .ballots import Ballot
 from .decisions import Basis, Bits, Count, Hash, Roster, Tokens, Value
 from .exchange import RunSpec
+from .message import Message, Path, Reason
 
 PROTOCOL = "/shoal/rounds/1"
-Path = Annotated[tuple[Hash, ...], msgspec.Meta(max_length=64)]
-
-
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """Base of the wire types."""
 
 
 class Enter(Message, frozen=True):
@@ -197,7 +194,7 @@ class Astray(Message, frozen=True):
 
 class Barred(Message, frozen=True):
     round: Count
-    reason: Annotated[str, msgspec.Meta(max_length=500)]
+    reason: Reason
 
 
 class Fetch(Message, frozen=True):
@@ -206,42 +203,6 @@ class Fetch(Message, frozen=True):
 
 class Data(Message, frozen=True):
     payload: bytes
-
-
-class AskResidual(Message, frozen=True):
-    round: Count
-    shard: Count
-    unit: Count
-
-
-class Residual(Message, frozen=True):
-    """A unit of the owner's residual as it was before the round; the paths lead to the roots before and after it."""
-
-    round: Count
-    shard: Count
-    unit: Count
-    values: bytes  # float32, little endian
-    before: Path
-    after: Path
-
-
-class Accusation(Message, frozen=True):
-    """Auditor to jurors. evidence: None when the owner shows nothing."""
-
-    round: Count
-    shard: Count
-    unit: Count
-    evidence: Residual | None
-
-
-class Verdict(Message, frozen=True):
-    """Juror to all. kind: lied (out of the run) or silent (owns no shard any more)"""
-
-    round: Count
-    shard: Count
-    culprit: PeerId
-    lied: bool
-    reason: Annotated[str, msgspec.Meta(max_length=500)]
 
 
 AnyMessage = (

@@ -6,10 +6,11 @@ time is left out, as long as a majority of the group came.
 
 from shoal.swarm.identifiers import PeerId
 
+from .audit_messages import AskResidual, Residual
 from .commitments import is_committed
 from .decisions import Decision, Done, Roster, bits
 from .events import UpdateRefused
-from .messages import Aggregate, AskResidual, Progress, Reduced, Residual, Upload, Want
+from .messages import Aggregate, Progress, Reduced, Upload, Want
 from .peer_state import PeerState
 from .reducing import ReduceJob, Reduction
 from .residuals import Residuals, unit_values

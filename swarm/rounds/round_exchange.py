@@ -131,6 +131,7 @@ class RoundExchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        self._links.closed = True
         self._tasks.cancel_scope.cancel()
         if isinstance(error, Exception):  # comes out as it is, not in a group
             return await self._stack.__aexit__(None, None, None)
@@ -162,6 +163,8 @@ class RoundExchange:
         raise waiter.result
 
     def _post(self, event: Event) -> None:
+        if self._links.closed:
+            return
         for effect in self._machine.handle(event, anyio.current_time()):
             match effect:
                 case Send(to, message):

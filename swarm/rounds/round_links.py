@@ -53,6 +53,7 @@ class RoundLinks:
         throttle: Throttle,
     ) -> None:
         self.addresses: dict[PeerId, tuple[str, ...]] = {}
+        self.closed = False  # transports keep their handlers for ever; ours then hears nobody any more
         self._transport = transport
         self._gate = gate
         self._spec = spec
@@ -144,6 +145,8 @@ class RoundLinks:
 
     async def _listen(self, stream: Stream) -> None:
         """The other end of somebody's stream."""
+        if self.closed:
+            return
         peer = stream.peer
         await receive_greeting(stream, self._gate)
         enter = await _first(stream)

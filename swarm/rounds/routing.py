@@ -4,13 +4,12 @@ from typing import TYPE_CHECKING, assert_never
 
 from shoal.swarm.identifiers import PeerId
 
+from .audit_messages import Accusation, AskResidual, Residual, Verdict
 from .messages import (
     Accept,
-    Accusation,
     Aggregate,
     AnyMessage,
     Ask,
-    AskResidual,
     Astray,
     Barred,
     Coming,
@@ -29,10 +28,8 @@ from .messages import (
     Promise,
     Propose,
     Ready,
-    Residual,
     Settled,
     Upload,
-    Verdict,
     Want,
 )
 from .run_identity import largest_payload_bytes
@@ -103,7 +100,7 @@ class Routes:
             case Accusation():
                 machine.auditor.on_accusation(sender, message)
             case Verdict():
-                machine.auditor.on_verdict(sender, message)
+                machine.auditor.verdicts.on_verdict(sender, message)
             case Enter() | Entered() | Mismatch():
                 return  # words of a stream's beginning, out of place here
             case (

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from shoal.swarm.rounds.events import RoundOptions
-from shoal.swarm.rounds.simulation import SPEC, RoundConditions, RoundScenario, RoundSimulation
+from shoal.swarm.rounds.simulation import RoundSimulation
 from shoal.swarm.rounds.simulation_report import RoundsReport
+from shoal.swarm.rounds.simulation_scenario import SPEC, RoundConditions, RoundScenario
 
 PATIENT = RoundOptions(beat_s=1.0)
 
@@ -50,14 +51,13 @@ def test_heavy_loss_and_repeats_cost_time_only() -> None:
 def test_lying_owners_are_named_and_nobody_else() -> None:
     """Every shard of every round is checked; liars are out as soon as they have owned one."""
     thorough = RoundOptions(beat_s=1.0, audit_share=1.0)
-    scenario = RoundScenario(peers=12, rounds=12, churn=0.0, liars=3, options=thorough)
+    spec = msgspec.structs.replace(SPEC, fragments=(9 * 4096,), shards=9)
+    scenario = RoundScenario(peers=9, rounds=8, churn=0.0, liars=3, spec=spec, options=thorough)
     report = RoundSimulation(scenario).run()
-    check(report, 12)
-    assert report.named
-    assert report.named <= report.liars
-    assert report.refused == report.named
+    check(report, 8)
+    assert report.named == report.refused == report.liars
     lying = {round_ for round_, owners in report.owners.items() if owners & report.liars}
-    assert max(lying) < 11, "nobody who lies owns anything in the end"
+    assert max(lying) < 4, "nobody who lies owns anything for long"
 
 
 def test_the_default_share_of_audits_finds_a_liar_within_a_few_rounds() -> None:
@@ -76,7 +76,7 @@ def test_no_honest_owner_is_ever_named_under_churn() -> None:
         report = RoundSimulation(scenario).run()
         check(report, 5)
         assert report.named == set()
-        assert report.audits > 5
+        assert report.audits >= 3
 
 
 def test_a_run_is_a_function_of_its_seed() -> None:

@@ -13,6 +13,7 @@ from shoal.node.training.events_board import Board
 from shoal.node.training.worker_parts import Prepared
 from shoal.node.training.worker_start import prepared
 from shoal.node.training.worker_steps import MOST_BROKEN, InnerSteps, LossNotFinite
+from shoal.swarm.errors import OutOfMemory
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,33 @@ def test_a_broken_step_moves_nothing_and_several_end_the_training(ready: Prepare
     np.testing.assert_array_equal(ready.parameters.read(), poisoned)
     ready.parameters.write(0, before)
     assert steps.run(batch, 0, moves=False).tokens == 32
+
+
+def test_a_full_device_gets_smaller_parts_until_one_sequence_is_too_much(ready: Prepared) -> None:
+    batch = ready.data.windows.batch(range(4))
+    steps = steps_with(ready, micro=4)
+    whole, tried = steps.model, []
+
+    class Small:
+        """A device with room for so many sequences."""
+
+        room = 1
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(whole, name)
+
+        def __call__(self, input_ids: torch.Tensor, **more: object) -> object:
+            tried.append(len(input_ids))
+            if len(input_ids) > self.room:
+                raise torch.OutOfMemoryError("full")
+            return whole(input_ids=input_ids, **more)
+
+    steps.model = Small()
+    assert steps.run(batch, 0, moves=False).tokens == batch.tokens
+    assert tried == [4, 2, 1, 1, 1, 1]
+    Small.room = 0
+    with pytest.raises(OutOfMemory, match="one sequence at a time needs more than the memory of the device"):
+        steps.run(batch, 0, moves=False)
 
 
 def test_perplexity_is_of_the_parameters_given_and_the_own_ones_come_back(ready: Prepared) -> None:

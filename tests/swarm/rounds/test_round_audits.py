@@ -12,9 +12,9 @@ from swarm.rounds.round_peers import run_spec
 from shoal.compression.error_feedback import ErrorFeedback
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.audit import AuditJob, affordable_share, draws
+from shoal.swarm.rounds.audit_messages import Residual
 from shoal.swarm.rounds.decisions import Decision, Done, Member, Roster, ShardResult, bits
 from shoal.swarm.rounds.exchange import RunSpec, seed_of
-from shoal.swarm.rounds.messages import Residual
 from shoal.swarm.rounds.reducing import CheckJob, ReduceJob, Reduction, aggregate_hash
 from shoal.swarm.rounds.residuals import Residuals, Step, residual_root, unit_values
 

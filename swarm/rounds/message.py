@@ -1,0 +1,14 @@
+"""What all messages of the outer round have in common."""
+
+from typing import Annotated
+
+import msgspec
+
+from .decisions import Hash
+
+Path = Annotated[tuple[Hash, ...], msgspec.Meta(max_length=64)]  # of a hash tree
+Reason = Annotated[str, msgspec.Meta(max_length=500)]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+    """Base of the wire types."""
