@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,12 @@ def trainers(config: Path, homes: Mapping[str, Path]) -> Iterator[dict[str, subp
             process.communicate()
 
 
-def rounds_of(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    """What it says of its rounds, until it ends."""
+def rounds_of(processes: Iterable[subprocess.Popen[str]]) -> Iterator[list[dict[str, Any]]]:
+    """What all of them say of each round, until one ends; an `error` ends it too."""
+    return zip(*(_rounds(process) for process in processes), strict=False)  # type: ignore[return-value]
+
+
+def _rounds(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
     assert process.stdout is not None
     for line in process.stdout:
         event = json.loads(line)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.node import model_source
+from shoal.node.folder_manifest import weight_files
 from shoal.node.manifest_builder import parse_config
 from shoal.node.model_source import EMBEDDED, embedded_folder
 from shoal.node.transformers_imports import causal_model_class
@@ -12,6 +13,7 @@ from shoal.swarm.errors import UsageError
 
 from .data.text_encoder import TokenizerEncoder
 
+SMALL_BYTES = 512 << 20  # of weights on disk
 TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -83,12 +85,38 @@ def load_module(model: ModelFiles, seed: int) -> Any:  # noqa: ANN401  a transfo
 
     architecture = str((model.config.get("architectures") or [""])[0])
     model_class = causal_model_class(architecture, str(model.config.get("model_type", "")))
-    if model.folder is not None:
-        try:
-            return model_class.from_pretrained(model.folder, dtype=torch.float32, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise UsageError(f"{model.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     config = model_class.config_class.from_dict(model.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model_class(config).to(torch.float32)
+        small = model.folder is None or _weight_bytes(model.folder) <= SMALL_BYTES
+        module = model_class(config).to(torch.float32) if small else None
+    if model.folder is None or (module is not None and _filled(module, model.folder)):
+        return module
+    try:
+        return model_class.from_pretrained(model.folder, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UsageError(f"{model.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum((folder / name).stat().st_size for name in weight_files(folder))
+
+
+def _filled(module: Any, folder: Path) -> bool:  # noqa: ANN401
+    """Whether the weights fit by their names; those of other layouts, transformers itself has to read.
+
+    `from_pretrained` imports torch's compiler (4 s of processor time), which a small model can do without.
+    """
+    from safetensors.torch import load_file
+
+    state: dict[str, Any] = {}
+    for name in weight_files(folder):
+        state |= load_file(folder / name)
+    tied = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    tied -= {name for name, _ in module.named_parameters()}
+    known = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    if any(known.get(name) != shape for name, shape in shapes.items()) or known.keys() - shapes.keys() - tied:
+        return False
+    module.load_state_dict(state, strict=False)
+    return True
