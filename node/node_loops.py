@@ -35,6 +35,7 @@ class NodeLoops:
         self._directory = node.directory
         self._report = report
         self._saved: Membership | None = None
+        self._renewing = anyio.Lock()
         self._revocations = 0  # of the list that was acted on; what the start has learned is acted on at the first look
 
     async def run(self) -> None:
@@ -78,11 +79,12 @@ class NodeLoops:
     async def renew(self, now: float) -> None:
         """Ask the owner for a fresh certificate when ours runs out soon. raises: Unavailable, Refused"""
         gate = self._node.setup.gate
-        if not gate.certificate or read_certificate(gate.certificate).expires_at - now > RENEW_BEFORE_S:
-            return
-        answer = await joining.renew(self._node.transport, self._node.setup.swarm, gate.certificate, now)
-        gate.certificate = answer.certificate
-        log.info("certificate_renewed")
+        async with self._renewing:
+            if not gate.certificate or read_certificate(gate.certificate).expires_at - now > RENEW_BEFORE_S:
+                return
+            answer = await joining.renew(self._node.transport, self._node.setup.swarm, gate.certificate, now)
+            gate.certificate = answer.certificate
+            log.info("certificate_renewed")
 
     async def _look_often(self) -> None:
         while True:

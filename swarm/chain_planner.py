@@ -1,5 +1,6 @@
 """The planner of a driver: looks the swarm up, measures what it does not know yet, and has `routing` choose."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from . import blobs, routing
@@ -37,6 +38,7 @@ class DirectoryPlanner:
         self._pinger = pinger
         self._clock = clock
         self._blamed: dict[PeerId, float] = {}
+        self._planned: dict[PeerId, float] = {}  # the start of the process that the last plan with this peer meant
         self._manifests: dict[ModelId, Manifest] = {}
         self._texts: dict[ModelId, dict[str, bytes]] = {}
 
@@ -68,7 +70,7 @@ class DirectoryPlanner:
             span=wanted.span,
             me=self._pinger.me,
             me_rtt_ms=self._pinger.book.rtt_ms(),
-            exclude=wanted.exclude,
+            exclude=wanted.exclude - self._restarted(records),
             trust=request.trust,
             max_hops=wanted.hops_left,
             need_tokens=need_tokens,
@@ -77,6 +79,7 @@ class DirectoryPlanner:
             last_to=wanted.after,
         )
         by_peer = {record.peer: record for record in records}
+        self._planned |= {hop.peer: by_peer[hop.peer].started_at for hop in chain.hops}
         hops = tuple(
             PlannedHop(hop.peer, by_peer[hop.peer].name, hop.span, by_peer[hop.peer].addresses) for hop in chain.hops
         )
@@ -84,6 +87,10 @@ class DirectoryPlanner:
 
     def blame(self, peer: PeerId) -> None:
         self._blamed[peer] = self._clock()
+
+    def _restarted(self, records: list[NodeRecord]) -> set[PeerId]:
+        """Peers that run anew, maybe at another address: what failed before is no word on them."""
+        return {record.peer for record in records if record.started_at > self._planned.get(record.peer, math.inf)}
 
     def _penalties(self) -> dict[PeerId, float]:
         now = self._clock()
