@@ -25,6 +25,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from figures import drawn_to
 from random_llama import SIZES
 from transformers import (
     AutoModelForCausalLM,
@@ -277,20 +278,12 @@ def bias(model: Model, profile: KvProfile, documents: list[Continuation]) -> dic
 
 
 def plot(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    for name, points in curves.items():
-        ordered = sorted(points)
-        axes.plot([p[0] for p in ordered], [p[1] for p in ordered], marker="o", markersize=3, label=name)
-    axes.set_yscale("log")
-    axes.set_xlabel("bits a value, headers included")
-    axes.set_ylabel("KL to the exact cache, nats a token")
-    axes.axhline(EQUAL_KL, color="grey", linewidth=0.5)
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with drawn_to(path, "bits a value, headers included", "KL to the exact cache, nats a token") as axes:
+        for name, points in curves.items():
+            ordered = sorted(points)
+            axes.plot([p[0] for p in ordered], [p[1] for p in ordered], marker="o", markersize=3, label=name)
+        axes.set_yscale("log")
+        axes.axhline(EQUAL_KL, color="grey", linewidth=0.5)
 
 
 if __name__ == "__main__":

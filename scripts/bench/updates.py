@@ -26,6 +26,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import numpy.typing as npt
 import torch
+from figures import drawn_to
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.compression.error_feedback import ErrorFeedback, send
@@ -174,24 +175,17 @@ def best(call: Callable[[], object], repeats: int) -> float:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4))
     rows = report["densities"]
     errors = [row["relative_error"] for row in rows]
-    axes.plot([r["bits_per_parameter"] for r in rows], errors, marker="o", markersize=3, label="sign and scale, top-k")
-    axes.plot([r["bound"] for r in rows], errors, linestyle="--", label="log2 C(n, k) and one bit a sign")
-    for row in report["presets"]:
-        if row["relative_error"] > 0:
-            axes.plot(row["bits_per_parameter"], row["relative_error"], "x", color="black")
-            axes.annotate(row["preset"], (row["bits_per_parameter"], row["relative_error"]), fontsize=7)
-    axes.set_xscale("log")
-    axes.set_xlabel("bits a parameter, headers included")
-    axes.set_ylabel("relative error of one update, without feedback")
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    across = [row["bits_per_parameter"] for row in rows]
+    with drawn_to(path, "bits a parameter, headers included", "relative error of one update, without feedback") as axes:
+        axes.plot(across, errors, marker="o", markersize=3, label="sign and scale, top-k")
+        axes.plot([r["bound"] for r in rows], errors, linestyle="--", label="log2 C(n, k) and one bit a sign")
+        for row in report["presets"]:
+            if row["relative_error"] > 0:
+                axes.plot(row["bits_per_parameter"], row["relative_error"], "x", color="black")
+                axes.annotate(row["preset"], (row["bits_per_parameter"], row["relative_error"]), fontsize=7)
+        axes.set_xscale("log")
 
 
 if __name__ == "__main__":
