@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from shoal.compression.kv_fitting import KvSample, Sensitivity, fit_profile, unrotated
 from shoal.compression.kv_profile import LEVELS, KvProfile
@@ -145,15 +146,28 @@ def calibrate_files(
 ) -> KvProfile:
     """Calibrate the model of a folder on stretches spread evenly over text files; every fifth sets the levels.
 
-    raises: ValueError when the texts are too short for so many stretches
+    raises: ValueError when the texts are not UTF-8 or too short for so many stretches; OSError when the folder holds
+        no model
     """
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no model with its tokenizer: {name} is missing")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it warns of texts that are longer than the context, and these are cut
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.eval()
-    ids = torch.tensor([token for path in texts for token in tokenizer(path.read_text("utf-8", "replace")).input_ids])
+    ids = torch.tensor([token for path in texts for token in tokenizer(_text(path)).input_ids])
     if len(ids) < documents * tokens:
         raise ValueError(f"{len(ids)} tokens of text, {documents * tokens} are wanted: add text or ask for less")
+    model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval()
     stride = (len(ids) - tokens) // max(documents - 1, 1)
     stretches = [ids[index * stride : index * stride + tokens] for index in range(documents)]
     fit = [stretch for index, stretch in enumerate(stretches) if index % 5 != 4]
     return calibrate(model, fit, stretches[4::5], joint=joint, together=together, backward=backward)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 (byte {error.start})") from error

@@ -1,5 +1,6 @@
 """`shoal kv`: what a model's KV caches are compressed by."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -36,14 +37,17 @@ def calibrate(
 ) -> None:
     """Run a model over text and write the profile that compresses its KV caches; it goes where the model goes."""
     from shoal.node.kv_calibration import calibrate_files
+    from shoal.swarm import private_file
     from shoal.swarm.errors import UsageError
 
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UsageError(f"cannot write {out}: there is no folder {out.parent} that may be written to")
     output = Output(json)
     output.note("this takes minutes for a small model")
     try:
         profile = calibrate_files(model, texts, documents, tokens, joint=joint, together=together, backward=backward)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    out.write_bytes(profile.packed)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error).partition("\n")[0]) from error
+    private_file.write(out, profile.packed)
     output.event("kv_profile", path=str(out), digest=profile.digest.hex(), payload_bytes=len(profile.packed))
     output.line(f"{out}  {len(profile.packed)} bytes  {profile.digest.hex()}")

@@ -63,3 +63,20 @@ def test_too_little_text_is_told_in_one_line(shoal: Here, model: Path, tmp_path:
     assert ran.code == 2
     assert "tokens of text" in ran.complaint
     assert not out.exists()
+
+
+def test_what_cannot_be_calibrated_is_told_before_the_work(shoal: Here, model: Path, tmp_path: Path) -> None:
+    text, binary, bare = tmp_path / "text.txt", tmp_path / "binary.txt", tmp_path / "bare"
+    text.write_text("Some words. " * 400)
+    binary.write_bytes(bytes(range(128, 256)))
+    bare.mkdir()
+    refused = {
+        "not text in UTF-8": (model, binary, tmp_path / "out"),
+        "no folder": (model, text, tmp_path / "nowhere" / "out"),
+        "bare": (bare, text, tmp_path / "out"),
+    }
+    for words, (folder, source, out) in refused.items():
+        ran = shoal("kv", "calibrate", str(folder), str(source), "--out", str(out), "--documents", "4")
+        assert ran.code == 2
+        assert words in ran.complaint
+        assert not out.exists()
