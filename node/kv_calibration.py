@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 from shoal.compression.kv_fitting import KvSample, Sensitivity, fit_profile, unrotated
 from shoal.compression.kv_profile import LEVELS, KvProfile
@@ -152,6 +153,7 @@ def calibrate_files(
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no model with its tokenizer: {name} is missing")
+    logging: Any = transformers.utils.logging  # without types
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it warns of texts that are longer than the context, and these are cut
     tokenizer = AutoTokenizer.from_pretrained(folder)
