@@ -26,6 +26,7 @@ class FactTeller:
     def __init__(self, report: Callable[[events.TrainingEvent], None]) -> None:
         self._report = report
         self._waiting = ""
+        self._logged = ""
 
     def lacks_peers(self) -> bool:
         return bool(self._waiting)
@@ -47,6 +48,9 @@ class FactTeller:
                 assert_never(fact)
 
     def _status(self, status: Status) -> None:
+        if status.text != self._logged:
+            self._logged = status.text
+            log.info("round_status", round=status.round, stage=status.stage, text=status.text)
         lacks = status.stage == "gathering" and status.ready < status.needed
         text = f"{status.text}; Ctrl-C stops" if lacks else ""
         if text != self._waiting:

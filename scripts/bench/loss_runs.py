@@ -20,8 +20,8 @@ from shoal.node.training.strategies.strategy import Strategy
 from shoal.swarm.rounds.exchange import RunSpec
 from shoal.swarm.rounds.robust import reduce_contributions
 
-STEPS, WORKERS, BATCH, SEQUENCE = 1000, 4, 4, 64
-LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.1
+STEPS, WARM_STEPS, WORKERS, BATCH, SEQUENCE = 1000, 500, 4, 4, 64
+LEARNING_RATE, BETA2, WEIGHT_DECAY = 3e-3, 0.999, 0.1
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Run:
     strategy: StrategySettings
     against: str = ""
     learning_rate: float = LEARNING_RATE
+    beta2: float = BETA2
     steps: int = STEPS
     workers: int = WORKERS
     batch: int = BATCH
@@ -43,7 +44,12 @@ class Run:
 
     @property
     def inner(self) -> InnerSettings:
-        return InnerSettings(learning_rate=self.learning_rate, weight_decay=WEIGHT_DECAY, schedule=schedule(self.steps))
+        return InnerSettings(
+            learning_rate=self.learning_rate,
+            beta2=self.beta2,
+            weight_decay=WEIGHT_DECAY,
+            schedule=schedule(self.steps),
+        )
 
     @property
     def tokens(self) -> int:
@@ -97,11 +103,13 @@ class Liar:
 
 
 def schedule(steps: int) -> Schedule:
-    return Schedule("cosine", warmup=steps // 10, total=steps, final=0.1)
+    return Schedule("cosine", warmup=steps // 50, total=steps, final=0.05)
 
 
 def adamw(learning_rate: float = LEARNING_RATE) -> OuterSettings:
-    return OuterSettings("adamw", learning_rate=learning_rate, weight_decay=WEIGHT_DECAY, schedule=schedule(STEPS))
+    return OuterSettings(
+        "adamw", learning_rate=learning_rate, beta2=BETA2, weight_decay=WEIGHT_DECAY, schedule=schedule(STEPS)
+    )
 
 
 def _runs() -> list[Run]:
@@ -127,4 +135,16 @@ def _runs() -> list[Run]:
     return runs
 
 
+# Where every run of a seed starts, so that strategies are compared on a model that is past its first words.
+# source: Douillard et al., arXiv:2311.08105, who start all of theirs from a model that was trained synchronously
+WARM = Run(
+    "warm",
+    strategy_settings(
+        "sync",
+        outer=OuterSettings(
+            "adamw", LEARNING_RATE, beta2=BETA2, weight_decay=WEIGHT_DECAY, schedule=Schedule(warmup=WARM_STEPS // 10)
+        ),
+    ),
+    steps=WARM_STEPS,
+)
 RUNS = {run.name: run for run in _runs()}

@@ -23,8 +23,9 @@ import anyio
 import numpy as np
 import torch
 from loss_model import ROOT, Novels, held_out_loss, loss_of, small_llama
-from loss_runs import RUNS, Liar, Run
+from loss_runs import RUNS, WARM, Liar, Run
 
+from shoal.compression.update_codec import Values
 from shoal.node.training.local_exchange import LocalGroup
 from shoal.node.training.optimizers.inner import InnerOptimizer
 from shoal.node.training.parameters import ModelParameters
@@ -40,13 +41,15 @@ POINTS = 20  # of a curve
 class Worker:
     """One peer: its model, its inner optimiser and its strategy."""
 
-    def __init__(self, run: Run, seed: int, index: int, spec: RunSpec, model: torch.nn.Module) -> None:
+    def __init__(self, run: Run, seed: int, index: int, spec: RunSpec, start: Values | None) -> None:
         self.run, self.seed, self.index = run, seed, index
-        self.model = model
-        self.parameters = ModelParameters(model)
+        self.model = small_llama(seed)
+        self.parameters = ModelParameters(self.model)
+        if start is not None:
+            self.parameters.write(0, start)
         layout = self.parameters.layout
         self.strategy = Strategy(run.strategy, spec, self.parameters.read(), layout.undecayed())
-        self.optimizer = InnerOptimizer(run.inner, model.named_parameters())
+        self.optimizer = InnerOptimizer(run.inner, self.model.named_parameters())
         liar = index >= run.workers - run.liars
         self.live: LiveParameters = Liar(self.parameters, self.strategy, run.lie) if liar else self.parameters
         self.states: list[bytes] = []
@@ -61,14 +64,17 @@ class Worker:
         await loop.after_step(tokens[:, 1:].numel())
 
 
-async def trained(run: Run, seed: int, novels: Novels) -> dict[str, Any]:
-    """returns: the curve (step, bytes sent by a peer, held-out loss) and the last loss. raises: AssertionError when
-    replicas differ"""
+async def trained(run: Run, seed: int, novels: Novels, start: Values | None) -> tuple[dict[str, Any], Values]:
+    """start: parameters to begin with, else drawn by the seed
+
+    returns: the curve (step, bytes sent by a peer, held-out loss) and the last loss; the last parameters
+    raises: AssertionError when replicas differ
+    """
     layout = ModelParameters(small_llama(seed)).layout
     spec = run.spec(layout.fragments(run.strategy.fragments))
     names = [PeerId(f"worker-{index:02d}") for index in range(run.workers)]
     group = LocalGroup(spec, names, combine=run.combine(), kept=2)
-    workers = [Worker(run, seed, index, spec, small_llama(seed)) for index in range(run.workers)]
+    workers = [Worker(run, seed, index, spec, start) for index in range(run.workers)]
     judge = small_llama(seed)
     judged = ModelParameters(judge)
     curve: list[tuple[int, int, float]] = []
@@ -94,7 +100,7 @@ async def trained(run: Run, seed: int, novels: Novels) -> dict[str, Any]:
                 measure(step, CURVE)
                 print(f"  {run.name} seed {seed} step {step}: {curve[-1][2]:.4f}", flush=True)
         tasks.cancel_scope.cancel()
-    return {
+    result = {
         "loss": measure(run.steps, FINAL),
         "rounds": group.rounds,
         "tokens": run.tokens,
@@ -102,6 +108,18 @@ async def trained(run: Run, seed: int, novels: Novels) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 1),
         "curve": curve,
     }
+    return result, workers[0].strategy.outer.values
+
+
+def warm_start(seed: int, novels: Novels, folder: Path) -> Values:
+    """Parameters after the synchronous start of this seed, which is done once and kept beside the results."""
+    path = folder / f"warm-{WARM.described()}-{seed}.npy"
+    if not path.exists():
+        result, values = anyio.run(trained, WARM, seed + 1000, novels, None)  # the same novels in another order
+        np.save(path, values)
+        print(f"warm start of seed {seed}: {result['loss']:.4f} after {result['seconds']} s", flush=True)
+    values = np.load(path)
+    return np.asarray(values, np.float32)
 
 
 def note(states: list[bytes], report: object) -> None:
@@ -182,7 +200,8 @@ def main() -> None:
             key = {"run": name, "seed": seed, "settings": run.described()}
             if any({k: r[k] for k in key} == key for r in results_in(chosen.results)):
                 continue
-            result = key | machine() | anyio.run(trained, run, seed, novels)
+            start = warm_start(seed, novels, chosen.results.parent)
+            result = key | machine() | anyio.run(trained, run, seed, novels, start)[0]
             with chosen.results.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             print(f"{name} seed {seed}: {result['loss']:.4f} after {result['seconds']} s", flush=True)
