@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
+# "numpy": no check for a divisor of zero, which would keep a loop from becoming vector code.
+OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -24,6 +26,6 @@ def compiled(loop: Callable[P, R]) -> Callable[P, R]:
     import numba
 
     try:
-        return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, boundscheck=False)(loop))
+        return cast("Callable[P, R]", numba.njit(cache=True, **OPTIONS)(loop))
     except RuntimeError:  # no folder to keep machine code in
-        return cast("Callable[P, R]", numba.njit(nogil=True, boundscheck=False)(loop))
+        return cast("Callable[P, R]", numba.njit(**OPTIONS)(loop))

@@ -43,7 +43,10 @@ def unpack_bits(reader: ByteReader, count: int) -> npt.NDArray[np.uint8]:
 
 
 def pack_uniform(values: npt.NDArray[np.integer], width: int) -> bytes:
-    """All fields of one width of 1 to 16 bits."""
+    """All fields of one width of 1 to 32 bits."""
+    if width > 16:
+        wide = values.astype(np.uint32)[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint32)
+        return np.packbits((wide & np.uint32(1)).astype(np.uint8)).tobytes()
     shifts = np.arange(width - 1, -1, -1, dtype=np.uint16)
     return np.packbits((values.astype(np.uint16)[:, None] >> shifts) & np.uint16(1)).tobytes()
 

@@ -14,7 +14,6 @@ from .errors import MalformedPayload
 
 SLOT_BITS = 12
 SLOTS = 1 << SLOT_BITS
-RECIPROCAL_SHIFT = 44
 MAXIMUM_ALPHABET = 256
 
 
@@ -45,10 +44,9 @@ class EntropyTable:
         return ends - self.frequencies_cs
 
     @cached_property
-    def reciprocals_cs(self) -> npt.NDArray[np.uint64]:
-        """ceil(2^44 / f): with x < f * 2^20 the product x * r fits 64 bits and (x * r) >> 44 is exactly x // f."""
-        frequencies = np.maximum(self.frequencies_cs, 1).astype(np.uint64)
-        return (np.uint64(1 << RECIPROCAL_SHIFT) + frequencies - np.uint64(1)) // frequencies
+    def ranges_cs(self) -> npt.NDArray[np.uint32]:
+        """Start in bits 0..12, frequency above."""
+        return self.starts_cs | (self.frequencies_cs << np.uint32(SLOT_BITS + 1))
 
     @cached_property
     def slots_cm(self) -> npt.NDArray[np.uint32]:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from .container import codec_of
 from .errors import MalformedPayload
-from .kv_block import KvBlock, KvShape, joined
+from .kv_block import KvBlock, KvShape, empty_block
 from .kv_lossless import decode_lossless, encode_lossless
 from .kv_profile import LEVELS, KvProfile
-from .kv_shoal import decode_batch, encode_block
+from .kv_shoal import decode_chunks, encode_block
 
 QUALITIES = ("lossless", *LEVELS)
 FINE_TOKENS = 32
@@ -53,23 +53,24 @@ def decode_kv(
     shapes = shape.chunks()
     if len(shapes) != len(payloads):
         raise MalformedPayload(f"{len(payloads)} payloads for {len(shapes)} chunks")
-    blocks: dict[int, KvBlock] = {}
+    target = empty_block(shape)
     coded = []
     for index, payload in enumerate(payloads):
         match codec_of(payload):
             case "kv-shoal":
                 coded.append(index)
             case _:
-                blocks[index] = decode_lossless(payload, shapes[index], accelerate)
+                first = shapes[index].first_position - shape.first_position
+                target.put(first, decode_lossless(payload, shapes[index], accelerate))
     if coded:
         if profile is None:
             raise MalformedPayload("a chunk that cannot be read without its profile")
-        decoded = decode_batch(
+        decode_chunks(
             [payloads[i] for i in coded],
             [shapes[i] for i in coded],
             profile,
+            target,
             allow_truncated=allow_truncated,
             accelerate=accelerate,
         )
-        blocks.update(zip(coded, decoded, strict=True))
-    return joined([blocks[index] for index in range(len(shapes))])
+    return target

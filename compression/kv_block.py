@@ -42,10 +42,6 @@ class KvShape:
     def raw_bytes(self) -> int:
         return 2 * self.specs[0].raw_bytes
 
-    @property
-    def positions(self) -> npt.NDArray[np.int64]:
-        return np.arange(self.first_position, self.first_position + self.tokens)
-
     def part(self, first: int, tokens: int) -> "KvShape":
         return KvShape(self.layers, tokens, self.heads, self.width, self.dtype, self.first_position + first)
 
@@ -75,9 +71,21 @@ class KvBlock:
         cut = slice(first, first + tokens)
         return KvBlock(self.shape.part(first, tokens), self.keys[:, cut], self.values[:, cut])
 
+    def put(self, first: int, block: "KvBlock") -> None:
+        """Overwrite the tokens from `first` on."""
+        cut = slice(first, first + block.shape.tokens)
+        self.keys[:, cut] = block.keys
+        self.values[:, cut] = block.values
+
     def chunks(self) -> list["KvBlock"]:
         starts = range(0, self.shape.tokens, CHUNK_TOKENS)
         return [self.part(start, min(CHUNK_TOKENS, self.shape.tokens - start)) for start in starts]
+
+
+def empty_block(shape: KvShape) -> KvBlock:
+    """To be written to, all of it."""
+    arrays = [np.empty(spec.shape, STORED_CODES[shape.dtype]) for spec in shape.specs]
+    return KvBlock(shape, arrays[0], arrays[1])
 
 
 def joined(blocks: Sequence[KvBlock]) -> KvBlock:
@@ -103,10 +111,15 @@ def from_floats(values: Floats, dtype: str) -> Stored:
     """The nearest stored value, ties to even; finite values stay finite."""
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        # Rounding up from the largest exponent would give an infinity.
-        largest = (rounded & np.uint32(0x7FFF)) >= np.uint32(0x7F80)
-        return np.where(largest, (rounded & np.uint32(0x8000)) | np.uint32(0x7F7F), rounded).astype("<u2")
+        # Nothing rounds up from the largest exponent to an infinity.
+        size = bits & np.uint32(0x7FFFFFFF)
+        np.minimum(size, np.uint32(0x7F7F7FFF), out=size)
+        carry = size >> np.uint32(16)
+        carry &= np.uint32(1)
+        carry += np.uint32(0x7FFF)
+        size += carry
+        size |= bits & np.uint32(0x80000000)
+        return (size >> np.uint32(16)).astype("<u2")
     if dtype == "float16":
         return np.clip(values, -65504, 65504).astype("<f2")
     return values.astype("<f4", copy=False)

@@ -6,20 +6,27 @@ if there is one (a bias on all keys that the profile does not know), stream, esc
 """
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from .byte_reader import ByteReader
 from .container import CHECKSUM_BYTES, sealed_bytes, unseal
 from .errors import MalformedPayload
-from .kv_block import KvShape, to_floats
+from .kv_block import Floats, KvShape, to_floats
+from .kv_escapes import Numbers, parse_escapes
 from .kv_profile import KvProfile
-from .kv_symbols import Numbers, StepPlan, parse_escapes
+from .kv_symbols import StepPlan
+from .rans import lanes_for
 
 HEAD = struct.Struct("<BbBI8sI")
 WHOLE, BASE, SHIFTED = 0, 1, 2
-LANES = 32
+SYMBOLS_PER_LANE = 4096
+
+
+def chunk_lanes(profile: KvProfile, tokens: int) -> int:
+    """Of the stream of a chunk."""
+    return lanes_for(profile.tensors * tokens * profile.part_channels, SYMBOLS_PER_LANE)
 
 
 def chunk_head(kind: int, plan: StepPlan, position: int, profile: KvProfile, stream_bytes: int) -> bytes:
@@ -61,6 +68,9 @@ class ParsedChunk:
         stream = reader.take(stream_bytes)
         return cls(kind, plan, shift, stream, reader, base[-CHECKSUM_BYTES:], payload[length:])
 
+    def decodes_like(self, other: "ParsedChunk") -> bool:
+        return (self.kind, self.plan, self.shift) == (other.kind, other.plan, other.shift)
+
     def escaped(self, count: int) -> Numbers:
         """The numbers that stand beside the stream; nothing may follow them. raises: MalformedPayload"""
         numbers = parse_escapes(self.escapes, count)
@@ -68,12 +78,12 @@ class ParsedChunk:
         return numbers
 
 
-def shifted(profile: KvProfile, shift: bytes) -> KvProfile:
-    """raises: MalformedPayload for a shift that is not finite"""
+def shifted_offsets(profile: KvProfile, shift: bytes) -> Floats:
+    """The profile's offsets of the keys plus the shift of a chunk. raises: MalformedPayload for one not finite"""
     if not shift:
-        return profile
+        return profile.offsets
     vector = to_floats(np.frombuffer(shift, "<u2"), "bfloat16").reshape(profile.offsets.shape)
     if not np.isfinite(vector).all():
         raise MalformedPayload("a shift that is not finite")
     with np.errstate(over="ignore"):
-        return replace(profile, offsets=profile.offsets + vector)
+        return profile.offsets + vector

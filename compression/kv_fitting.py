@@ -25,6 +25,7 @@ SPREAD_LIMIT = 100
 # The first tokens of a document draw attention to themselves and lie far out; they would bend every estimate.
 SINK_TOKENS = 4
 TABLE_SAMPLES = 200_000
+FIXED_RIDGE = 0.05
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -46,10 +47,28 @@ class KvSample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sensitivity:
-    """(L, C, C) symmetric, C = heads * width: of unrotated keys, and of values."""
+    """(L, C, C), C = heads * width: of unrotated keys, of values (both symmetric), and of keys against values.
+
+    cross: None is as good as zero, and all that keys and values with transforms of their own need
+    """
 
     keys: Doubles
     values: Doubles
+    cross: Doubles | None = None
+
+    def plus(self, other: "Sensitivity") -> "Sensitivity":
+        cross = None if self.cross is None or other.cross is None else self.cross + other.cross
+        return Sensitivity(self.keys + other.keys, self.values + other.values, cross)
+
+    def divided_by(self, count: float) -> "Sensitivity":
+        cross = None if self.cross is None else self.cross / count
+        return Sensitivity(self.keys / count, self.values / count, cross)
+
+    def of_layer(self, layer: int) -> Doubles:
+        """(2 C, 2 C), keys first."""
+        keys, values = self.keys[layer], self.values[layer]
+        cross = np.zeros_like(keys) if self.cross is None else self.cross[layer]
+        return np.block([[keys, cross], [cross.T, values]])
 
 
 def fit_profile(
@@ -58,8 +77,12 @@ def fit_profile(
     inverse_frequencies: Doubles,
     groups: int,
     steps: tuple[int, int, int],
+    *,
+    together: bool = False,
 ) -> KvProfile:
     """groups: 1 joins all heads of a layer, the number of heads keeps each to itself.
+
+    together: one transform for the keys and values of a group
 
     raises: ValueError for samples that are not finite
     """
@@ -68,51 +91,85 @@ def fit_profile(
     if not all(np.isfinite(sample.keys).all() and np.isfinite(sample.values).all() for sample in samples):
         raise ValueError("samples that are not finite")
     samples = [sample.without_sink for sample in samples]
-    offsets = np.mean([sample.keys.mean(axis=1, dtype=np.float64) for sample in samples], axis=0)
-    offsets = offsets.reshape(layers, channels).astype(np.float32)
+    offsets = fixed_keys(samples, inverse_frequencies).reshape(layers, channels)
     still = [unrotated(sample, inverse_frequencies, offsets.reshape(layers, 1, heads, width)) for sample in samples]
-    rows = np.stack(
+    rows = np.concatenate(
         [
             np.concatenate([keys.reshape(layers, -1, channels) for keys in still], axis=1),
             np.concatenate([sample.values.reshape(layers, -1, channels) for sample in samples], axis=1),
-        ]
+        ],
+        axis=2,
     )
-    means = rows.mean(axis=2, dtype=np.float64).astype(np.float32)
-    rows -= means[:, :, None]
-    side = channels // groups
-    forward = np.empty((2, layers, groups, side, side), np.float16)
-    spreads = np.empty((2, layers, channels), np.int8)
+    means = rows.mean(axis=1, dtype=np.float64).astype(np.float32)
+    rows -= means[:, None]
+    columns = _group_columns(channels, groups, together=together)
+    parts, _, side = columns.shape
+    forward = np.empty((layers, parts, groups, side, side), np.float16)
+    spreads = np.empty((layers, parts, groups, side), np.int8)
     counts = np.zeros((CLASSES, ALPHABET), np.int64)
-    for kind, weights in enumerate((sensitivity.keys, sensitivity.values)):
-        for layer in range(layers):
-            for group in range(groups):
-                part = slice(group * side, (group + 1) * side)
-                x = rows[kind, layer, :, part]
-                matrix = _transform(x.astype(np.float64), weights[layer, part, part]).astype(np.float16)
-                z = x @ matrix.astype(np.float32)
-                spread = np.log2(np.maximum(z.std(axis=0, dtype=np.float64), 1e-12)) * 4
-                forward[kind, layer, group] = matrix
-                spreads[kind, layer, part] = np.clip(np.rint(spread), -SPREAD_LIMIT, SPREAD_LIMIT)
-                stride = max(1, z.size * 2 * layers * groups // (TABLE_SAMPLES * 8))
-                counts += _counts(z[::stride], spreads[kind, layer, part])
+    for layer in range(layers):
+        weights = sensitivity.of_layer(layer)
+        for part, group in np.ndindex(parts, groups):
+            chosen = columns[part, group]
+            x = rows[layer][:, chosen]
+            matrix = _transform(x.astype(np.float64), weights[np.ix_(chosen, chosen)]).astype(np.float16)
+            z = x @ matrix.astype(np.float32)
+            spread = np.log2(np.maximum(z.std(axis=0, dtype=np.float64), 1e-12)) * 4
+            forward[layer, part, group] = matrix
+            spreads[layer, part, group] = np.clip(np.rint(spread), -SPREAD_LIMIT, SPREAD_LIMIT)
+            stride = max(1, z.size * parts * layers * groups // (TABLE_SAMPLES * 8))
+            counts += _counts(z[::stride], spreads[layer, part, group])
     return KvProfile(
         layers,
         heads,
         width,
         groups,
+        together,
         inverse_frequencies.astype(np.float64),
         offsets,
-        means,
+        means.reshape(layers, 2, channels),
         forward,
-        spreads,
+        spreads.reshape(layers, parts, -1),
         table_from_counts(_usable(counts)),
         steps,
     )
 
 
+def fixed_keys(samples: Sequence[KvSample], inverse_frequencies: Doubles) -> Floats:
+    """(L, H, D): what all keys have in common as attention reads them, whatever their position.
+
+    Least squares of key = fixed + turned(mean): a mean that turns with the position (any bias before the rotary
+    embedding) is no fixed vector, and taking it for one would fail at positions that the samples do not reach. Where
+    the positions do not tell them apart, the ridge leaves it to the mean.
+    """
+    layers, _, heads, width = samples[0].keys.shape
+    half = len(inverse_frequencies)
+    fixed = np.zeros((layers, heads, width))
+    tokens, turned_sum = 0, np.zeros(half, np.complex128)
+    plain, still = (np.zeros((layers, heads, half), np.complex128) for _ in range(2))
+    for sample in samples:
+        cosines, sines = rotation(inverse_frequencies, sample.first_position, sample.keys.shape[1])
+        turns = cosines + 1j * sines.astype(np.complex128)
+        pairs = sample.keys[..., :half] + 1j * sample.keys[..., half : 2 * half]
+        tokens += len(turns)
+        turned_sum += turns.sum(axis=0)
+        plain += pairs.sum(axis=1)
+        still += np.einsum("lthr,tr->lhr", pairs, turns.conj())
+    # [n (1 + ridge), s; s*, n] [fixed, mean] = [plain, still]
+    share = turned_sum / tokens
+    solved = (plain - share * still) / (tokens * (1 + FIXED_RIDGE - np.abs(share) ** 2))
+    fixed[..., :half], fixed[..., half : 2 * half] = solved.real, solved.imag
+    return fixed.astype(np.float32)
+
+
+def _group_columns(channels: int, groups: int, *, together: bool) -> npt.NDArray[np.int64]:
+    """(P, G, W): the columns of [keys, values] that each group's transform takes, in order."""
+    kinds = np.arange(2 * channels).reshape(2, groups, channels // groups)
+    return np.concatenate([kinds[:1], kinds[1:]], axis=2) if together else kinds
+
+
 def unrotated(sample: KvSample, inverse_frequencies: Doubles, offsets: Floats | float = 0.0) -> Floats:
-    positions = np.arange(sample.first_position, sample.first_position + sample.keys.shape[1])
-    cosines, sines = rotation(inverse_frequencies, positions)
+    cosines, sines = rotation(inverse_frequencies, sample.first_position, sample.keys.shape[1])
     return rotate((sample.keys - offsets).astype(np.float32), cosines, -sines)
 
 

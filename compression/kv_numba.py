@@ -1,6 +1,7 @@
-"""The loops of `kv_transform` and `kv_shoal` over bfloat16 blocks, compiled; same operations, same order as numpy.
+"""The loops of `kv_transform` and `kv_symbols`, compiled; the same operations in the same order as in numpy.
 
-Shape letters: L layers, T tokens, C channels, R/2 rotated pairs of a head (none for values).
+Shape letters: T tokens, C channels of one kind, R/2 rotated pairs of a head (none for values), B chunks.
+Keys or values stand in a row in groups: `run` channels of each kind, `span` from group to group, `skipped` before them.
 """
 
 import numpy as np
@@ -9,115 +10,148 @@ import numpy.typing as npt
 from .acceleration import compiled
 
 Floats = npt.NDArray[np.float32]
+U = np.uint64  # an index type that the compiler need not check for being negative; without, no vector code
 u32 = np.uint32
 
 
 @compiled
 def centre(
-    stored_ltc: npt.NDArray[np.uint16],
-    offsets_lc: Floats,
+    stored_tc: npt.NDArray[np.uint16],
+    offsets_c: Floats,
     cosines: Floats,
     sines: Floats,
-    means_lc: Floats,
-    width: int,
-    out_ltc: Floats,
+    means_c: Floats,
+    head: int,
+    run: int,
+    span: int,
+    skipped: int,
+    rows: Floats,
 ) -> None:
     """bfloat16 bits, minus the offset, turned back by the position, minus the mean."""
-    half = cosines.shape[1]
-    channels = stored_ltc.shape[2]
-    row = np.empty(channels, np.uint32)
-    values = row.view(np.float32)
-    for layer in range(stored_ltc.shape[0]):
-        for token in range(stored_ltc.shape[1]):
+    half = U(cosines.shape[1])
+    channels = U(stored_tc.shape[1])
+    bits = np.empty(stored_tc.shape[1], np.uint32)
+    values = bits.view(np.float32)
+    for token in range(stored_tc.shape[0]):
+        for channel in range(channels):
+            bits[U(channel)] = u32(stored_tc[token, U(channel)]) << u32(16)
+        if half > U(0):
             for channel in range(channels):
-                row[channel] = u32(stored_ltc[layer, token, channel]) << u32(16)
-            for channel in range(channels):
-                values[channel] -= offsets_lc[layer, channel]
-            for first in range(0, channels, width):
-                for pair in range(half):
+                values[U(channel)] -= offsets_c[U(channel)]
+            first = U(0)
+            while first < channels:
+                for index in range(half):
+                    pair = U(index)
                     left = values[first + pair]
                     right = values[first + half + pair]
                     cosine = cosines[token, pair]
                     sine = -sines[token, pair]
                     values[first + pair] = left * cosine - right * sine
                     values[first + half + pair] = right * cosine + left * sine
-            for channel in range(channels):
-                out_ltc[layer, token, channel] = values[channel] - means_lc[layer, channel]
+                first += U(head)
+        source = U(0)
+        target = U(skipped)
+        while source < channels:
+            for index in range(U(run)):
+                at = source + U(index)
+                rows[token, target + U(index)] = values[at] - means_c[at]
+            source += U(run)
+            target += U(span)
 
 
 @compiled
 def restore(
-    centred_ltc: Floats,
-    means_lc: Floats,
+    rows: Floats,
+    offsets_c: Floats,
     cosines: Floats,
     sines: Floats,
-    offsets_lc: Floats,
-    width: int,
-    out_ltc: npt.NDArray[np.uint16],
+    means_c: Floats,
+    head: int,
+    run: int,
+    span: int,
+    skipped: int,
+    stored_tc: npt.NDArray[np.uint16],
 ) -> None:
     """Plus the mean, turned to the position, plus the offset, rounded to bfloat16 bits that stay finite."""
-    half = cosines.shape[1]
-    channels = centred_ltc.shape[2]
-    values = np.empty(channels, np.float32)
+    half = U(cosines.shape[1])
+    channels = U(stored_tc.shape[1])
+    values = np.empty(stored_tc.shape[1], np.float32)
     bits = values.view(np.uint32)
-    largest = np.float32(3.4028235e38)
-    for layer in range(centred_ltc.shape[0]):
-        for token in range(centred_ltc.shape[1]):
-            for channel in range(channels):
-                values[channel] = centred_ltc[layer, token, channel] + means_lc[layer, channel]
-            for first in range(0, channels, width):
-                for pair in range(half):
+    for token in range(rows.shape[0]):
+        target = U(0)
+        source = U(skipped)
+        while target < channels:
+            for index in range(U(run)):
+                at = target + U(index)
+                values[at] = rows[token, source + U(index)] + means_c[at]
+            target += U(run)
+            source += U(span)
+        if half > U(0):
+            first = U(0)
+            while first < channels:
+                for index in range(half):
+                    pair = U(index)
                     left = values[first + pair]
                     right = values[first + half + pair]
                     cosine = cosines[token, pair]
                     sine = sines[token, pair]
                     values[first + pair] = left * cosine - right * sine
                     values[first + half + pair] = right * cosine + left * sine
+                first += U(head)
             for channel in range(channels):
-                values[channel] = min(max(values[channel] + offsets_lc[layer, channel], -largest), largest)
-            for channel in range(channels):
-                word = bits[channel]
-                rounded = (word + u32(0x7FFF) + ((word >> u32(16)) & u32(1))) >> u32(16)
-                beyond = (rounded & u32(0x7FFF)) >= u32(0x7F80)
-                kept = (rounded & u32(0x8000)) | u32(0x7F7F)
-                out_ltc[layer, token, channel] = np.uint16(kept if beyond else rounded)
+                values[U(channel)] += offsets_c[U(channel)]
+        for channel in range(channels):
+            word = bits[U(channel)]
+            size = min(word & u32(0x7FFFFFFF), u32(0x7F7F7FFF))
+            rounded = (size + u32(0x7FFF) + ((size >> u32(16)) & u32(1))) >> u32(16)
+            stored_tc[token, U(channel)] = np.uint16(rounded | ((word >> u32(16)) & u32(0x8000)))
 
 
 @compiled
-def dequantise(symbols_bltc: npt.NDArray[np.uint8], steps_t: Floats, first_layer: int, out_ltc: Floats) -> None:
-    """The symbols of one kind as components; escapes come out wrong and are mended after."""
-    tokens = symbols_bltc.shape[2]
-    for layer in range(out_ltc.shape[0]):
-        for chunk in range(symbols_bltc.shape[0]):
-            for place in range(tokens):
-                step = steps_t[place]
-                for channel in range(out_ltc.shape[2]):
-                    number = np.int32(symbols_bltc[chunk, first_layer + layer, place, channel]) - np.int32(60)
-                    out_ltc[layer, chunk * tokens + place, channel] = np.float32(number) * step
+def dequantise(
+    numbers_btc: npt.NDArray[np.integer], zero: int, steps_t: Floats, group_width: int, components: Floats
+) -> int:
+    """Whole numbers, `zero` standing for 0, times their token's step; components: (B * T, C).
+
+    returns: how many of the first channels of each group hold all that is not zero
+    """
+    tokens = U(numbers_btc.shape[1])
+    middle = np.int32(zero)
+    used_c = np.zeros(components.shape[1], np.uint8)
+    for chunk in range(numbers_btc.shape[0]):
+        for place in range(tokens):
+            step = steps_t[U(place)]
+            row = U(chunk) * tokens + U(place)
+            for channel in range(components.shape[1]):
+                number = np.int32(numbers_btc[U(chunk), U(place), U(channel)]) - middle
+                components[row, U(channel)] = np.float32(number) * step
+                used_c[U(channel)] |= np.uint8(number != 0)
+    depth = 0
+    for channel in range(components.shape[1]):
+        if used_c[channel]:
+            depth = max(depth, channel % group_width + 1)
+    return depth
 
 
 @compiled
 def quantise(
-    components_ltc: Floats,
+    components: Floats,
     scales_t: Floats,
-    limits_ltc: Floats,
-    tokens: int,
-    first_layer: int,
-    out_bltc: npt.NDArray[np.uint8],
+    limits_tc: npt.NDArray[np.uint8],
+    symbols_btc: npt.NDArray[np.uint8],
+    escapes: npt.NDArray[np.uint32],
 ) -> None:
-    """Symbols of one kind, in the order of the chunks; 121 for what is beyond its limit.
-
-    limits: (L, tokens, C) for the tokens of one chunk, the same for each
-    """
-    for layer in range(components_ltc.shape[0]):
-        for token in range(components_ltc.shape[1]):
-            chunk = token // tokens
-            place = token - chunk * tokens
-            scale = scales_t[place]
-            row = components_ltc[layer, token]
-            limits = limits_ltc[layer, place]
-            symbols = out_bltc[chunk, first_layer + layer, place]
-            for channel in range(row.shape[0]):
-                scaled = np.rint(row[channel] * scale)
-                inside = np.abs(scaled) <= limits[channel]
-                symbols[channel] = np.uint8(scaled + np.float32(60) if inside else np.float32(121))
+    """Symbols of (B * T, C) components, 121 for what is beyond its limit; escapes: (B * T,) how many of a row are."""
+    tokens = U(symbols_btc.shape[1])
+    for chunk in range(symbols_btc.shape[0]):
+        for place in range(tokens):
+            scale = scales_t[U(place)]
+            row = U(chunk) * tokens + U(place)
+            count = u32(0)
+            for channel in range(components.shape[1]):
+                at = U(channel)
+                scaled = np.rint(components[row, at] * scale)
+                inside = np.abs(scaled) <= np.float32(limits_tc[U(place), at])
+                symbols_btc[U(chunk), U(place), at] = np.uint8(scaled + np.float32(60) if inside else np.float32(121))
+                count += u32(not inside)
+            escapes[row] = count

@@ -1,12 +1,13 @@
 """What calibration learnt about a model's KV cache; made once, content addressed, travels with the model.
 
-A key or value vector x of one group (a head, or all heads of a layer) becomes z = (x - mean) forward. The forward
-matrix holds the sensitivity of the model's output to each direction and the Karhunen-Loeve basis of what is left, so
-that equal errors in z cost equal quality and the components of z are uncorrelated: one step for all of them allots
-the bits. Component c is spread like 2^(spreads[c] / 4); together with the step (a quarter octave grid as well) that
-names the entropy table by integers alone.
+A vector x of one group (the keys or the values of a head, or of all heads of a layer, or keys and values side by side)
+becomes z = (x - mean) forward. The forward matrix holds the sensitivity of the model's output to each direction and the
+Karhunen-Loeve basis of what is left, so that equal errors in z cost equal quality and the components of z are
+uncorrelated: one step for all of them allots the bits. Component c is spread like 2^(spreads[c] / 4); together with the
+step (a quarter octave grid as well) that names the entropy table by integers alone.
 
-Shape letters: L layers, C = heads * width channels, G groups, W = C / G width of a group.
+Shape letters: L layers, C = heads * width channels of keys and as many of values, P parts (2: keys, values; 1: both
+together), G groups of heads, W = 2 C / (P G) width of a group, which holds its keys first.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ ZERO = LARGEST_SYMBOL
 ESCAPE = 2 * LARGEST_SYMBOL + 1
 ALPHABET = ESCAPE + 1
 LEVELS = ("near-lossless", "default", "small")
-HEAD = struct.Struct("<HHHHH3b")
+HEAD = struct.Struct("<HHHHHB3b")
 LARGEST_SIDE = 1 << 14
 
 Halves = npt.NDArray[np.float16]
@@ -39,10 +40,8 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class KvProfile:
-    """Index 0 of the leading axis is keys, 1 is values.
-
-    inverse_frequencies: (R/2,) radians a position; offsets_lc: (L, C) mean of the keys as rotated, taken off first;
-    means: (2, L, C) mean after that, keys unrotated; forward: (2, L, G, W, W); spreads: (2, L, C);
+    """inverse_frequencies: (R/2,) radians a position; offsets: (L, C) mean of the keys as rotated, taken off first;
+    means: (L, 2, C) of keys after that, unrotated, and of values; forward: (L, P, G, W, W); spreads: (L, P, G * W);
     table: CLASSES contexts of ALPHABET symbols; steps: quarter octaves of the step for each of LEVELS
     """
 
@@ -50,6 +49,7 @@ class KvProfile:
     heads: int
     width: int
     groups: int
+    together: bool
     inverse_frequencies: npt.NDArray[np.float64]
     offsets: Floats
     means: Floats
@@ -63,7 +63,24 @@ class KvProfile:
         return self.heads * self.width
 
     @property
+    def parts(self) -> int:
+        return 1 if self.together else 2
+
+    @property
+    def tensors(self) -> int:
+        return self.parts * self.layers
+
+    @property
+    def part_channels(self) -> int:
+        return 2 * self.channels // self.parts
+
+    @property
     def group_width(self) -> int:
+        return self.part_channels // self.groups
+
+    @property
+    def kind_width(self) -> int:
+        """How many of a group's channels are keys, or values."""
         return self.channels // self.groups
 
     @cached_property
@@ -93,7 +110,7 @@ class KvProfile:
     @cached_property
     def packed(self) -> bytes:
         half = len(self.inverse_frequencies)
-        head = HEAD.pack(self.layers, self.heads, self.width, self.groups, half, *self.steps)
+        head = HEAD.pack(self.layers, self.heads, self.width, self.groups, half, self.together, *self.steps)
         arrays = (
             self.inverse_frequencies.astype("<f8"),
             self.offsets.astype("<f4"),
@@ -118,7 +135,7 @@ class KvProfile:
         return (shape.layers, shape.heads, shape.width) == (self.layers, self.heads, self.width)
 
     def contexts(self, step_quarters_t: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
-        """The table of every symbol: (2, L, T, C) from each token's step."""
+        """The table of every symbol: (L, P, T, G * W) from each token's step."""
         classes = self.spreads.astype(np.int64)[:, :, None, :] - step_quarters_t[:, None]
         return np.asarray(np.clip(classes, LOWEST_CLASS, HIGHEST_CLASS) - LOWEST_CLASS, np.uint16)
 
@@ -126,19 +143,20 @@ class KvProfile:
 def parse_profile(data: bytes) -> KvProfile:
     """raises: MalformedPayload for bytes that `KvProfile.packed` did not write"""
     reader = ByteReader(unseal(data, "kv-profile", []))
-    layers, heads, width, groups, half, *steps = HEAD.unpack(reader.take(HEAD.size))
+    layers, heads, width, groups, half, together, *steps = HEAD.unpack(reader.take(HEAD.size))
     channels = heads * width
-    if not (layers and channels and groups and channels <= LARGEST_SIDE):
+    if not (layers and channels and groups and channels <= LARGEST_SIDE and together <= 1):
         raise MalformedPayload("a profile of a shape that cannot be")
     if heads % groups or 2 * half > width:
         raise MalformedPayload("a profile whose groups or rotation do not fit its heads")
-    side = channels // groups
+    parts = 2 - together
+    side = 2 * channels // (parts * groups)
     frequencies = reader.array("<f8", half).astype(np.float64)
     offsets = reader.array("<f4", layers * channels).astype(np.float32).reshape(layers, channels)
-    means = reader.array("<f4", 2 * layers * channels).astype(np.float32).reshape(2, layers, channels)
-    count = 2 * layers * groups * side * side
-    forward = reader.array("<f2", count).astype(np.float16).reshape(2, layers, groups, side, side)
-    spreads = reader.array("i1", 2 * layers * channels).astype(np.int8).reshape(2, layers, channels)
+    means = reader.array("<f4", 2 * layers * channels).astype(np.float32).reshape(layers, 2, channels)
+    count = parts * layers * groups * side * side
+    forward = reader.array("<f2", count).astype(np.float16).reshape(layers, parts, groups, side, side)
+    spreads = reader.array("i1", 2 * layers * channels).astype(np.int8).reshape(layers, parts, -1)
     rest = reader.take(reader.left)
     table, behind = parse_table(rest, 0, CLASSES, ALPHABET)
     finite = all(np.isfinite(array).all() for array in (frequencies, offsets, means, forward))
@@ -149,6 +167,7 @@ def parse_profile(data: bytes) -> KvProfile:
         heads,
         width,
         groups,
+        bool(together),
         frequencies,
         offsets,
         means,

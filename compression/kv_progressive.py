@@ -12,11 +12,10 @@ from .byte_reader import ByteReader
 from .container import CHECKSUM_BYTES, seal, sealed_bytes, unseal
 from .errors import MalformedPayload
 from .kv_chunk import ParsedChunk
-from .kv_profile import ESCAPE, KvProfile
-from .kv_symbols import as_numbers, split_thirds
-from .rans import decode_streams, encode_streams
+from .kv_profile import ESCAPE, ZERO, KvProfile
+from .rans import decode_streams, encode_streams, lanes_for
 
-REFINEMENT_LANES = 16
+PLACES_PER_LANE = 8192
 COARSE_ZERO = 20
 COARSE_ESCAPE = 2 * COARSE_ZERO + 1
 
@@ -24,7 +23,11 @@ COARSE_ESCAPE = 2 * COARSE_ZERO + 1
 def split_symbols(
     symbols: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint16]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
-    base, place = split_thirds(as_numbers(symbols))
+    """Symbols of the base, of the place in each three, and the places' contexts."""
+    numbers = symbols.astype(np.int16) - np.int16(ZERO)
+    # number = 3 * base + place with place in -1..1.
+    base = (numbers + np.int16(1)) // np.int16(3)
+    place = numbers - np.int16(3) * base
     coarse = np.where(symbols == ESCAPE, COARSE_ESCAPE, base + COARSE_ZERO).astype(np.uint8)
     return coarse, _mirrored(place, base), _place_contexts(base, contexts)
 
@@ -48,7 +51,8 @@ def refinement_stream(
     """The places of one chunk, but for those of escaped numbers."""
     told = coarse != COARSE_ESCAPE
     rows = places[told][None], contexts[told]
-    return encode_streams(*rows, profile.fine_table, REFINEMENT_LANES, accelerate)[0]
+    lanes = lanes_for(len(coarse), PLACES_PER_LANE)
+    return encode_streams(*rows, profile.fine_table, lanes, accelerate)[0]
 
 
 def with_refinement(base: bytes, stream: bytes) -> bytes:
@@ -77,9 +81,9 @@ def refined_numbers(
         raise MalformedPayload("the refinement of another base")
     narrow = base[told].astype(np.int16)
     stream = reader.take(reader.left)
-    (places,) = decode_streams(
-        [stream], _place_contexts(narrow, contexts[told]), profile.fine_table, REFINEMENT_LANES, accelerate
-    )
+    lanes = lanes_for(len(base), PLACES_PER_LANE)
+    place_contexts = _place_contexts(narrow, contexts[told])
+    (places,) = decode_streams([stream], place_contexts, profile.fine_table, lanes, accelerate)
     outward = places.astype(np.int64) - 1
     numbers = 3 * base
     numbers[told] += np.where(narrow < 0, -outward, outward)

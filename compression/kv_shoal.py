@@ -5,16 +5,18 @@ not shrink, travels as an exact block instead.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from .acceleration import wants_numba
 from .container import seal
-from .kv_block import KvBlock, KvShape, from_floats, to_floats
-from .kv_chunk import BASE, LANES, SHIFTED, WHOLE, ParsedChunk, chunk_head, shifted
+from .kv_block import CHUNK_TOKENS, KvBlock, KvShape, from_floats, to_floats
+from .kv_chunk import BASE, SHIFTED, WHOLE, ParsedChunk, chunk_head, chunk_lanes, shifted_offsets
+from .kv_escapes import Escapes, pack_escapes
 from .kv_lossless import encode_lossless
-from .kv_profile import ESCAPE, Floats, KvProfile
+from .kv_profile import ESCAPE, ZERO, Floats, KvProfile
 from .kv_progressive import (
     COARSE_ESCAPE,
     COARSE_ZERO,
@@ -23,15 +25,15 @@ from .kv_progressive import (
     split_symbols,
     with_refinement,
 )
-from .kv_symbols import Numbers, StepPlan, from_numbers, from_symbols, pack_escapes, to_symbols
-from .kv_transform import from_components, to_components
+from .kv_symbols import StepPlan, SymbolPlan, from_numbers, symbol_plan, to_symbols
 from .rans import decode_streams, encode_streams
+from .rotary import rotate, rotation
 
 # Where more than one number in so many escapes, the profile does not fit and other ways are tried.
 CROWDED = 64
-# Chunks worked on at once: few for compiled loops, whose arrays then stay in the processor's cache, many for numpy,
-# whose loops over lanes then are wide.
-CACHED_CHUNKS, WIDE_CHUNKS = 8, 64
+# Lanes worked on at once: few for compiled loops, whose arrays then stay in the processor's cache, many for numpy,
+# whose operations then are worth their overhead.
+CACHED_LANES, WIDE_LANES = 512, 4096
 
 
 def encode_block(
@@ -50,52 +52,58 @@ def encode_block(
     if not profile.fits(block.shape):
         raise ValueError("a profile made for another model")
     payloads: list[bytes] = []
-    for first, tokens, chunks, fine in _batches(block.shape, fine_tokens, _chunks_at_once(accelerate)):
+    for first, tokens, chunks, fine in _batches(block.shape, fine_tokens, _chunks_at_once(profile, accelerate)):
         part = block.part(first, tokens * chunks)
-        plan = StepPlan(step_quarters, tokens, fine)
+        plan = symbol_plan(profile, StepPlan(step_quarters, tokens, fine))
         payloads += _encode_batch(part, profile, plan, chunks, progressive=progressive, accelerate=accelerate)
     return payloads
 
 
-def decode_batch(
+def decode_chunks(
     payloads: Sequence[bytes],
     shapes: Sequence[KvShape],
     profile: KvProfile,
+    target: KvBlock,
     *,
     allow_truncated: bool = False,
     accelerate: bool | None = None,
-) -> list[KvBlock]:
-    """Chunks decoded side by side where their steps are the same.
+) -> None:
+    """Write each chunk to its positions in `target`; those in a row with the same steps are decoded side by side.
 
     allow_truncated: a progressive chunk cut anywhere behind its base gives the base's quality
     raises: MalformedPayload
     """
     parsed = [ParsedChunk.parse(payload, shape, profile) for payload, shape in zip(payloads, shapes, strict=True)]
-    at_once = _chunks_at_once(accelerate)
-    groups: dict[tuple[int, StepPlan, bytes], list[list[int]]] = {}
+    at_once = _chunks_at_once(profile, accelerate)
+    runs: list[list[int]] = []
     for index, chunk in enumerate(parsed):
-        key = (chunk.kind, chunk.plan, chunk.shift)
-        if len(groups.setdefault(key, [[]])[-1]) == at_once:
-            groups[key].append([])
-        groups[key][-1].append(index)
-    blocks: dict[int, KvBlock] = {}
-    for (kind, plan, shift), members in ((key, part) for key, parts in groups.items() for part in parts):
-        used = shifted(profile, shift)
-        chunks = [parsed[i] for i in members]
-        decode = _decode_progressive if kind & BASE else _decode_whole
-        components = decode(chunks, plan, used, allow_truncated, accelerate)
-        positions = np.concatenate([shapes[i].positions for i in members])
-        dtype = shapes[members[0]].dtype
-        keys, values = from_components(used, components, dtype, positions, accelerate)
-        for row, index in enumerate(members):
-            cut = slice(row * plan.tokens, (row + 1) * plan.tokens)
-            full = shapes[index].specs[0].shape
-            blocks[index] = KvBlock(shapes[index], keys[:, cut].reshape(full), values[:, cut].reshape(full))
-    return [blocks[index] for index in range(len(parsed))]
+        last = runs[-1] if runs else []
+        follows = bool(last) and shapes[last[-1]].first_position + chunk.plan.tokens == shapes[index].first_position
+        if follows and len(last) < at_once and chunk.decodes_like(parsed[last[-1]]):
+            last.append(index)
+        else:
+            runs.append([index])
+    for run in runs:
+        chunks = [parsed[i] for i in run]
+        plan = symbol_plan(profile, chunks[0].plan)
+        offsets = shifted_offsets(profile, chunks[0].shift)
+        window = replace(shapes[run[0]], tokens=len(run) * plan.steps.tokens)
+        cut = slice(window.first_position - target.shape.first_position, None)
+        into = (window, target.keys[:, cut], target.values[:, cut])
+        if chunks[0].kind & BASE:
+            numbers = _progressive_numbers(chunks, plan, profile, allow_truncated, accelerate)
+            from_numbers(numbers, 0, Escapes.of_chunks([], []), profile, offsets, plan, *into, accelerate)
+        else:
+            lanes = chunk_lanes(profile, plan.steps.tokens)
+            symbols = decode_streams([m.stream for m in chunks], plan.contexts, profile.table, lanes, accelerate)
+            places = [np.flatnonzero(row == ESCAPE) for row in symbols]
+            escaped = [chunk.escaped(len(row)) for chunk, row in zip(chunks, places, strict=True)]
+            from_numbers(symbols, ZERO, Escapes.of_chunks(places, escaped), profile, offsets, plan, *into, accelerate)
 
 
-def _chunks_at_once(accelerate: bool | None) -> int:
-    return CACHED_CHUNKS if wants_numba(accelerate) else WIDE_CHUNKS
+def _chunks_at_once(profile: KvProfile, accelerate: bool | None) -> int:
+    lanes = CACHED_LANES if wants_numba(accelerate) else WIDE_LANES
+    return max(1, lanes // chunk_lanes(profile, CHUNK_TOKENS))
 
 
 def _batches(shape: KvShape, fine_tokens: int, at_once: int) -> list[tuple[int, int, int, int]]:
@@ -115,11 +123,11 @@ def _batches(shape: KvShape, fine_tokens: int, at_once: int) -> list[tuple[int, 
 
 
 def _encode_batch(
-    part: KvBlock, profile: KvProfile, plan: StepPlan, chunks: int, *, progressive: bool, accelerate: bool | None
+    part: KvBlock, profile: KvProfile, plan: SymbolPlan, chunks: int, *, progressive: bool, accelerate: bool | None
 ) -> list[bytes]:
-    coded = to_symbols(profile, to_components(profile, part, accelerate), plan, accelerate)
-    exact = [part.part(i * plan.tokens, plan.tokens) for i in range(chunks)]
-    if coded is None or sum(map(len, coded[1])) * CROWDED > coded[0].size:
+    coded = to_symbols(profile, profile.offsets, part, plan, accelerate)
+    exact = [part.part(i * plan.steps.tokens, plan.steps.tokens) for i in range(chunks)]
+    if coded is None or len(coded[1]) * CROWDED > coded[0].size:
         return [_encode_alone(block, profile, plan, progressive=progressive, accelerate=accelerate) for block in exact]
     payloads = _payloads(exact, coded, profile, plan, b"", progressive=progressive, accelerate=accelerate)
     return [
@@ -129,17 +137,14 @@ def _encode_batch(
 
 
 def _encode_alone(
-    block: KvBlock, profile: KvProfile, plan: StepPlan, *, progressive: bool, accelerate: bool | None
+    block: KvBlock, profile: KvProfile, plan: SymbolPlan, *, progressive: bool, accelerate: bool | None
 ) -> bytes:
     """A chunk that the profile does not fit well: plain, with its keys' mean taken off, or exact; the shortest."""
     candidates = [encode_lossless(block, accelerate)]
-    with np.errstate(over="ignore", invalid="ignore"):
-        rotated = to_floats(block.keys, block.shape.dtype).mean(axis=1).reshape(profile.offsets.shape)
-        mean = rotated - profile.offsets
-    shifts = [b"", from_floats(mean, "bfloat16").tobytes()] if np.isfinite(mean).all() else [b""]
+    bias = _unknown_bias(block, profile)
+    shifts = [b"", from_floats(bias, "bfloat16").tobytes()] if np.isfinite(bias).all() else [b""]
     for shift in shifts:
-        used = shifted(profile, shift)
-        coded = to_symbols(used, to_components(used, block, accelerate), plan, accelerate)
+        coded = to_symbols(profile, shifted_offsets(profile, shift), block, plan, accelerate)
         if coded is not None:
             candidates += _payloads(
                 [block], coded, profile, plan, shift, progressive=progressive, accelerate=accelerate
@@ -147,30 +152,41 @@ def _encode_alone(
     return min(candidates, key=len)
 
 
+def _unknown_bias(block: KvBlock, profile: KvProfile) -> Floats:
+    """(L, C): the mean of the keys as attention reads them, less what the profile would expect at these positions."""
+    shape = block.shape
+    turns = rotation(profile.inverse_frequencies, shape.first_position, shape.tokens)
+    means = profile.means[:, :1].reshape(shape.layers, 1, shape.heads, shape.width)
+    expected = rotate(np.repeat(means, shape.tokens, axis=1), *turns).mean(axis=1).reshape(profile.offsets.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = to_floats(block.keys, shape.dtype).mean(axis=1).reshape(profile.offsets.shape)
+        return np.asarray(found - profile.offsets - expected)
+
+
 def _payloads(
     blocks: Sequence[KvBlock],
-    coded: tuple[npt.NDArray[np.uint8], list[Numbers]],
+    coded: tuple[npt.NDArray[np.uint8], Escapes],
     profile: KvProfile,
-    plan: StepPlan,
+    plan: SymbolPlan,
     shift: bytes,
     *,
     progressive: bool,
     accelerate: bool | None,
 ) -> list[bytes]:
-    symbols, escapes = coded
-    contexts = profile.contexts(plan.token_quarters).ravel()
+    lanes = chunk_lanes(profile, plan.steps.tokens)
+    symbols, escapes = coded[0], coded[1].numbers_by_chunk(len(blocks))
     if progressive:
-        coarse, places, place_contexts = split_symbols(symbols, contexts)
-        bodies = encode_streams(coarse, contexts, profile.coarse_table, LANES, accelerate)
+        coarse, places, place_contexts = split_symbols(symbols, plan.contexts)
+        bodies = encode_streams(coarse, plan.contexts, profile.coarse_table, lanes, accelerate)
         refinements = [
             refinement_stream(*rows, profile, accelerate) for rows in zip(coarse, places, place_contexts, strict=True)
         ]
     else:
-        bodies = encode_streams(symbols, contexts, profile.table, LANES, accelerate)
+        bodies = encode_streams(symbols, plan.contexts, profile.table, lanes, accelerate)
     kind = (BASE if progressive else WHOLE) | (SHIFTED if shift else 0)
     payloads = []
     for row, block in enumerate(blocks):
-        head = chunk_head(kind, plan, block.shape.first_position, profile, len(bodies[row]))
+        head = chunk_head(kind, plan.steps, block.shape.first_position, profile, len(bodies[row]))
         payload = seal("kv-shoal", block.shape.specs, head + shift + bodies[row] + pack_escapes(escapes[row]))
         if progressive:
             payload = with_refinement(payload, refinements[row])
@@ -178,31 +194,19 @@ def _payloads(
     return payloads
 
 
-def _decode_whole(
+def _progressive_numbers(
     members: Sequence[ParsedChunk],
-    plan: StepPlan,
+    plan: SymbolPlan,
     profile: KvProfile,
     allow_truncated: bool,
     accelerate: bool | None,
-) -> Floats:
-    contexts = profile.contexts(plan.token_quarters).ravel()
-    symbols = decode_streams([m.stream for m in members], contexts, profile.table, LANES, accelerate)
-    escapes = [m.escaped(int((row == ESCAPE).sum())) for m, row in zip(members, symbols, strict=True)]
-    return from_symbols(symbols, escapes, plan, profile.layers, profile.channels, accelerate)
-
-
-def _decode_progressive(
-    members: Sequence[ParsedChunk],
-    plan: StepPlan,
-    profile: KvProfile,
-    allow_truncated: bool,
-    accelerate: bool | None,
-) -> Floats:
-    contexts = profile.contexts(plan.token_quarters).ravel()
-    symbols = decode_streams([m.stream for m in members], contexts, profile.coarse_table, LANES, accelerate)
+) -> npt.NDArray[np.int64]:
+    """(B, N) whole numbers of steps, escaped ones in their places."""
+    lanes, contexts = chunk_lanes(profile, plan.steps.tokens), plan.contexts
+    symbols = decode_streams([m.stream for m in members], contexts, profile.coarse_table, lanes, accelerate)
     numbers = symbols.astype(np.int64) - COARSE_ZERO
     for row, member in enumerate(members):
         escaped = symbols[row] == COARSE_ESCAPE
         numbers[row] = refined_numbers(member, numbers[row], ~escaped, contexts, profile, allow_truncated, accelerate)
         numbers[row, escaped] = member.escaped(int(escaped.sum()))
-    return from_numbers(numbers, plan, profile.layers, profile.channels)
+    return numbers

@@ -3,23 +3,24 @@
 The step of a token is 2^(quarters / 4), finer for the tokens that end the cache: they are read most.
 A number too rare for its table is an escape, and travels beside the stream as a plain integer of up to 32 bits.
 
-Shape letters: B chunks, L layers, T tokens of a chunk, C channels.
+Shape letters as in `kv_profile`: B chunks, S tensors (layer, part), N symbols of a chunk in the
+order of tensor, token, channel.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from .acceleration import wants_numba
-from .bit_fields import pack_fields, unpack_fields
-from .byte_reader import ByteReader
-from .errors import MalformedPayload
-from .kv_profile import ESCAPE, LARGEST_SYMBOL, ZERO, Floats, KvProfile
+from .kv_block import KvBlock, KvShape, Stored
+from .kv_escapes import Escapes
+from .kv_profile import ESCAPE, ZERO, Floats, KvProfile
+from .kv_transform import LayerTransform, window_chunks
 
 FINE_QUARTERS = 5
 LARGEST_NUMBER = float(1 << 30)
-FIELD_BITS = 32
 
 Symbols = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
@@ -45,116 +46,131 @@ class StepPlan:
         return np.exp2(self.token_quarters / 4).astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SymbolPlan:
+    """What all chunks with one plan share. contexts: (N,); limits: (L P, T, C) largest magnitude that is no escape."""
+
+    steps: StepPlan
+    contexts: npt.NDArray[np.uint16]
+    limits_stc: npt.NDArray[np.uint8]
+    steps_t: Floats
+
+
+@lru_cache(maxsize=4)
+def symbol_plan(profile: KvProfile, plan: StepPlan) -> SymbolPlan:
+    contexts = profile.contexts(plan.token_quarters)
+    limits = profile.limits[contexts].reshape(profile.tensors, plan.tokens, -1)
+    return SymbolPlan(plan, contexts.ravel(), limits, plan.steps)
+
+
 def to_symbols(
-    profile: KvProfile, components: Floats, plan: StepPlan, accelerate: bool | None = None
-) -> tuple[Symbols, list[Numbers]] | None:
-    """components: (2, L, B * T, C). returns: (B, 2 L T C) symbols and each chunk's escaped numbers, in order.
+    profile: KvProfile, offsets: Floats, block: KvBlock, plan: SymbolPlan, accelerate: bool | None = None
+) -> tuple[Symbols, Escapes] | None:
+    """(B, N) symbols of a block of whole chunks, and the numbers that are escapes there.
 
     None when a number is beyond 2^30 or not finite: such a block is not for this codec.
     """
-    layers, channels = components.shape[1], components.shape[3]
-    chunks = components.shape[2] // plan.tokens
-    limits = profile.limits.astype(np.float32)[profile.contexts(plan.token_quarters)]
-    scales = np.float32(1) / plan.steps
-    symbols = np.empty((chunks, 2 * layers, plan.tokens, channels), np.uint8)
+    tokens = plan.steps.tokens
+    chunks = block.shape.tokens // tokens
+    at_once = min(chunks, window_chunks(profile, tokens))
+    scales = np.float32(1) / plan.steps_t
+    symbols = np.empty((chunks, *plan.limits_stc.shape), np.uint8)
+    transform = LayerTransform(profile, offsets, at_once * tokens, block.shape.dtype, accelerate)
+    found = [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.float32),)]
+    for first in range(0, chunks, at_once):
+        window = symbols[first : first + at_once]
+        part = block.part(first * tokens, len(window) * tokens)
+        transform.move(part.shape)
+        for layer in range(profile.layers):
+            for kind, rows in enumerate(transform.forward(layer, part.keys[layer], part.values[layer])):
+                tensor = profile.parts * layer + kind
+                row, channel = _quantise(rows, scales, plan.limits_stc[tensor], window[:, tensor], accelerate)
+                if len(row):
+                    chunk, token = np.divmod(row, tokens)
+                    place = (tensor * tokens + token) * profile.part_channels + channel
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        found.append((first + chunk, place, np.rint(rows[row, channel] * scales[token])))
+    chunk, place, number = (np.concatenate(column) for column in zip(*found, strict=True))
+    if not (np.abs(number) <= LARGEST_NUMBER).all():
+        return None
+    order = np.lexsort((place, chunk))
+    return symbols.reshape(chunks, -1), Escapes(chunk[order], place[order], number[order].astype(np.int64))
+
+
+def _quantise(
+    rows: Floats, scales_t: Floats, limits_tc: npt.NDArray[np.uint8], out_btc: Symbols, accelerate: bool | None
+) -> tuple[Numbers, Numbers]:
+    """Rows and channels of the escapes."""
     if wants_numba(accelerate):
         from . import kv_numba
 
-        for kind in range(2):
-            kv_numba.quantise(components[kind], scales, limits[kind], plan.tokens, kind * layers, symbols)
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = np.rint(_by_chunk(components, plan.tokens) * scales[:, None])
-            outside = ~(np.abs(scaled) <= limits.reshape(1, 2 * layers, plan.tokens, channels))
-            scaled += np.float32(ZERO)
-            scaled[outside] = ESCAPE
-        np.copyto(symbols, scaled, casting="unsafe")
-    flat = symbols.reshape(chunks, -1)
-    escapes = [np.empty(0, np.int64)] * chunks
-    for chunk, places in _escaped_places(flat).items():
-        layer, token, channel = np.unravel_index(places, symbols.shape[1:])
-        picked = components[layer // layers, layer % layers, chunk * plan.tokens + token, channel]
-        with np.errstate(over="ignore", invalid="ignore"):
-            numbers = np.rint(picked * scales[token])
-        if not (np.abs(numbers) <= LARGEST_NUMBER).all():
-            return None
-        escapes[chunk] = numbers.astype(np.int64)
-    return flat, escapes
+        counts = np.empty(len(rows), np.uint32)
+        kv_numba.quantise(rows, scales_t, limits_tc, out_btc, counts)
+        crowded = np.flatnonzero(counts)
+        row, channel = np.nonzero(out_btc[crowded // len(scales_t), crowded % len(scales_t)] == ESCAPE)
+        return crowded[row], channel
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = rows.reshape(out_btc.shape) * scales_t[:, None]
+        np.rint(scaled, out=scaled)
+        outside = ~(np.abs(scaled) <= limits_tc.astype(np.float32))
+    places = np.flatnonzero(outside)
+    scaled += np.float32(ZERO)
+    scaled.ravel()[places] = ESCAPE
+    np.copyto(out_btc, scaled, casting="unsafe")
+    return np.divmod(places, rows.shape[1])
 
 
-def _escaped_places(flat: Symbols) -> dict[int, Numbers]:
-    """Where each chunk that has escapes has them."""
-    rows = np.flatnonzero((flat == ESCAPE).any(axis=1))
-    return {int(row): np.flatnonzero(flat[row] == ESCAPE) for row in rows}
-
-
-def from_symbols(
-    symbols: Symbols,
-    escapes: list[Numbers],
-    plan: StepPlan,
-    layers: int,
-    channels: int,
+def from_numbers(
+    numbers_bn: npt.NDArray[np.integer],
+    zero: int,
+    escapes: Escapes,
+    profile: KvProfile,
+    offsets: Floats,
+    plan: SymbolPlan,
+    window: KvShape,
+    keys: Stored,
+    values: Stored,
     accelerate: bool | None = None,
-) -> Floats:
-    """(B, 2 L T C) symbols as (2, L, B * T, C) components."""
+) -> None:
+    """Write what B chunks in a row stand for into keys and values, both (L, B * T, H, D).
+
+    zero: what stands for 0, but where there are escapes
+    """
+    tokens = plan.steps.tokens
+    tensors = numbers_bn.reshape(len(numbers_bn), *plan.limits_stc.shape)
+    at_once = min(len(tensors), window_chunks(profile, tokens))
+    transform = LayerTransform(profile, offsets, at_once * tokens, window.dtype, accelerate)
+    by_tensor = escapes.by_tensor(plan.limits_stc.shape, at_once)
+    for first in range(0, len(tensors), at_once):
+        part = tensors[first : first + at_once]
+        cut = slice(first * tokens, (first + len(part)) * tokens)
+        transform.move(window.part(cut.start, cut.stop - cut.start))
+        for layer in range(profile.layers):
+            depths = []
+            for kind, rows in enumerate(transform.components):
+                numbers = part[:, profile.parts * layer + kind]
+                depths.append(_dequantise(numbers, zero, plan.steps_t, profile.group_width, rows, accelerate))
+                here = next(by_tensor)
+                if len(here.rows):
+                    rows[here.rows, here.channels] = here.numbers * plan.steps_t[here.rows % tokens]
+            transform.inverse(layer, depths, keys[layer, cut], values[layer, cut])
+
+
+def _dequantise(
+    numbers_btc: npt.NDArray[np.integer],
+    zero: int,
+    steps_t: Floats,
+    group_width: int,
+    rows: Floats,
+    accelerate: bool | None,
+) -> int:
+    """How many of the first channels of each group hold all that is not zero."""
     if wants_numba(accelerate):
         from . import kv_numba
 
-        components = np.empty((2, layers, len(symbols) * plan.tokens, channels), np.float32)
-        shaped = symbols.reshape(len(symbols), 2 * layers, plan.tokens, channels)
-        for kind in range(2):
-            kv_numba.dequantise(shaped, plan.steps, kind * layers, components[kind])
-    else:
-        components = from_numbers(symbols.astype(np.float32) - np.float32(ZERO), plan, layers, channels)
-    for chunk, numbers in enumerate(escapes):
-        if len(numbers):
-            places = np.flatnonzero(symbols[chunk] == ESCAPE)
-            layer, token, channel = np.unravel_index(places, (2 * layers, plan.tokens, channels))
-            values = numbers.astype(np.float32) * plan.steps[token]
-            components[layer // layers, layer % layers, chunk * plan.tokens + token, channel] = values
-    return components
-
-
-def from_numbers(numbers: npt.NDArray[np.integer] | Floats, plan: StepPlan, layers: int, channels: int) -> Floats:
-    """(B, 2 L T C) whole steps as (2, L, B * T, C) components."""
-    chunks = len(numbers)
-    shaped = numbers.reshape(chunks, 2, layers, plan.tokens, channels).astype(np.float32)
-    shaped *= plan.steps[:, None]
-    return np.ascontiguousarray(shaped.transpose(1, 2, 0, 3, 4)).reshape(2, layers, -1, channels)
-
-
-def pack_escapes(numbers: Numbers) -> bytes:
-    """The width of the widest as u8, then all zigzag coded at that width."""
-    if not len(numbers):
-        return b""
-    folded = np.where(numbers < 0, -2 * numbers - 1, 2 * numbers)
-    width = int(folded.max()).bit_length()
-    return bytes([width]) + pack_fields(folded, np.full(len(folded), width))
-
-
-def parse_escapes(reader: ByteReader, count: int) -> Numbers:
-    """raises: MalformedPayload"""
-    if not count:
-        return np.empty(0, np.int64)
-    width = reader.number("B")
-    if not 1 <= width <= FIELD_BITS:
-        raise MalformedPayload("escaped numbers of a width that no encoder takes")
-    folded = unpack_fields(reader, np.full(count, width))
-    return np.where(folded & 1, -(folded + 1) // 2, folded // 2)
-
-
-def split_thirds(numbers: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
-    """number = 3 * base + place with place in -1..1."""
-    base = (numbers + 1) // 3
-    return base, numbers - 3 * base
-
-
-def _by_chunk(components: Floats, tokens: int) -> Floats:
-    kinds, layers, total, channels = components.shape
-    split = components.reshape(kinds * layers, total // tokens, tokens, channels)
-    return split.transpose(1, 0, 2, 3)
-
-
-def as_numbers(symbols: Symbols) -> npt.NDArray[np.int16]:
-    """Symbols but the escape as whole numbers of steps."""
-    return symbols.astype(np.int16) - np.int16(LARGEST_SYMBOL)
+        return kv_numba.dequantise(numbers_btc, zero, steps_t, group_width, rows)
+    shaped = rows.reshape(numbers_btc.shape)
+    np.subtract(numbers_btc, np.float32(zero), out=shaped, casting="unsafe", dtype=np.float32)
+    shaped *= steps_t[:, None]
+    used = np.flatnonzero((numbers_btc != zero).any(axis=(0, 1)))
+    return int((used % group_width).max(initial=-1)) + 1

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .acceleration import wants_numba
-from .entropy_table import RECIPROCAL_SHIFT, SLOT_BITS, SLOTS, EntropyTable
+from .entropy_table import SLOT_BITS, SLOTS, EntropyTable
 from .errors import MalformedPayload
 
 LOWEST_STATE = 1 << 16
@@ -28,9 +28,9 @@ Symbols = npt.NDArray[np.uint8]
 Contexts = npt.NDArray[np.uint16]
 
 
-def lanes_for(symbols: int) -> int:
-    """Lanes that cost (2 bytes each) well below one per cent of the stream: a power of two up to 1024."""
-    return 1 << max(0, min(10, (symbols // 1024).bit_length() - 1))
+def lanes_for(symbols: int, per_lane: int = 1024) -> int:
+    """A power of two up to 1024 that gives each lane, which costs two bytes, so many symbols or more."""
+    return 1 << max(0, min(10, (symbols // per_lane).bit_length() - 1))
 
 
 def encode_streams(
@@ -86,70 +86,78 @@ def decode_streams(
 
 def _encode(symbols_bn: Symbols, contexts: Contexts, table: EntropyTable, lanes: int) -> list[bytes]:
     streams, count = symbols_bn.shape
-    steps = -(-count // lanes)
-    frequencies = table.frequencies_cs.ravel().astype(np.uint64)
-    starts = table.starts_cs.ravel().astype(np.uint64)
-    reciprocals = table.reciprocals_cs.ravel()
-    states_bl = np.full((streams, lanes), LOWEST_STATE, np.uint64)
-    # Rows of emitted words, and which of them count, in the order of the decoder's steps.
-    words_sbl = np.zeros((steps, streams, lanes), np.uint16)
-    emitted_sbl = np.zeros((steps, streams, lanes), np.bool_)
-    offsets = contexts.astype(np.int64) * table.alphabet
-    for step in range(steps - 1, -1, -1):
-        first, last = step * lanes, min(count, (step + 1) * lanes)
-        width = last - first
-        entries = symbols_bn[:, first:last] + offsets[..., first:last]
-        frequency = frequencies[entries]
-        state = states_bl[:, :width]
-        if not frequency.all():
-            raise ValueError("a symbol that has no slot in its context")
-        emit = state >= (frequency << np.uint64(EMIT_SHIFT))
-        words_sbl[step, :, :width] = state
-        emitted_sbl[step, :, :width] = emit
-        state = np.where(emit, state >> np.uint64(WORD_BITS), state)
-        quotient = (state * reciprocals[entries]) >> np.uint64(RECIPROCAL_SHIFT)
-        states_bl[:, :width] = state + quotient * (np.uint64(SLOTS) - frequency) + starts[entries]
-    states = states_bl.astype("<u4")
-    bodies = []
-    for stream in range(streams):
-        words = words_sbl[:, stream][emitted_sbl[:, stream]]
-        bodies.append(states[stream].tobytes() + words.astype("<u2", copy=False).tobytes())
-    return bodies
+    ranges = table.ranges_cs.ravel()
+    offsets = contexts.astype(np.uint32) * np.uint32(table.alphabet)
+    states_bl = np.full((streams, lanes), LOWEST_STATE, np.uint32)
+    # The few lanes that emit a word in a step, last step first: their streams and the words.
+    emitted = [(np.empty(0, np.int64), np.empty(0, np.uint16))]
+    least_bl = np.full((streams, lanes), SLOTS, np.uint32)
+    with np.errstate(divide="ignore"):
+        for first in range((count - 1) // lanes * lanes, -1, -lanes):
+            last = min(count, first + lanes)
+            state = np.ascontiguousarray(states_bl[:, : last - first])
+            entry = ranges.take(symbols_bn[:, first:last] + offsets[..., first:last], mode="clip")
+            frequency = entry >> np.uint32(SLOT_BITS + 1)
+            rarest = least_bl[:, : last - first]
+            np.minimum(rarest, frequency, out=rarest)
+            full = np.flatnonzero(state >> np.uint32(EMIT_SHIFT) >= frequency)
+            if len(full):
+                words = state.ravel()[full]
+                emitted.append((full // (last - first), words.astype(np.uint16)))
+                state.ravel()[full] = words >> np.uint32(WORD_BITS)
+            quotient = state // frequency
+            quotient *= np.uint32(SLOTS) - frequency
+            state += quotient
+            entry &= np.uint32(2 * SLOTS - 1)
+            state += entry
+            if last - first < lanes:
+                states_bl[:, : last - first] = state
+    if not least_bl.all():
+        raise ValueError("a symbol that has no slot in its context")
+    stream_k, words_k = (np.concatenate(column) for column in zip(*reversed(emitted), strict=True))
+    order = np.argsort(stream_k.astype(np.uint16), kind="stable")
+    ends = np.cumsum(np.bincount(stream_k, minlength=streams))
+    states, runs = states_bl.astype("<u4"), np.split(words_k[order].astype("<u2"), ends[:-1])
+    return [state.tobytes() + run.tobytes() for state, run in zip(states, runs, strict=True)]
 
 
 def _decode(
     bodies: Sequence[bytes | memoryview], contexts: Contexts, table: EntropyTable, lanes: int
 ) -> tuple[Symbols, bool]:
     streams, count = len(bodies), contexts.shape[-1]
-    steps = -(-count // lanes)
     head = 4 * lanes
-    states_bl = np.empty((streams, lanes), np.uint32)
-    for stream, body in enumerate(bodies):
-        states_bl[stream] = np.frombuffer(body, "<u4", lanes)
+    states_bl = np.stack([np.frombuffer(body, "<u4", lanes) for body in bodies]).astype(np.uint32)
     if (states_bl < LOWEST_STATE).any():
         return np.empty((0, 0), np.uint8), False
-    words = np.concatenate(
-        [np.frombuffer(body, "<u2", offset=head) for body in bodies] + [np.zeros(1, np.uint16)]
-    ).astype(np.uint32)
-    lengths = np.array([(len(body) - head) // 2 for body in bodies], np.int64)
-    ends = np.cumsum(lengths)
-    cursors = ends - lengths
+    pieces = [np.frombuffer(body, "<u2", offset=head) for body in bodies]
+    words = np.concatenate([*pieces, np.zeros(1, np.uint16)]).astype(np.uint32)
+    ends = np.cumsum([len(piece) for piece in pieces])
+    cursors = ends - np.array([len(piece) for piece in pieces])
+    ramp = np.arange(streams * lanes)
     slots = table.slots_cm.ravel()
-    offsets = contexts.astype(np.int64) * SLOTS
+    offsets = contexts.astype(np.uint32) << np.uint32(SLOT_BITS)
     symbols_bn = np.empty((streams, count), np.uint8)
-    for step in range(steps):
-        first, last = step * lanes, min(count, (step + 1) * lanes)
-        state = states_bl[:, : last - first]
+    for first in range(0, count, lanes):
+        last = min(count, first + lanes)
+        state = np.ascontiguousarray(states_bl[:, : last - first])
         # Every index is inside by construction; clipping only spares numpy its check.
         entry = slots.take((state & np.uint32(SLOTS - 1)) + offsets[..., first:last], mode="clip")
         symbols_bn[:, first:last] = entry  # the low byte
-        frequency = (entry >> np.uint32(20)) + np.uint32(1)
-        state = frequency * (state >> np.uint32(SLOT_BITS)) + ((entry >> np.uint32(8)) & np.uint32(SLOTS - 1))
-        short = state < LOWEST_STATE
-        taken = np.cumsum(short, axis=1, dtype=np.int32)
-        # Reads before the first and behind the last word are of lanes that need none, or of a stream to be refused.
-        refilled = (state << np.uint32(WORD_BITS)) | words.take(taken + (cursors - 1)[:, None], mode="clip")
-        states_bl[:, : last - first] = np.where(short, refilled, state)
-        cursors += taken[:, -1]
+        state >>= np.uint32(SLOT_BITS)
+        state *= (entry >> np.uint32(20)) + np.uint32(1)
+        entry >>= np.uint32(8)
+        entry &= np.uint32(SLOTS - 1)
+        state += entry
+        short = np.flatnonzero(state < LOWEST_STATE)
+        if len(short):
+            stream = short // (last - first)
+            taken = np.bincount(stream, minlength=streams)
+            places = ramp[: len(short)] + (cursors + taken - np.cumsum(taken))[stream]
+            # Reads behind a stream's end are of one to be refused.
+            refills = words.take(places, mode="clip")
+            state.ravel()[short] = (state.ravel()[short] << np.uint32(WORD_BITS)) | refills
+            cursors += taken
+        if last - first < lanes:
+            states_bl[:, : last - first] = state
     intact = bool((cursors == ends).all() and (states_bl == LOWEST_STATE).all())
     return symbols_bn, intact

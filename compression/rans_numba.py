@@ -1,4 +1,10 @@
-"""The loops of `rans`, compiled: the same bytes from the same symbols."""
+"""The loops of `rans`, compiled: the same bytes from the same symbols.
+
+A step is cut into runs of RUN lanes, which a compiler turns into vector code: gather, then arithmetic, then the only
+serial part, which moves one word and adds one flag a lane. Streams are decoded side by side, one run of each in turn:
+each has a chain of loads and stores to wait for, and the others' work fills the wait. What is left over (lanes that
+are not whole runs, the last step of a stream) goes symbol by symbol.
+"""
 
 from collections.abc import Sequence
 
@@ -10,13 +16,14 @@ from .entropy_table import EntropyTable
 
 U = np.uint64  # an index type that the compiler need not check for being negative
 u32 = np.uint32
+RUN = 32
+STREAMS_AT_ONCE = 4
 
 
 @compiled
 def _encode_one(
     symbols_n: npt.NDArray[np.uint8],
     contexts_n: npt.NDArray[np.uint16],
-    reciprocals: npt.NDArray[np.uint64],
     ranges: npt.NDArray[np.uint32],
     alphabet: int,
     states_l: npt.NDArray[np.uint32],
@@ -24,92 +31,149 @@ def _encode_one(
 ) -> int:
     """ranges: start in bits 0..12, frequency above. Returns where the words begin in `words`, or -1: no slot.
 
-    The first and the last inner loop become vector code; only the middle one, which moves words, is serial.
+    Quotients are taken in float64, which holds them exactly: a quotient below 2^32 by a divisor below 2^13 is further
+    from the next whole number than the rounding of 53 bits reaches.
     """
-    count = U(symbols_n.shape[0])
     lanes = U(states_l.shape[0])
-    entries_l = np.empty(states_l.shape[0], np.uint32)
-    ranges_l = np.empty(states_l.shape[0], np.uint32)
+    ranges_l = np.empty(RUN, np.uint32)
+    low_l = np.empty(RUN, np.uint16)
+    emits_l = np.empty(RUN, np.uint8)
     stride = u32(alphabet)
     missing = u32(0)
     cursor = U(words.shape[0] - 1)
-    step = (count + lanes - U(1)) // lanes
-    while step > U(0):
-        step -= U(1)
-        first = step * lanes
-        width = min(lanes, count - first)
-        for index in range(width):
+    place = U(symbols_n.shape[0])
+    while place > U(0) and (place % U(RUN) != U(0) or lanes % U(RUN) != U(0)):
+        place -= U(1)
+        lane = place % lanes
+        entry = ranges[u32(contexts_n[place]) * stride + u32(symbols_n[place])]
+        frequency = max(entry >> u32(13), u32(1))
+        missing |= u32(entry < u32(8192))
+        state = states_l[lane]
+        if state >> u32(20) >= frequency:
+            words[cursor] = np.uint16(state)
+            cursor -= U(1)
+            state >>= u32(16)
+        states_l[lane] = state + state // frequency * (u32(4096) - frequency) + (entry & u32(8191))
+    while place > U(0):
+        place -= U(RUN)
+        first = place % lanes
+        for index in range(RUN):
+            at = place + U(index)
+            ranges_l[U(index)] = ranges[u32(contexts_n[at]) * stride + u32(symbols_n[at])]
+        for index in range(RUN):
             lane = U(index)
-            entry = u32(contexts_n[first + lane]) * stride + u32(symbols_n[first + lane])
-            entries_l[lane] = entry
-            ranges_l[lane] = ranges[entry]
-            missing |= u32(ranges[entry] < u32(8192))
-        lane = width
-        while lane > U(0):
-            lane -= U(1)
-            emit = (states_l[lane] >> u32(20)) >= (ranges_l[lane] >> u32(13))
-            words[cursor] = np.uint16(states_l[lane])
-            cursor -= U(emit)
-            states_l[lane] = (states_l[lane] >> u32(16)) if emit else states_l[lane]
-        for index in range(width):
-            lane = U(index)
-            state = U(states_l[lane])
-            quotient = (state * reciprocals[U(entries_l[lane])]) >> U(44)
-            frequency = U(ranges_l[lane] >> u32(13))
-            states_l[lane] = u32(state + quotient * (U(4096) - frequency) + U(ranges_l[lane] & u32(8191)))
+            entry = ranges_l[lane]
+            frequency = entry >> u32(13)
+            missing |= u32(entry < u32(8192))
+            state = states_l[first + lane]
+            emit = state >> u32(20) >= frequency
+            low_l[lane] = np.uint16(state)
+            emits_l[lane] = np.uint8(emit)
+            state = (state >> u32(16)) if emit else state
+            quotient = u32(np.float64(state) / np.float64(frequency))
+            states_l[first + lane] = state + quotient * (u32(4096) - frequency) + (entry & u32(8191))
+        for index in range(RUN):
+            lane = U(RUN - 1 - index)
+            words[cursor] = low_l[lane]
+            cursor -= U(emits_l[lane])
     if missing != u32(0):
         return -1
     return int(np.int64(cursor)) + 1
 
 
 @compiled
-def _decode_one(
+def _decode_together(
     words: npt.NDArray[np.uint16],
+    cursors_b: npt.NDArray[np.uint64],
+    ends_b: npt.NDArray[np.uint64],
     contexts_n: npt.NDArray[np.uint16],
     slots: npt.NDArray[np.uint32],
-    states_l: npt.NDArray[np.uint32],
-    symbols_n: npt.NDArray[np.uint8],
+    lane_count: int,
+    states: npt.NDArray[np.uint32],
+    symbols_bn: npt.NDArray[np.uint8],
 ) -> bool:
-    """words: padded by as many as there are lanes, so that one step past the end still reads inside."""
-    count = U(symbols_n.shape[0])
-    lanes = U(states_l.shape[0])
-    last = U(words.shape[0]) - lanes
-    cursor = U(0)
+    """words: every stream's followed by RUN more, so that one run past an end still reads inside.
+
+    states: (B * L,)
+    """
+    streams = symbols_bn.shape[0]
+    count = U(symbols_bn.shape[1])
+    lanes = U(lane_count)
+    whole = count // U(RUN) * U(RUN) if lanes % U(RUN) == U(0) else U(0)
+    entries = np.empty(streams * RUN, np.uint32)
+    shorts = np.empty(streams * RUN, np.uint8)
+    refills = np.empty(streams * RUN, np.uint16)
+    place = U(0)
     first = U(0)
-    while first < count:
-        width = min(lanes, count - first)
-        for index in range(width):
-            lane = U(index)
-            state = states_l[lane]
-            entry = slots[(u32(contexts_n[first + lane]) << u32(12)) | (state & u32(4095))]
-            symbols_n[first + lane] = np.uint8(entry)
-            states_l[lane] = ((entry >> u32(20)) + u32(1)) * (state >> u32(12)) + ((entry >> u32(8)) & u32(4095))
-        for index in range(width):
-            lane = U(index)
-            short = states_l[lane] < u32(65536)
-            refilled = (states_l[lane] << u32(16)) | u32(words[cursor])
-            states_l[lane] = refilled if short else states_l[lane]
-            cursor += U(short)
-        if cursor > last:
-            return False
-        first += lanes
-    intact = bool(cursor == last)
-    for index in range(lanes):
-        intact = intact and states_l[U(index)] == u32(65536)
-    return intact
+    while place < whole:
+        for stream in range(streams):
+            run = U(stream) * U(RUN)
+            lane = U(stream) * lanes + first
+            for index in range(RUN):
+                slot = (u32(contexts_n[place + U(index)]) << u32(12)) | (states[lane + U(index)] & u32(4095))
+                entries[run + U(index)] = slots[slot]
+        for stream in range(streams):
+            run = U(stream) * U(RUN)
+            lane = U(stream) * lanes + first
+            symbols_n = symbols_bn[U(stream)]
+            for index in range(RUN):
+                symbols_n[place + U(index)] = np.uint8(entries[run + U(index)])
+            for index in range(RUN):
+                entry = entries[run + U(index)]
+                state = states[lane + U(index)] >> u32(12)
+                state = ((entry >> u32(20)) + u32(1)) * state + ((entry >> u32(8)) & u32(4095))
+                states[lane + U(index)] = state
+                shorts[run + U(index)] = np.uint8(state < u32(65536))
+        for stream in range(streams):
+            run = U(stream) * U(RUN)
+            cursor = cursors_b[U(stream)]
+            for index in range(RUN):
+                refills[run + U(index)] = words[cursor]
+                cursor += U(shorts[run + U(index)])
+            if cursor > ends_b[U(stream)]:
+                return False
+            cursors_b[U(stream)] = cursor
+        for stream in range(streams):
+            run = U(stream) * U(RUN)
+            lane = U(stream) * lanes + first
+            for index in range(RUN):
+                # In one expression: with the refill named before, the compiler makes slower code of it.
+                at = lane + U(index)
+                state = states[at]
+                states[at] = ((state << u32(16)) | u32(refills[run + U(index)])) if state < u32(65536) else state
+        place += U(RUN)
+        first += U(RUN)
+        first = U(0) if first == lanes else first
+    for stream in range(streams):
+        cursor = cursors_b[U(stream)]
+        place = whole
+        while place < count:
+            lane = U(stream) * lanes + place % lanes
+            state = states[lane]
+            entry = slots[(u32(contexts_n[place]) << u32(12)) | (state & u32(4095))]
+            symbols_bn[U(stream), place] = np.uint8(entry)
+            state = ((entry >> u32(20)) + u32(1)) * (state >> u32(12)) + ((entry >> u32(8)) & u32(4095))
+            if state < u32(65536):
+                if cursor >= ends_b[U(stream)]:
+                    return False
+                state = (state << u32(16)) | u32(words[cursor])
+                cursor += U(1)
+            states[lane] = state
+            place += U(1)
+        cursors_b[U(stream)] = cursor
+    return True
 
 
 def encode_streams(
     symbols_bn: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint16], table: EntropyTable, lanes: int
 ) -> list[bytes]:
-    ranges = table.starts_cs.ravel() | (table.frequencies_cs.ravel() << np.uint32(13))
-    reciprocals = table.reciprocals_cs.ravel()
+    ranges = table.ranges_cs.ravel()
     words = np.empty(symbols_bn.shape[1] + 1, np.uint16)
     bodies = []
     for stream, symbols_n in enumerate(symbols_bn):
         contexts_n = contexts if contexts.ndim == 1 else contexts[stream]
         states_l = np.full(lanes, 65536, np.uint32)
-        first = _encode_one(symbols_n, contexts_n, reciprocals, ranges, table.alphabet, states_l, words)
+        first = _encode_one(symbols_n, contexts_n, ranges, table.alphabet, states_l, words)
         if first < 0:
             raise ValueError("a symbol that has no slot in its context")
         bodies.append(states_l.astype("<u4", copy=False).tobytes() + words[first:].astype("<u2", copy=False).tobytes())
@@ -121,13 +185,22 @@ def decode_streams(
 ) -> tuple[npt.NDArray[np.uint8], bool]:
     symbols_bn = np.empty((len(bodies), contexts.shape[-1]), np.uint8)
     slots = table.slots_cm.ravel()
-    intact = True
-    for stream, body in enumerate(bodies):
-        states_l = np.frombuffer(body, "<u4", lanes).astype(np.uint32)
-        words = np.zeros((len(body) - 4 * lanes) // 2 + lanes, np.uint16)
-        words[:-lanes] = np.frombuffer(body, "<u2", offset=4 * lanes)
-        contexts_n = contexts if contexts.ndim == 1 else contexts[stream]
+    at_once = STREAMS_AT_ONCE if contexts.ndim == 1 else 1
+    for first in range(0, len(bodies), at_once):
+        part = bodies[first : first + at_once]
+        contexts_n = contexts if contexts.ndim == 1 else contexts[first]
+        states = np.concatenate([np.frombuffer(body, "<u4", lanes) for body in part]).astype(np.uint32)
+        padding = np.zeros(RUN, np.uint16)
+        pieces = [piece for body in part for piece in (np.frombuffer(body, "<u2", offset=4 * lanes), padding)]
+        words = np.concatenate(pieces).astype(np.uint16, copy=False)
+        lengths = np.array([(len(body) - 4 * lanes) // 2 for body in part], np.uint64)
+        ends = np.cumsum(lengths + U(RUN)) - U(RUN)
+        cursors = ends - lengths
         # A state below the lowest cannot come from an encoder, and a later refill could hide it.
-        intact = intact and bool((states_l >= 65536).all())
-        intact = intact and _decode_one(words, contexts_n, slots, states_l, symbols_bn[stream])
-    return symbols_bn, intact
+        if (states < 65536).any() or not _decode_together(
+            words, cursors, ends, contexts_n, slots, lanes, states, symbols_bn[first : first + at_once]
+        ):
+            return symbols_bn, False
+        if (cursors != ends).any() or (states != 65536).any():
+            return symbols_bn, False
+    return symbols_bn, True

@@ -75,12 +75,16 @@ class AttentionPlan:
         return self._masks[at, window]
 
     def padded(self, window: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """For one new position per session: (S, Lmax) places in the pool, (S, 1, 1, Lmax) to add to the scores."""
+        """For one new position per session: (S, Lmax) places in the pool, (S, 1, 1, Lmax) to add to the scores.
+
+        A shorter session is padded with a place of its own: any other may hold NaN, which a weight of 0 does not hide.
+        """
         if window not in self._padded:
             places = [self.places(piece, self.first_visible(piece, window)) for piece in self.pieces]
             lengths = torch.tensor([len(row) for row in places], device=self.cache.device)
             index = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
             empty = torch.arange(index.shape[1], device=self.cache.device)[None] >= lengths[:, None]
+            index = torch.where(empty, index[:, :1], index)
             bias = torch.zeros(empty.shape, dtype=dtype, device=self.cache.device).masked_fill_(empty, _MINUS_INFINITY)
             self._padded[window] = (index, bias[:, None, None])
         return self._padded[window]

@@ -19,7 +19,7 @@ class Next:
     """How to go on after a turn."""
 
     busy: bool  # there is more to do: do not wait for commands
-    expected: int = 0  # commands that will probably come at once, as the answers to these callers have just gone out
+    expected: int = 0  # as many commands may come in a burst
     linger_s: float = 0.0  # the longest pause between two of them that is worth waiting
 
 

@@ -160,6 +160,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
             errno.EACCES,
             errno.EROFS,
             errno.EIO,
+            errno.EFBIG,
         ):
             raise
         raise Unavailable(f"the hub {constants.ENDPOINT} cannot be reached: {_first_line(error)}") from error

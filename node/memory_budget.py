@@ -1,6 +1,5 @@
 """How much of a model fits: what the user allows, what the machine has, what a unit and a cached token cost."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,15 +11,11 @@ from shoal.swarm.manifest import Manifest
 from shoal.swarm.units import Span
 
 from .manifest_builder import parse_config
+from .memory_size import parse_size
 from .model_source import LocalModel
 from .model_units import unit_bytes, value_bytes
 
 DEFAULT_SHARE = 0.7  # of the memory that is free, for a volunteer who names no limit
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-z%]*)\s*$", re.IGNORECASE)
-_UNITS = {
-    "": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12,
-    "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
-}  # fmt: skip
 
 
 def free_bytes(device: torch.device) -> int:
@@ -28,27 +23,6 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
-
-
-def parse_size(text: str, free: int) -> int:
-    """`8GB`, `500MiB`, `80%` (of what is free), a bare number of bytes.
-
-    raises: UsageError
-    """
-    match = _SIZE.match(text)
-    unit = match[2].lower() if match else ""
-    if not match or (unit != "%" and unit not in _UNITS):
-        raise UsageError(f"cannot read the memory size {text!r}: write 8GB, 500MiB or 80%")
-    number = float(match[1])
-    if unit == "%":
-        if number > 100:
-            raise UsageError(f"{text} is more than all of the memory")
-        size = int(free * number / 100)
-    else:
-        size = int(number * _UNITS[unit])
-    if size < 1:
-        raise UsageError(f"a memory size of {text!r} leaves room for nothing")
-    return size
 
 
 def available_bytes(text: str | None, device: torch.device) -> int:

@@ -40,18 +40,21 @@ def load_hosted(
     published: "LocalModel | None" = None,
 ) -> HostedModel:
     """published: the model, when it was found among the swarm's own. raises: UsageError, OutOfMemory, Unavailable"""
+    from .model_source import resolve
+
+    assert options.model is not None
+    # First: what cannot be is told without waiting for torch.
+    model = published or resolve(options.model, options.home.cache)
+    manifest = model.manifest
+
     import torch
 
     from .engine import Engine
     from .memory_budget import available_bytes, kv_bytes_per_token, unit_sizes
-    from .model_source import resolve
     from .shard import Shard, choose_device, choose_dtype
 
-    assert options.model is not None
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = published or resolve(options.model, options.home.cache)
-    manifest = model.manifest
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, manifest, device)
     kv_tokens = min(KV_CONTEXTS * manifest.max_context, KV_MAX_TOKENS)

@@ -16,13 +16,14 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 import shoal
 from shoal.swarm.blobs import serve_blobs
 from shoal.swarm.chain_planner import DirectoryPlanner
 from shoal.swarm.driver import Driver
 from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable
-from shoal.swarm.home import NodeFacts
+from shoal.swarm.home import Home, NodeFacts
 from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import PROTOCOL_VERSION
 from shoal.swarm.identity import Identity
@@ -121,6 +122,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
     identity = Identity.load_or_create(options.home.identity)
     async with AsyncExitStack() as stack:
         stack.enter_context(NodeLock(options.home.lock, options.name))
+        stack.callback(options.home.forget_facts, os.getpid())
         report(Identified(options.name, identity.peer_id))
         if options.model is not None:
             tasks.start_soon(_in_background, warm_imports)  # takes seconds; the network comes up meanwhile
@@ -142,8 +144,9 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
             node.driver, control, api_key, options.api_host, options.api_port, node.publications, node.trainings
         )
         api = await stack.enter_async_context(server.running(tasks))
-        options.home.write_facts(NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at))
-        stack.callback(options.home.node.unlink, missing_ok=True)
+        facts = NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at)
+        options.home.write_facts(facts)
+        stack.callback(_tell_that_it_stops, options.home, facts)
         await node.loops.announce()
         stack.push_async_callback(node.loops.withdraw)
         tasks.start_soon(node.loops.run)
@@ -152,14 +155,23 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
             from .run_following import follow_run  # torch
 
             tasks.start_soon(follow_run, node, options.follow, report)
-        line = None
+        line, until = None, None
         if node.invites is not None:
-            line = node.invites.create(node.full_addresses, _now())
-        report(Ready(api, line, anyio.current_time() - began_s))
+            line = node.invites.standing(node.full_addresses, _now())
+            until = read_invite(line, _now()).expires_at
+        report(Ready(api, line, anyio.current_time() - began_s, until))
         try:
             yield node
         finally:
             report(Leaving(node.stop_reason))
+
+
+def _tell_that_it_stops(home: Home, facts: NodeFacts) -> None:
+    """The commands beside a node that takes its time over stopping shall not call it starting."""
+    try:
+        home.write_facts(replace(facts, api=""))
+    except ShoalError:
+        home.forget_facts(facts.pid)  # a full disk: then they know less
 
 
 async def _reach(transport: Libp2pTransport, setup: Entered, owner: bool, report: Report) -> int:

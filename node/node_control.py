@@ -4,9 +4,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import shoal
-from shoal.swarm.errors import Refused
+from shoal.swarm.errors import Refused, UsageError
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.invite import DEFAULT_TTL_S
+from shoal.swarm.invite import DEFAULT_TTL_S, read_invite
 from shoal.swarm.invite_store import InviteStore
 from shoal.swarm.records import NodeRecord
 from shoal.swarm.units import describe
@@ -44,6 +44,7 @@ class LiveControl:
             "network": {
                 "addresses": list(node.full_addresses),
                 "reachable": node.directory.reachable,
+                "loopback": node.options.network.loopback,  # then reachable says nothing of other machines
                 "peers": len([r for r in self._known() if r.peer != node.transport.me]),
             },
             "device": node.device,
@@ -110,9 +111,11 @@ class LiveControl:
     async def create_invite(self, ttl_s: float, name: str) -> dict[str, Any]:
         now = time.time()  # noqa: TID251
         line = self._store().create(self._node.full_addresses, now, ttl_s or DEFAULT_TTL_S)
+        invite = read_invite(line, now)
         return {
+            "id": invite.id if invite.secret else None,  # one of a public swarm stands in no list
             "invite": line,
-            "expires_at": now + ttl_s,
+            "expires_at": invite.expires_at,
             "name": name,
             "single_use": not self._node.setup.swarm.public,
         }
@@ -126,6 +129,8 @@ class LiveControl:
 
     async def revoke_peer(self, peer: PeerId) -> bool:
         store = self._store()
+        if peer == self._node.transport.me:
+            raise UsageError("this is the node itself, the owner of the swarm; `shoal down` stops it")
         if not self._node.setup.swarm.public and peer not in {member.peer for member in store.members()}:
             return False
         self._node.setup.revocations.merge(store.revoke_peer(peer, time.time()))  # noqa: TID251

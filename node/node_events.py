@@ -47,6 +47,7 @@ class Ready:
     api: str
     invite: str | None  # the line to copy, at the owner of a private swarm
     seconds: float  # since the start
+    invite_expires_at: float | None = None  # unix seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import anyio
 import structlog
 
 from shoal.swarm import joining, membership_file
-from shoal.swarm.errors import ShoalError, Unavailable
+from shoal.swarm.errors import OutOfMemory, ShoalError, Unavailable, UsageError
 from shoal.swarm.membership import CERTIFICATE_TTL_S, read_certificate
 from shoal.swarm.membership_file import Membership
 from shoal.swarm.node_lock import clash, refuse_clash
@@ -35,7 +35,8 @@ class NodeLoops:
         self._directory = node.directory
         self._report = report
         self._saved: Membership | None = None
-        self._revocations = node.setup.revocations.version
+        self._renewing = anyio.Lock()
+        self._revocations = 0  # of the list that was acted on; what the start has learned is acted on at the first look
 
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
@@ -78,11 +79,12 @@ class NodeLoops:
     async def renew(self, now: float) -> None:
         """Ask the owner for a fresh certificate when ours runs out soon. raises: Unavailable, Refused"""
         gate = self._node.setup.gate
-        if not gate.certificate or read_certificate(gate.certificate).expires_at - now > RENEW_BEFORE_S:
-            return
-        answer = await joining.renew(self._node.transport, self._node.setup.swarm, gate.certificate, now)
-        gate.certificate = answer.certificate
-        log.info("certificate_renewed")
+        async with self._renewing:
+            if not gate.certificate or read_certificate(gate.certificate).expires_at - now > RENEW_BEFORE_S:
+                return
+            answer = await joining.renew(self._node.transport, self._node.setup.swarm, gate.certificate, now)
+            gate.certificate = answer.certificate
+            log.info("certificate_renewed")
 
     async def _look_often(self) -> None:
         while True:
@@ -137,6 +139,11 @@ class NodeLoops:
             tuple([*addresses, *kept][:KNOWN_BOOTSTRAP]),
             node.setup.revocations.encoded,
         )
-        if membership != self._saved:
-            self._saved = membership
+        if membership == self._saved:
+            return
+        try:
             membership_file.save(node.options.home.swarm, membership)
+        except (OutOfMemory, UsageError) as error:  # a full disk does not hinder serving; the next look tries again
+            log.warning("membership_not_saved", reason=str(error))
+            return
+        self._saved = membership

@@ -6,6 +6,7 @@ from shoal.swarm.home import Home
 from shoal.swarm.transports.p2pd import NetworkOptions
 
 DEFAULT_MODEL = "novels-6m"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)

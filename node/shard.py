@@ -17,6 +17,7 @@ from shoal.swarm.manifest import Manifest
 from shoal.swarm.units import Span, describe, has_embed, has_head, layer_range
 
 from . import attention
+from .activation_tensors import is_finite
 from .attention_plan import AttentionPlan, Piece
 from .free_memory import return_freed_memory
 from .head_transform import embedding_factor, logit_transform
@@ -144,9 +145,15 @@ class Shard:
         x = torch.zeros(1, dtype=torch.long, device=self.device) if has_embed(self.span) else zeros
         try:
             plan = self.plan(cache, (piece,))
-            self.run(self.span, x, plan, (0,))
+            out = self.run(self.span, x, plan, (0,))
         except (TypeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
             raise UsageError(f"{self.manifest.architecture} cannot be served layer by layer: {error}") from error
+        if not is_finite(out):
+            where = describe(self.span, self.manifest.layers)
+            raise UsageError(
+                f"{where} of {self.manifest.name} gives NaN or infinity in {self.dtype}: its weights are corrupt, "
+                "or too large for this dtype"
+            )
         for index in layer_range(self.span, self.manifest.layers):
             window = plan.seen.get(index)
             if window is None or (self._types[index] == "sliding_attention" and not window):

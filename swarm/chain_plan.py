@@ -6,7 +6,7 @@ from typing import Protocol
 from .generation import ServedModel, TokenRequest
 from .identifiers import ModelId, PeerId
 from .manifest import Manifest
-from .session import Plan
+from .session_events import Plan
 from .units import Span
 
 

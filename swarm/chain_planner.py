@@ -1,5 +1,6 @@
 """The planner of a driver: looks the swarm up, measures what it does not know yet, and has `routing` choose."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from . import blobs, routing
@@ -12,7 +13,7 @@ from .manifest import Manifest
 from .member_calls import MemberCalls
 from .pings import Pinger
 from .records import NodeRecord
-from .session import Plan
+from .session_events import Plan
 from .units import describe, missing, whole
 
 FIRST_PING_S = 0.7  # a peer that is slower than this to answer is planned for with a guess
@@ -37,6 +38,7 @@ class DirectoryPlanner:
         self._pinger = pinger
         self._clock = clock
         self._blamed: dict[PeerId, float] = {}
+        self._planned: dict[PeerId, float] = {}  # the start of the process that the last plan with this peer meant
         self._manifests: dict[ModelId, Manifest] = {}
         self._texts: dict[ModelId, dict[str, bytes]] = {}
 
@@ -47,14 +49,18 @@ class DirectoryPlanner:
 
     async def plan(self, request: TokenRequest, wanted: Plan, dtype: str | None) -> ChainPlan:
         known = self._lookup.book.holders(request.model, self._wall_clock())
+        need_tokens = len(request.ids) + request.max_new_tokens
         try:  # a look-up may wait for peers that have just died
-            return await self._choose(known, request, wanted, dtype)
+            return await self._choose(known, request, wanted, dtype, need_tokens)
         except (ModelNotServable, OutOfMemory):
             records = await self._lookup.holders(request.model)
-            return await self._choose(records, request, wanted, dtype)
+        try:
+            return await self._choose(records, request, wanted, dtype, need_tokens)
+        except OutOfMemory:  # by records that are some seconds old: the hops themselves know better
+            return await self._choose(records, request, wanted, dtype, 0)
 
     async def _choose(
-        self, records: list[NodeRecord], request: TokenRequest, wanted: Plan, dtype: str | None
+        self, records: list[NodeRecord], request: TokenRequest, wanted: Plan, dtype: str | None, need_tokens: int
     ) -> ChainPlan:
         await self._pinger.measure_unknown(records, FIRST_PING_S)
         chain = routing.plan_chain(
@@ -64,15 +70,16 @@ class DirectoryPlanner:
             span=wanted.span,
             me=self._pinger.me,
             me_rtt_ms=self._pinger.book.rtt_ms(),
-            exclude=wanted.exclude,
+            exclude=wanted.exclude - self._restarted(records),
             trust=request.trust,
             max_hops=wanted.hops_left,
-            need_tokens=len(request.ids) + request.max_new_tokens,
+            need_tokens=need_tokens,
             penalties_ms=self._penalties(),
             first_from=wanted.before,
             last_to=wanted.after,
         )
         by_peer = {record.peer: record for record in records}
+        self._planned |= {hop.peer: by_peer[hop.peer].started_at for hop in chain.hops}
         hops = tuple(
             PlannedHop(hop.peer, by_peer[hop.peer].name, hop.span, by_peer[hop.peer].addresses) for hop in chain.hops
         )
@@ -80,6 +87,10 @@ class DirectoryPlanner:
 
     def blame(self, peer: PeerId) -> None:
         self._blamed[peer] = self._clock()
+
+    def _restarted(self, records: list[NodeRecord]) -> set[PeerId]:
+        """Peers that run anew, maybe at another address: what failed before is no word on them."""
+        return {record.peer for record in records if record.started_at > self._planned.get(record.peer, math.inf)}
 
     def _penalties(self) -> dict[PeerId, float]:
         now = self._clock()

@@ -18,7 +18,7 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     pid: int
     name: str
-    api: str  # http://127.0.0.1:8000, "" when there is no API
+    api: str  # http://127.0.0.1:8000, "" when it is gone: the node is stopping
     p2p: tuple[str, ...]  # multiaddrs with /p2p/
     started: float  # unix seconds; also `started_at` in the node's records
 
@@ -90,6 +90,16 @@ class Home:
 
     def write_facts(self, facts: NodeFacts) -> None:
         private_file.write(self.node, msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
+
+    def facts_of(self, pid: int) -> NodeFacts | None:
+        """What the node with this pid wrote; what another one left behind is nothing."""
+        facts = self.read_facts()
+        return facts if facts is not None and facts.pid == pid else None
+
+    def forget_facts(self, pid: int) -> None:
+        """The node with this pid is gone."""
+        if self.facts_of(pid) is not None:
+            self.node.unlink(missing_ok=True)
 
     def read_facts(self) -> NodeFacts | None:
         """What the last node wrote, running or not; None when there is none or it cannot be read."""

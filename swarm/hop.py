@@ -1,10 +1,11 @@
 """One hop of one session: takes positions from upstream, has them computed, pushes the result downstream.
 
 The order is kept by the push stream itself: one reader takes a feed, computes it and passes it on before it reads the
-next. The control stream stays free to answer probes while that goes on.
+next; while an upstream is replaced, the two readers take turns. The control stream stays free to answer probes.
 """
 
 import anyio
+from anyio.abc import TaskGroup
 
 from shoal.compression.errors import MalformedPayload
 
@@ -18,6 +19,7 @@ from .messages import Adopt, Attach, Failed, Feed, Open, Output, Probe, Progress
 from .transport import Stream, Transport
 
 ATTACH_PATIENCE_S = 10.0
+IDLE_S = 60.0  # a driver whose session makes no progress probes every few seconds; one that is silent so long is gone
 
 
 async def open_push(
@@ -58,8 +60,11 @@ class Hop:
         self._transport = transport
         self._gate = gate
         self._kept = KeptOutputs(keep_bytes)
+        self._taking = anyio.Lock()
+        self._active_s = anyio.current_time()
         self._downstream: Stream | None = None
         self._downstream_lock = anyio.Lock()
+        self._connecting = anyio.CancelScope()
 
     @property
     def driver(self) -> PeerId:
@@ -72,8 +77,11 @@ class Hop:
         request = self.request
         if request.downstream is None or request.downstream_session is None:
             return
-        async with self._downstream_lock:
-            await self._open_downstream(request.downstream, request.downstream_session, request.downstream_addresses)
+        with self._connecting:
+            async with self._downstream_lock:
+                await self._open_downstream(
+                    request.downstream, request.downstream_session, request.downstream_addresses
+                )
 
     async def _open_downstream(self, peer: PeerId, session: SessionId, addresses: tuple[str, ...]) -> None:
         try:
@@ -81,18 +89,29 @@ class Hop:
         except ShoalError as error:
             await self._tell(failure("downstream_lost", error, culprit=peer))
 
-    async def rewire(self, to: Rewire) -> None:
-        """Push to another peer from now on, beginning with everything so far."""
-        async with self._downstream_lock:
-            if self._downstream is not None:
-                self._downstream.abort()
-                self._downstream = None
-            if self._kept.dropped:
-                await self._tell(Failed("cannot_replay", "this hop no longer keeps its outputs", None))
-                return
-            await self._open_downstream(to.downstream, to.downstream_session, to.downstream_addresses)
-            for feed in self._kept.replay():
-                await self._push(feed)
+    def rewire(self, to: Rewire, tasks: TaskGroup) -> None:
+        """Push to another peer from now on, beginning with everything so far. Probes are answered meanwhile."""
+        self._connecting.cancel()
+        self._connecting = anyio.CancelScope()
+        if self._downstream is not None:
+            self._downstream.abort()  # a push that hangs holds the lock; this ends it
+        tasks.start_soon(self._rewire, to, self._connecting)
+
+    async def _rewire(self, to: Rewire, scope: anyio.CancelScope) -> None:
+        with scope:
+            async with self._downstream_lock:
+                await self._replay(to)
+
+    async def _replay(self, to: Rewire) -> None:
+        if self._downstream is not None:
+            self._downstream.abort()
+            self._downstream = None
+        if self._kept.dropped:
+            await self._tell(Failed("cannot_replay", "this hop no longer keeps its outputs", None))
+            return
+        await self._open_downstream(to.downstream, to.downstream_session, to.downstream_addresses)
+        for feed in self._kept.replay():
+            await self._push(feed)
 
     async def _push(self, feed: Feed) -> None:
         if self._downstream is None:
@@ -129,14 +148,16 @@ class Hop:
             feed = messages.decode(frame)
             if not isinstance(feed, Feed):
                 raise MalformedMessage(f"{type(feed).__name__} on a push stream")
-            if not await self._take(feed):
-                return
+            async with self._taking:
+                if self._upstream != stream.peer or not await self._take(feed):
+                    return
 
     async def _take(self, feed: Feed) -> bool:
         """returns: whether the session can go on with this upstream"""
+        self._active_s = anyio.current_time()
         blamed = None if self._upstream == self.driver else self._upstream
         try:
-            fresh = without_held(feed, self.held) if feed.replay else feed
+            fresh = without_held(feed, self.held)
         except MalformedPayload as error:
             await self._tell(failure("bad_input", error, blamed))
             return False
@@ -178,16 +199,23 @@ class Hop:
 
     # Control
 
-    async def control_loop(self) -> None:
+    async def end_when_idle(self, session: anyio.CancelScope) -> None:
+        """A driver that was stopped or sleeps keeps its streams open; its room is for others after a while."""
+        while (idle_s := anyio.current_time() - self._active_s) < IDLE_S:  # noqa: ASYNC110  time is what it waits for
+            await anyio.sleep(IDLE_S - idle_s)
+        session.cancel()
+
+    async def control_loop(self, tasks: TaskGroup) -> None:
         """Serve the driver until it ends the stream or vanishes (StreamBroken)."""
         while (frame := await self._control.receive()) is not None:
+            self._active_s = anyio.current_time()
             match messages.decode(frame):
                 case Probe(nonce):
                     await self._tell(Progress(nonce, self.held))
                 case Adopt(upstream):
                     self.adopt(upstream)
                 case Rewire() as to:
-                    await self.rewire(to)
+                    self.rewire(to, tasks)
                 case other:
                     raise MalformedMessage(f"{type(other).__name__} on a control stream")
 

@@ -10,7 +10,7 @@ from .errors import RemoteFault, ShoalError, StreamBroken, Unavailable, VersionM
 from .handshake import Gate, greet, next_message, read_welcome
 from .identifiers import PeerId, SessionId
 from .messages import Failed, Open, Opened, Output, Progress, Token
-from .session import Event, HopFailed, HopKey, HopLost, HopOpened, ProgressCame
+from .session_events import Event, HopFailed, HopKey, HopLost, HopOpened, ProgressCame
 from .transport import Stream, Transport
 from .units import Span
 

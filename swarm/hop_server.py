@@ -71,8 +71,9 @@ class HopServer:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hop.connect_downstream)
+                tasks.start_soon(hop.end_when_idle, tasks.cancel_scope)
                 try:
-                    await hop.control_loop()
+                    await hop.control_loop(tasks)
                 finally:
                     tasks.cancel_scope.cancel()
         except* (StreamBroken, RemoteFault):

@@ -36,7 +36,7 @@ from .revocation import Revocations, sign_list
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS invites(
   id TEXT PRIMARY KEY, secret BLOB NOT NULL, created_at REAL NOT NULL, expires_at REAL NOT NULL,
-  revoked_at REAL, used_by TEXT, used_at REAL) STRICT;
+  revoked_at REAL, used_by TEXT, used_at REAL, standing INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE IF NOT EXISTS members(
   peer TEXT PRIMARY KEY, name TEXT NOT NULL, serial TEXT NOT NULL, certificate BLOB NOT NULL,
   admitted_at REAL NOT NULL, revoked_at REAL) STRICT;
@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS revocations(
   one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL, list BLOB NOT NULL) STRICT;
 """
 _BUSY_S = 10.0
+STANDING_LEFT_S = 86400.0  # the least that an invite on a start screen is still good for
 InviteState = Literal["open", "used", "expired", "revoked"]
 
 
@@ -83,8 +84,16 @@ class InviteStore:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
+            self._add_missing_column()
         except (sqlite3.Error, OSError) as error:
             raise UsageError(f"cannot open the invites in {path}: {error}") from error
+
+    def _add_missing_column(self) -> None:
+        """Stores of the first version know no standing invites."""
+        with self._change() as db:
+            columns = {row[1] for row in db.execute("PRAGMA table_info(invites)")}
+            if "standing" not in columns:
+                db.execute("ALTER TABLE invites ADD COLUMN standing INTEGER NOT NULL DEFAULT 0")
 
     def close(self) -> None:
         self._db.close()
@@ -111,10 +120,27 @@ class InviteStore:
         line = write_invite(self._owner, self._swarm, bootstrap, now + ttl_s, secret)
         if secret:
             with self._change() as db:
-                db.execute(
-                    "INSERT INTO invites(id, secret, created_at, expires_at) VALUES (?, ?, ?, ?)",
-                    (invite_id(secret), secret, now, now + ttl_s),
-                )
+                _insert(db, secret, now, now + ttl_s, standing=False)
+        return line
+
+    def standing(self, bootstrap: tuple[str, ...], now: float) -> str:
+        """The line of the start screen: the one of an earlier start, with the addresses of today, while nobody has
+        used or revoked it and it is good for STANDING_LEFT_S; else a new one.
+
+        raises: UsageError
+        """
+        if self._swarm.public:
+            return self.create(bootstrap, now)
+        with self._change() as db:
+            row = db.execute(
+                "SELECT secret, expires_at FROM invites WHERE standing = 1 AND used_by IS NULL AND revoked_at IS NULL"
+                " AND expires_at >= ? ORDER BY expires_at DESC LIMIT 1",
+                (now + STANDING_LEFT_S,),
+            ).fetchone()
+            secret, expires_at = row or (secrets.token_bytes(SECRET_BYTES), now + DEFAULT_TTL_S)
+            line = write_invite(self._owner, self._swarm, bootstrap, expires_at, secret)
+            if row is None:
+                _insert(db, secret, now, expires_at, standing=True)
         return line
 
     def invites(self, now: float) -> list[InviteEntry]:
@@ -263,3 +289,10 @@ class InviteStore:
         revocations = Revocations(self._swarm.id, self._swarm.owner)
         revocations.merge(self.revocations())
         return revocations
+
+
+def _insert(db: sqlite3.Connection, secret: bytes, now: float, expires_at: float, *, standing: bool) -> None:
+    db.execute(
+        "INSERT INTO invites(id, secret, created_at, expires_at, standing) VALUES (?, ?, ?, ?, ?)",
+        (invite_id(secret), secret, now, expires_at, int(standing)),
+    )

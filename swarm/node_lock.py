@@ -12,11 +12,13 @@ from . import private_file
 from .errors import Refused, UsageError
 from .records import NodeRecord
 
+CLIENT_NAME = "client"  # in the lock of a command that asks the peers itself, without a node
+
 
 class NodeLock:
     """Held while a node runs. The kernel drops it when the process ends in any way, kill -9 included.
 
-    raises on entering: Refused when another live node holds it
+    raises on entering: Refused when another live node holds it; OutOfMemory (disk full), UsageError
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -32,11 +34,10 @@ class NodeLock:
             raise UsageError(f"cannot open {self._path}: {error.strerror}") from error
         try:
             self._take(handle)
+            self._sign(handle)
         except BaseException:
             os.close(handle)
             raise
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()} {self._name}\n".encode(), 0)
         self._handle = handle
         return self
 
@@ -56,6 +57,14 @@ class NodeLock:
                 raise UsageError(f"cannot lock {self._path}: {error.strerror}") from error
             else:
                 return
+
+    def _sign(self, handle: int) -> None:
+        """raises: OutOfMemory when the disk is full"""
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()} {self._name}\n".encode(), 0)
+        except OSError as error:
+            raise private_file.cannot_write(self._path, error) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -3,12 +3,13 @@
 Mode 0600 in folders of mode 0700. A file that group or others can read is refused, because a key in it may be known.
 """
 
+import errno
 import os
 import secrets
 import stat
 from pathlib import Path
 
-from .errors import OutOfMemory, UsageError
+from .errors import OutOfMemory, ShoalError, UsageError
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -46,12 +47,16 @@ def write(path: Path, data: bytes, *, replace: bool = True) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise OutOfMemory(f"the disk is full: cannot write {path}") from error
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise cannot_write(path, error) from error
     finally:
         partial.unlink(missing_ok=True)
     return True
+
+
+def cannot_write(path: Path, error: OSError) -> ShoalError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfMemory(f"the disk is full: cannot write {path}")
+    return UsageError(f"cannot write {path}: {error.strerror}")
 
 
 def read(path: Path) -> bytes | None:

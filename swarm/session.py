@@ -15,172 +15,35 @@ from typing import Literal, assert_never
 from .compute import Choice
 from .errors import ModelNotServable, OutOfMemory, Refused, ShoalError, Unavailable, VersionMismatch
 from .identifiers import PeerId
-from .messages import FailureKind
+from .session_events import (
+    AdoptUpstream,
+    Broke,
+    CloseHop,
+    ConnectFirst,
+    Effect,
+    Emit,
+    Event,
+    FeedToken,
+    Finished,
+    HopFailed,
+    HopKey,
+    HopLost,
+    HopOpened,
+    OpenHop,
+    Plan,
+    PlanFailed,
+    Planned,
+    ProgressCame,
+    Repaired,
+    RewireHop,
+    SendProbe,
+    Ticked,
+    TokenCame,
+    WakeAt,
+)
 from .units import Span
 
 _TICK_SLACK_S = 1e-3  # a wake-up may come this much early
-HopKey = int  # one opening of one hop; a peer that is opened again gets a new key
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A chain for the span that `Plan` asked for, in order."""
-
-    hops: tuple[tuple[PeerId, Span], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanFailed:
-    error: ShoalError
-
-
-@dataclass(frozen=True, slots=True)
-class HopOpened:
-    hop: HopKey
-
-
-@dataclass(frozen=True, slots=True)
-class HopFailed:
-    """A hop said so itself, or blames another peer."""
-
-    hop: HopKey
-    kind: FailureKind
-    text: str
-    culprit: PeerId | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HopLost:
-    """The control stream of a hop broke, or it could not be reached."""
-
-    hop: HopKey
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCame:
-    position: int
-    choice: Choice
-
-
-@dataclass(frozen=True, slots=True)
-class ProgressCame:
-    hop: HopKey
-    held: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ticked:
-    """The time asked for by `WakeAt` has come."""
-
-
-Event = Planned | PlanFailed | HopOpened | HopFailed | HopLost | TokenCame | ProgressCame | Ticked
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """After `after_s` seconds, choose peers for `span`, between the neighbours that stay (None: the driver)."""
-
-    span: Span
-    exclude: frozenset[PeerId]
-    before: PeerId | None
-    after: PeerId | None
-    hops_left: int  # of the chain, for this span
-    after_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class OpenHop:
-    hop: HopKey
-    peer: PeerId
-    span: Span
-    upstream: PeerId | None  # None: the driver
-    downstream: HopKey | None
-
-
-@dataclass(frozen=True, slots=True)
-class CloseHop:
-    hop: HopKey
-
-
-@dataclass(frozen=True, slots=True)
-class AdoptUpstream:
-    hop: HopKey
-    upstream: PeerId | None
-
-
-@dataclass(frozen=True, slots=True)
-class RewireHop:
-    hop: HopKey
-    downstream: HopKey
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectFirst:
-    """Push from the driver into this hop from now on, and feed it everything from position 0."""
-
-    hop: HopKey
-
-
-@dataclass(frozen=True, slots=True)
-class FeedToken:
-    """Push the newest token, at index `start`."""
-
-    start: int
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendProbe:
-    hop: HopKey
-
-
-@dataclass(frozen=True, slots=True)
-class WakeAt:
-    when_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    choice: Choice
-
-
-@dataclass(frozen=True, slots=True)
-class Repaired:
-    """For the route: who was lost, why, for how long, and who stands in."""
-
-    peer: PeerId
-    span: Span
-    reason: str
-    pause_s: float
-    replaced_by: tuple[PeerId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Broke:
-    error: ShoalError
-
-
-Effect = (
-    Plan
-    | OpenHop
-    | CloseHop
-    | AdoptUpstream
-    | RewireHop
-    | ConnectFirst
-    | FeedToken
-    | SendProbe
-    | WakeAt
-    | Emit
-    | Repaired
-    | Finished
-    | Broke
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +89,7 @@ class Session:
     hops: list[Hop] = field(default_factory=list)
     phase: Phase = "planning"
     _next_key: int = 0
+    _plan_number: int = 0
     _gap: int | None = None  # index in `hops` where a replacement goes; None: the whole chain is being opened
     _gap_span: Span | None = None
     _pending: list[Hop] = field(default_factory=list)  # replacements on their way
@@ -241,17 +105,19 @@ class Session:
     _wake_s: float = 0.0
 
     def start(self) -> Iterator[Effect]:
-        self.ids = list(self.prompt)
+        self.ids[:] = self.prompt
         yield from self._plan_all()
 
     def handle(self, event: Event, now: float) -> Iterator[Effect]:
         if self.phase == "over":
             return
         match event:
-            case Planned(hops):
-                yield from self._on_planned(hops, now)
-            case PlanFailed(error):
-                yield from self._on_plan_failed(error)
+            case Planned(number, hops):
+                if number == self._plan_number and self.phase == "planning":
+                    yield from self._on_planned(hops, now)
+            case PlanFailed(number, error):
+                if number == self._plan_number and self.phase == "planning":
+                    yield from self._on_plan_failed(error)
             case HopOpened(key):
                 yield from self._on_opened(key, now)
             case HopFailed():
@@ -280,8 +146,10 @@ class Session:
     def _plan(self, span: Span, after_s: float) -> Iterator[Effect]:
         self.phase = "planning"
         self._gap_span = span
+        self._plan_number += 1
         before, after = self._neighbours()
         yield Plan(
+            self._plan_number,
             span,
             self.exclude,
             before.peer if before else None,
@@ -298,18 +166,22 @@ class Session:
         return before, self.hops[self._gap] if self._gap < len(self.hops) else None
 
     def _on_plan_failed(self, error: ShoalError) -> Iterator[Effect]:
-        if self.phase != "planning" or self._gap_span is None:
-            return
+        assert self._gap_span is not None
         self._plan_tries += 1
         worth_retrying = isinstance(error, ModelNotServable | Unavailable) and self._failures > 0
         if worth_retrying and self._plan_tries < self.patience.plan_tries:
             yield from self._plan(self._gap_span, self.patience.plan_retry_s)
             return
-        yield from self._break(self._refusal or error)
+        yield from self._break(self._refusal or self._with_reason(error))
+
+    def _with_reason(self, error: ShoalError) -> ShoalError:
+        """The error with what became of the last peer that was lost: nobody is left because somebody failed."""
+        if not self._lost:
+            return error
+        peer, _, reason = self._lost[-1]
+        return type(error)(f"{error} ({peer} failed: {reason})")
 
     def _on_planned(self, chain: tuple[tuple[PeerId, Span], ...], now: float) -> Iterator[Effect]:
-        if self.phase != "planning":
-            return
         self.phase = "opening"
         self._plan_tries = 0
         fresh = []
@@ -357,14 +229,14 @@ class Session:
         hop = self._hop(event.hop)
         if hop is None:
             return
-        if event.kind in ("no_room", "too_long"):
-            self._refusal = OutOfMemory(event.text)
-        elif event.kind == "refused":
-            self._refusal = Refused(event.text)
-        elif event.kind == "version":
-            self._refusal = VersionMismatch(event.text)
+        if not hop.opened:
+            self._refusal = _refusal(event) or self._refusal
         if event.kind == "cannot_replay":
-            yield from self._plan_all()
+            self._failures += 1
+            if self._failures > self.patience.failures:
+                yield from self._give_up(event.text)
+            else:
+                yield from self._plan_all()
             return
         blamed = next((h for h in (*self.hops, *self._pending) if h.peer == event.culprit), None)
         if event.culprit is not None and blamed is None:
@@ -379,7 +251,7 @@ class Session:
         self._lost.append((hop.peer, hop.span, reason))
         yield CloseHop(hop.key)
         if self._failures > self.patience.failures:
-            yield from self._break(Unavailable(f"gave up after {self._failures} failed peers; the last: {reason}"))
+            yield from self._give_up(reason)
             return
         if self.phase == "running" and hop in self.hops:
             self._gap = self.hops.index(hop)
@@ -391,6 +263,9 @@ class Session:
         elif hop in self.hops:
             self.hops.remove(hop)
         yield from self._plan_all()
+
+    def _give_up(self, reason: str) -> Iterator[Effect]:
+        yield from self._break(Unavailable(f"gave up after {self._failures} failures; the last: {reason}"))
 
     def _break(self, error: ShoalError) -> Iterator[Effect]:
         yield from self._close_all()
@@ -404,15 +279,12 @@ class Session:
     # Running
 
     def _on_token(self, position: int, choice: Choice, now: float) -> Iterator[Effect]:
-        if position != len(self.ids) or self.phase != "running":
+        """A token may come while a hop before it is being replaced: the rest of the chain had its input already."""
+        if position != len(self.ids):
             return  # a replay computed again what we have
-        step_s = now - self._waiting_since_s
-        if not self._filling:
-            self._usual_step_s = step_s if not self._usual_step_s else 0.8 * self._usual_step_s + 0.2 * step_s
-        for peer, span, reason in self._lost:
-            replaced_by = tuple(hop.peer for hop in self.hops if hop.span.intersects(span))
-            yield Repaired(peer, span, reason, now - self._broke_at_s, replaced_by)
-        self._lost.clear()
+        running = self.phase == "running"
+        if running:
+            yield from self._note_step(now)
         if choice.id in self.stop_ids:
             yield from self._close_all()
             yield Finished("stop")
@@ -420,13 +292,23 @@ class Session:
         self.ids.append(choice.id)
         last = len(self.ids) - len(self.prompt) >= self.max_new
         if not last:
-            yield FeedToken(position, choice.id)
+            yield FeedToken(len(self.ids))
         yield Emit(choice)
         if last:
             yield from self._close_all()
             yield Finished("length")
             return
-        yield from self._await_step(now, filling=False)
+        if running:
+            yield from self._await_step(now, filling=False)
+
+    def _note_step(self, now: float) -> Iterator[Effect]:
+        step_s = now - self._waiting_since_s
+        if not self._filling:
+            self._usual_step_s = step_s if not self._usual_step_s else 0.8 * self._usual_step_s + 0.2 * step_s
+        for peer, span, reason in self._lost:
+            replaced_by = tuple(hop.peer for hop in self.hops if hop.span.intersects(span))
+            yield Repaired(peer, span, reason, now - self._broke_at_s, replaced_by)
+        self._lost.clear()
 
     def _await_step(self, now: float, *, filling: bool) -> Iterator[Effect]:
         self._waiting_since_s = now
@@ -454,11 +336,21 @@ class Session:
         yield from ()
 
     def _on_tick(self, now: float) -> Iterator[Effect]:
+        overslept_s = now - self._wake_s if self._wake_s else 0.0
         self._wake_s = 0.0
+        if overslept_s > self.patience.probe_s:
+            self._forgive(overslept_s, now)
         if self.phase == "opening":
             yield from self._tick_opening(now)
         elif self.phase == "running":
             yield from self._tick_running(now)
+
+    def _forgive(self, overslept_s: float, now: float) -> None:
+        """This process stood still (a suspended machine, Ctrl-Z): the time is nobody's fault, and probes start anew."""
+        self._deadline_s += overslept_s
+        for hop in self.hops:
+            if hop.unanswered_since_s is not None:
+                hop.unanswered_since_s = now
 
     def _tick_opening(self, now: float) -> Iterator[Effect]:
         late = [hop for hop in self._pending if not hop.opened]
@@ -489,3 +381,16 @@ class Session:
         """The first hop that lacks positions its upstream has."""
         target = len(self.ids)
         return next((hop for hop in self.hops if hop.held < target), self.hops[-1])
+
+
+def _refusal(event: HopFailed) -> ShoalError | None:
+    """What to tell the user when a hop would not open and nobody else is left."""
+    match event.kind:
+        case "no_room" | "too_long":
+            return OutOfMemory(event.text)
+        case "refused":
+            return Refused(event.text)
+        case "version":
+            return VersionMismatch(event.text)
+        case _:
+            return None

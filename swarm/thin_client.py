@@ -16,14 +16,12 @@ from .identity import Identity
 from .invite import read_invite
 from .latency import LatencyBook
 from .member_calls import MemberCalls
-from .node_lock import NodeLock
+from .node_lock import CLIENT_NAME, NodeLock
 from .pings import Pinger
 from .record_calls import RemoteDirectory
 from .records import RecordReader
 from .swarm_entry import enter, join
 from .transports.p2pd import NetworkOptions
-
-CLIENT_NAME = "client"
 
 
 def _now() -> float:

@@ -9,20 +9,21 @@ from anyio.abc import TaskGroup
 
 from shoal.compression.errors import MalformedPayload
 
-from . import session as core
+from . import session_events as events
 from .chain_plan import ChainPlanner, PlannedHop
 from .compute import Choice, Compute, Work
+from .driver_push import DriverPush
 from .errors import BadActivation, ShoalError
 from .feeder import Feeder
 from .generation import Failover, FinishReason, Route, RouteHop, TokenRequest
 from .handshake import Gate
-from .hop import open_push
 from .hop_link import HopLink, LinkAddress
 from .identifiers import PeerId, SessionId
 from .kept_outputs import without_held
 from .manifest import Manifest
 from .messages import Adopt, Feed, Open, Output, Probe, Rewire, Timing, Token
-from .transport import Stream, Transport
+from .session import Session
+from .transport import Transport
 from .units import describe, has_head
 
 
@@ -70,7 +71,7 @@ class DriverStream:
     def __init__(
         self,
         name: SessionId,
-        session: core.Session,
+        session: Session,
         request: TokenRequest,
         manifest: Manifest,
         transport: Transport,
@@ -90,21 +91,18 @@ class DriverStream:
         self._transport = transport
         self._gate = gate
         self._planner = planner
-        self._feeder = feeder
         self._head = head
         self._clock = clock
         self._dtype = dtype
         self._began_s = clock()
-        self._links: dict[core.HopKey, HopLink] = {}
+        self._links: dict[events.HopKey, HopLink] = {}
         self._closed: list[HopLink] = []
-        self._tallies: dict[core.HopKey, _Tally] = {}
+        self._tallies: dict[events.HopKey, _Tally] = {}
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
-        self._push: Stream | None = None
-        self._feeding = anyio.CancelScope()
-        self._fed_once = False
-        self._events_in, self._events = anyio.create_memory_object_stream[core.Event](math.inf)
+        self._push = DriverPush(transport, gate, feeder, session.ids, self._post)
+        self._events_in, self._events = anyio.create_memory_object_stream[events.Event](math.inf)
         self._choices_in, self._choices = anyio.create_memory_object_stream[Choice | ShoalError](math.inf)
-        self._outputs_in, self._outputs = anyio.create_memory_object_stream[tuple[core.HopKey, Output]](math.inf)
+        self._outputs_in, self._outputs = anyio.create_memory_object_stream[tuple[events.HopKey, Output]](math.inf)
 
     def links(self) -> list[HopLink]:
         return [*self._links.values(), *self._closed]
@@ -120,7 +118,7 @@ class DriverStream:
                 raise item
             yield item
 
-    def _post(self, event: core.Event) -> None:
+    def _post(self, event: events.Event) -> None:
         try:
             self._events_in.send_nowait(event)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -143,45 +141,43 @@ class DriverStream:
         if self.finish_reason is None:
             self.finish_reason = "cancelled"
 
-    async def _carry_out(self, effects: Iterator[core.Effect], tasks: TaskGroup) -> bool:
+    async def _carry_out(self, effects: Iterator[events.Effect], tasks: TaskGroup) -> bool:
         """returns: whether the session is over"""
         for effect in effects:
             match effect:
-                case core.FeedToken(start, token):
-                    await self._feed_token(start, token)
-                case core.Emit(choice):
+                case events.FeedToken(stop):
+                    self._push.feed(stop)
+                case events.Emit(choice):
                     if not self.route.first_token_s:
                         self.route.first_token_s = self._clock() - self._began_s
                     self._choices_in.send_nowait(choice)
-                case core.WakeAt(when_s):
+                case events.WakeAt(when_s):
                     tasks.start_soon(self._wake_at, when_s)
-                case core.SendProbe(key):
+                case events.SendProbe(key):
                     tasks.start_soon(self._links[key].tell, Probe(key))
-                case core.Plan():
+                case events.Plan():
                     tasks.start_soon(self._plan, effect)
-                case core.OpenHop():
+                case events.OpenHop():
                     self._open_hop(effect, tasks)
-                case core.CloseHop(key):
+                case events.CloseHop(key):
                     self._close_hop(key, tasks)
-                case core.AdoptUpstream(key, upstream):
+                case events.AdoptUpstream(key, upstream):
                     await self._links[key].tell(Adopt(upstream or self._transport.me))
-                case core.RewireHop(key, downstream):
+                case events.RewireHop(key, downstream):
                     below = self._links[downstream].at
                     await self._links[key].tell(Rewire(below.peer, below.session, below.addresses))
-                case core.ConnectFirst(key):
-                    self._feeding.cancel()
-                    self._feeding = anyio.CancelScope()
-                    tasks.start_soon(self._feed_all, self._links[key], self._feeding)
-                case core.Repaired():
+                case events.ConnectFirst(key):
+                    self._push.connect(self._links[key].at, tasks)
+                case events.Repaired():
                     self._planner.blame(effect.peer)
                     layers = describe(effect.span, self._manifest.layers)
                     self.route.failovers.append(
                         Failover(effect.peer, layers, effect.reason, effect.pause_s, effect.replaced_by)
                     )
-                case core.Finished(reason):
+                case events.Finished(reason):
                     self.finish_reason = reason
                     return True
-                case core.Broke(error):
+                case events.Broke(error):
                     self._choices_in.send_nowait(error)
                     return True
         return False
@@ -190,21 +186,21 @@ class DriverStream:
 
     async def _wake_at(self, when_s: float) -> None:
         await anyio.sleep(max(0.0, when_s - self._clock()))
-        self._post(core.Ticked())
+        self._post(events.Ticked())
 
-    async def _plan(self, effect: core.Plan) -> None:
+    async def _plan(self, effect: events.Plan) -> None:
         try:
             await anyio.sleep(effect.after_s)
             plan = await self._planner.plan(self._request, effect, self._dtype)
         except ShoalError as error:
-            self._post(core.PlanFailed(error))
+            self._post(events.PlanFailed(effect.number, error))
             return
         self._dtype = plan.dtype
         for hop in plan.hops:
             self._planned[hop.peer, hop.span.start, hop.span.stop] = hop
-        self._post(core.Planned(tuple((hop.peer, hop.span) for hop in plan.hops)))
+        self._post(events.Planned(effect.number, tuple((hop.peer, hop.span) for hop in plan.hops)))
 
-    def _open_hop(self, effect: core.OpenHop, tasks: TaskGroup) -> None:
+    def _open_hop(self, effect: events.OpenHop, tasks: TaskGroup) -> None:
         planned = self._planned[effect.peer, effect.span.start, effect.span.stop]
         at = LinkAddress(
             effect.hop,
@@ -235,39 +231,19 @@ class DriverStream:
         self._tallies[effect.hop] = _Tally()
         tasks.start_soon(link.run, request)
 
-    def _close_hop(self, key: core.HopKey, tasks: TaskGroup) -> None:
+    def _close_hop(self, key: events.HopKey, tasks: TaskGroup) -> None:
         link = self._links.pop(key, None)
         if link is not None:
             self._note_hop(link)
             self._closed.append(link)
             tasks.start_soon(link.close)
 
-    async def _feed_all(self, link: HopLink, scope: anyio.CancelScope) -> None:
-        with scope:
-            replay, self._fed_once = self._fed_once, True
-            try:
-                at = link.at
-                if self._push is not None:
-                    self._push.abort()
-                self._push = await open_push(self._transport, self._gate, at.peer, at.addresses, at.session)
-                await self._feeder.feed_all(self._push, tuple(self._session.ids), replay)
-            except ShoalError as error:
-                self._post(core.HopLost(link.at.key, str(error)))
-
-    async def _feed_token(self, start: int, token: int) -> None:
-        if self._push is None:
-            return
-        try:
-            await self._feeder.feed_token(self._push, start, token)
-        except ShoalError as error:
-            if self._session.hops:
-                self._post(core.HopLost(self._session.hops[0].key, str(error)))
-
     # Results
 
-    def _take_result(self, key: core.HopKey, result: Token | Output) -> None:
+    def _take_result(self, key: events.HopKey, result: Token | Output) -> None:
         """Check what the last hop says before the session believes it."""
-        if not self._session.hops or self._session.hops[-1].key != key:
+        last = self._session.hops[-1] if self._session.hops else None
+        if last is None or last.key != key or last.span.stop != self._session.span.stop:
             fault: str | None = "a result from a hop that is not the last"
         elif isinstance(result, Output):
             fault = None if self._head is not None else "hidden states for a driver without a head"
@@ -277,12 +253,12 @@ class DriverStream:
             fault = None if math.isfinite(result.logprob) else "the log-probability is not finite"
         if fault is not None:
             if key in self._links:
-                self._post(core.HopFailed(key, "bad_input", fault))
+                self._post(events.HopFailed(key, "bad_input", fault))
             return
         self._count(result.trace)
         match result:
             case Token(position, token, logprob, top):
-                self._post(core.TokenCame(position, Choice(token, logprob, top)))
+                self._post(events.TokenCame(position, Choice(token, logprob, top)))
             case Output():
                 self._outputs_in.send_nowait((key, result))
 
@@ -291,10 +267,10 @@ class DriverStream:
             try:
                 choice = await head.take(output)
             except ShoalError as error:
-                self._post(core.HopFailed(key, "bad_input", str(error)))
+                self._post(events.HopFailed(key, "bad_input", str(error)))
                 continue
             if choice is not None:
-                self._post(core.TokenCame(output.start + output.count, choice))
+                self._post(events.TokenCame(output.start + output.count, choice))
 
     def _count(self, trace: tuple[Timing, ...]) -> None:
         for hop, timing in zip(self._session.hops, trace, strict=False):

@@ -5,6 +5,7 @@ A `Span` is a half-open range of units; it is what a node hosts and what a sessi
 """
 
 import re
+from typing import Any
 
 import msgspec
 
@@ -65,23 +66,39 @@ def parse(text: str, layers: int) -> Span:
 
     raises: ValueError with one line for the user
     """
-    if text == "all":
+    check_syntax(text)
+    if text.strip() == "all":
         return whole(layers)
-    match = _TEXT.match(text.strip())
-    if not match or not text.strip():
-        raise ValueError(f"cannot read layers {text!r}: write all, embed, head, 0:4, embed+0:4 or 4:8+head")
-    embed, first, last, head = match.groups()
-    if first is not None and not 0 <= int(first) < int(last) <= layers:
+    embed, first, last, head = _parts(text)
+    if first is not None and int(last) > layers:
         raise ValueError(f"layers {first}:{last} are out of range: the model has layers 0:{layers}")
     if embed and head and first is None and layers:
         raise ValueError("embed+head leaves a gap; name the layers between them")
     start = 0 if embed else (int(first) + 1 if first is not None else layers + 1)
     stop = layers + 2 if head else (int(last) + 1 if last is not None else 1)
-    if embed and first is not None and int(first) != 0:
-        raise ValueError(f"embed+{first}:{last} leaves a gap; embed goes with layers from 0")
     if head and last is not None and int(last) != layers:
         raise ValueError(f"{first}:{last}+head leaves a gap; head goes with layers up to {layers}")
     return Span(start, stop)
+
+
+def check_syntax(text: str) -> None:
+    """What `parse` would refuse whatever the model is. raises: ValueError with one line for the user"""
+    if text.strip() == "all":
+        return
+    if not text.strip() or not _TEXT.match(text.strip()):
+        raise ValueError(f"cannot read layers {text!r}: write all, embed, head, 0:4, embed+0:4 or 4:8+head")
+    embed, first, last, _ = _parts(text)
+    if first is not None and int(first) >= int(last):
+        raise ValueError(f"layers {first}:{last} are none: the end, which is not included, must be above the start")
+    if embed and first is not None and int(first) != 0:
+        raise ValueError(f"embed+{first}:{last} leaves a gap; embed goes with layers from 0")
+
+
+def _parts(text: str) -> tuple[Any, ...]:
+    """embed, first layer, end, head; None for those that are not named."""
+    match = _TEXT.match(text.strip())
+    assert match is not None
+    return match.groups()
 
 
 def missing(whole_span: Span, held: list[Span]) -> list[Span]:

@@ -2,6 +2,7 @@
 
 import secrets
 
+from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import MAX_TOP_LOGPROBS
 from shoal.swarm.text.text_request import TextRequest
 
@@ -47,6 +48,12 @@ def check_shared(asked: Generation, prompts: int) -> None:
         raise ApiError("local_layers: it must not be negative", param="local_layers")
     if asked.max_hops is not None and not 1 <= asked.max_hops <= MAX_HOPS:
         raise ApiError(f"max_hops: it must lie in [1, {MAX_HOPS}]", param="max_hops")
+    for field, peers in (("exclude", asked.exclude), ("trust", asked.trust)):
+        for peer in peers or ():
+            if not is_peer_id(peer):
+                raise ApiError(f"{field}: {peer[:80]!r} is not a PeerID, as `shoal peers` shows it", param=field)
+    if asked.trust == []:
+        raise ApiError("trust: an empty list leaves nobody to answer; leave it out to allow every peer", param="trust")
 
 
 def check_completion(asked: CompletionRequest) -> None:

@@ -8,6 +8,7 @@ from shoal import ContextTooLong, Result, ShoalError
 
 from .answer_stream import Answers
 from .output import Output
+from .terminal_text import is_text
 
 HELP = """/route   the way that the last answer took
 /clear   forget the conversation
@@ -15,6 +16,7 @@ HELP = """/route   the way that the last answer took
 /history the conversation so far
 /quit    end (also /exit, /bye, Ctrl-D)
 Ctrl-C stops an answer. A line that ends in \\ goes on in the next one."""
+NOT_TEXT = "that line is not valid UTF-8; it was left out"
 _END = ("/quit", "/exit", "/bye")
 
 
@@ -55,10 +57,13 @@ class ChatLoop:
             except EOFError:
                 line, ended = "", True
             except UnicodeDecodeError:
-                self._output.note("that line is not UTF-8 text; it was left out")
+                self._output.note(NOT_TEXT)
                 continue
             else:
                 ended = False
+            if not is_text(line):
+                self._output.note(NOT_TEXT)
+                continue
             if line.endswith("\\") and not ended:
                 parts.append(line[:-1])
                 continue

@@ -49,6 +49,6 @@ def doctor(home: HomeFlag = None, json: JsonFlag = False) -> None:
         output.line(f"{finding.state:5} {finding.name:9} {finding.detail}{advice}")
     state = worst(findings)
     output.event("doctor", state=state)
-    output.note({"ok": "All is well.", "warn": "Usable; see the warnings.", "fail": "Something needs mending."}[state])
+    output.line({"ok": "All is well.", "warn": "Usable; see the warnings.", "fail": "Something needs mending."}[state])
     if state == "fail":
         raise typer.Exit(1)

@@ -4,12 +4,12 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import typer
 
-from shoal.swarm.errors import ShoalError
+from shoal.swarm.errors import ShoalError, UsageError
 
 from .output import Output
 
@@ -43,7 +43,8 @@ def tell(error: Exception, *, json: bool) -> int:
     if os.environ.get(DEBUG):
         traceback.print_exception(error, file=sys.stderr)
     output = Output(json)
-    output.event("error", message=message, type=type(error).__name__, exit_code=code)
+    with suppress(OSError):  # whoever read our output has gone, or the disk is full: the exit code still tells
+        output.event("error", message=message, type=kind_of(error), exit_code=code)
     output.complain(message)
     return code
 
@@ -56,13 +57,26 @@ def described(error: BaseException) -> tuple[int, str]:
         case MemoryError():
             return 6, "there is not enough memory; try --max-memory or fewer --layers"
         case BaseExceptionGroup():
-            return described(error.exceptions[0])
+            return described(cause_of(error))
         case Exception() if isinstance(error, _USAGE_ERROR):
             hint = "" if _context_of(error) is None else f"; `{_context_of(error)} --help` shows how"
             return USAGE, one_line(error.format_message()).rstrip(".") + hint  # type: ignore[attr-defined]
         case _:
             what = one_line(f"{type(error).__name__}: {error}")
             return ERROR, f"this is a bug of shoal ({what}); `shoal --debug COMMAND` shows where, and please report it"
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What went wrong first, inside the groups that task groups make of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def kind_of(error: BaseException) -> str:
+    """The error's name for programs; every misuse of the command line is a UsageError, whatever click calls it."""
+    cause = cause_of(error)
+    return UsageError.__name__ if isinstance(cause, _USAGE_ERROR) else type(cause).__name__
 
 
 def one_line(text: str) -> str:

@@ -31,6 +31,7 @@ from .output import Output
 
 TEMPERATURE = 0.0
 USUAL_TOKENS = 256
+NOT_TEXT = "the prompt is not valid UTF-8"
 
 
 def register(app: typer.Typer) -> None:
@@ -94,13 +95,17 @@ def _prompt(given: str, invite: str | None) -> str:
     """One newline at the end of stdin belongs to the shell, not to the text. raises: UsageError"""
     from shoal.swarm.errors import UsageError
 
+    from .terminal_text import is_text
+
     if given == "-":
         if invite == "-":
             raise UsageError("stdin cannot be both the prompt and the invite; give one of them on the command line")
         try:
             given = sys.stdin.read().removesuffix("\n")
         except UnicodeDecodeError as error:
-            raise UsageError("stdin is not UTF-8 text") from error
+            raise UsageError(NOT_TEXT) from error
     if not given:
         raise UsageError("the prompt must not be empty")
+    if not is_text(given):
+        raise UsageError(NOT_TEXT)
     return given

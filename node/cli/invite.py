@@ -1,18 +1,16 @@
 """`shoal invite`: let machines into the swarm that this node owns."""
 
-import re
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from .flags import HomeFlag, JsonFlag
+from .moments import moment, seconds
 from .output import Output
 from .table import show_table
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 DEFAULT_TTL = "7d"
-TtlFlag = Annotated[str, typer.Option("--ttl", help="How long it is good: 30m, 24h or 7d; at most 90d.")]
+TtlFlag = Annotated[str, typer.Option("--ttl", help="How long it is good: 90s, 30m, 24h or 7d; at most 90d.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +34,7 @@ def create(ttl: TtlFlag = DEFAULT_TTL, home: HomeFlag = None, json: JsonFlag = F
     from .node_api import NodeApi
 
     output = Output(json)
-    ttl_s = seconds(ttl)
+    ttl_s = seconds("--ttl", ttl)
     made = NodeApi.of(home).ask("POST", "/invites", {"ttl_s": ttl_s})
     output.event("invite", **made)
     output.line(made["invite"])
@@ -71,18 +69,3 @@ def revoke(
     output = Output(json)
     output.event("revoked", invite=invite)
     output.line(f"the invite {invite} is revoked")
-
-
-def seconds(text: str) -> float:
-    """30m -> 1800. raises: UsageError"""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    value = float(match[1]) * _UNITS_S[match[2] or "s"] if match else 0.0
-    if not 0 < value <= 90 * _UNITS_S["d"]:
-        from shoal.swarm.errors import UsageError
-
-        raise UsageError(f"--ttl takes a time such as 30m, 24h or 7d, at most 90d, not {text!r}")
-    return value
-
-
-def moment(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 
 INTERRUPTED = 130
+STARTS_A_NODE = ("up", "join")
 
 
 def run() -> None:
     """The console script."""
     try:
+        if next((word for word in sys.argv[1:] if not word.startswith("-")), "") in STARTS_A_NODE:
+            _stop_in_order()
+        _hear_signals()
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -32,6 +36,23 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(result, int):  # of typer.Exit
             outcome.code = result
     return outcome.code
+
+
+def _hear_signals() -> None:
+    """Whoever started us may have held them back until we were known to it."""
+    import signal
+
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
+
+def _stop_in_order() -> None:
+    """SIGTERM and a closed terminal end a node well from the first moment on: nothing is held before it listens."""
+    import os
+    import signal
+
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) != signal.SIG_IGN:
+            signal.signal(each, lambda *_: os._exit(0))
 
 
 def _reader_gone() -> int:

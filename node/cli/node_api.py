@@ -12,7 +12,7 @@ import msgspec
 
 from shoal.swarm.errors import Refused, SwarmUnreachable, Unavailable
 from shoal.swarm.home import Home
-from shoal.swarm.node_lock import running
+from shoal.swarm.node_lock import CLIENT_NAME, running
 
 TIMEOUT_S = 10.0
 PREFIX = "/shoal/v1"
@@ -26,11 +26,12 @@ class NodeApi:
         self.home = home
         self._timeout_s = timeout_s
         live = running(home.lock)
-        facts = home.read_facts() if live else None
-        if live is None:
+        facts = home.facts_of(live[0]) if live else None
+        if live is None or (facts is None and live[1] == CLIENT_NAME):
             raise SwarmUnreachable(_NO_NODE)
-        if facts is None or facts.pid != live[0] or not facts.api:
-            raise SwarmUnreachable(_not_yet(*live))
+        if facts is None or not facts.api:
+            state = "still starting; try again in some seconds" if facts is None else "stopping"
+            raise SwarmUnreachable(f"node {live[1]} (pid {live[0]}) is {state}")
         self.facts = facts
         self._key = home.api_key()
 
@@ -69,14 +70,19 @@ class NodeApi:
 
 
 def running_api(home: Home) -> NodeApi | None:
-    """The node of this home; None when none runs. raises: SwarmUnreachable when it is still starting"""
-    return NodeApi(home) if running(home.lock) else None
+    """The node of this home; None when none runs.
 
-
-def _not_yet(pid: int, name: str) -> str:
-    if name == "client":
-        return f"another shoal command (pid {pid}) uses this home without a node; wait for it, or run `shoal up`"
-    return f"node {name} (pid {pid}) is still starting; try again in some seconds"
+    raises: SwarmUnreachable when it is still starting; Refused when a client without a node uses the home
+    """
+    live = running(home.lock)
+    if live is None:
+        return None
+    if live[1] == CLIENT_NAME and home.facts_of(live[0]) is None:
+        raise Refused(
+            f"another shoal command (pid {live[0]}) uses this home without a node; "
+            "wait for it, run `shoal up`, or use another --home"
+        )
+    return NodeApi(home)
 
 
 def segment(text: str) -> str:

@@ -4,15 +4,19 @@ import platform
 import re
 from typing import Any
 
-from shoal.node.options import NodeOptions
-from shoal.node.settings import load_settings
+from shoal.node.memory_size import parse_size
+from shoal.node.options import DTYPES, NodeOptions
+from shoal.node.settings import Settings, load_settings
 from shoal.swarm.errors import UsageError
 from shoal.swarm.home import Home
-from shoal.swarm.transports.p2pd import NetworkOptions
+from shoal.swarm.transports.p2pd import NetworkOptions, refuse_port_in_use
+from shoal.swarm.units import check_syntax
 
+from .last_name import MAX_NAME_LENGTH, is_name, last_name
 from .last_port import last_port
 
-MAX_NAME_LENGTH = 56  # "NAME's swarm" has to fit too
+_SOME_BYTES = 1 << 40  # for the syntax of a share of the memory any amount will do
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/\S+")
 
 
@@ -25,13 +29,15 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
     for address in settings.relay:
         if not _ADDRESS.fullmatch(address) or "/p2p/" not in address:
             raise UsageError(f"--relay takes a multiaddr that ends in /p2p/ and a PeerID, not {address!r}")
-    name = settings.name or platform.node().split(".")[0] or "node"
-    if not name.isprintable() or len(name) > MAX_NAME_LENGTH or not name.strip():
+    name = settings.name or last_name(home) or platform.node().split(".")[0] or "node"
+    if not is_name(name):
         raise UsageError(f"--name takes 1 to {MAX_NAME_LENGTH} printable characters")
     if settings.swarm_name and not settings.swarm_name.isprintable():
         raise UsageError("--swarm-name takes printable characters only")
     if settings.gateway_only and (settings.layers or flags.get("model")):
         raise UsageError("--gateway-only hosts nothing; leave out the model and --layers, or --gateway-only")
+    _check_words(settings)
+    refuse_port_in_use(settings.host, 0)
     if settings.gateway_only and flags.get("follow"):
         raise UsageError("--gateway-only hosts nothing that could follow a run; leave out --follow")
     return NodeOptions(
@@ -57,3 +63,18 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         invite=invite,
         follow=None if settings.gateway_only else settings.follow,
     )
+
+
+def _check_words(settings: Settings) -> None:
+    """What is wrong with any model on any machine is told before an invite is used. raises: UsageError"""
+    if settings.layers is not None:
+        try:
+            check_syntax(settings.layers)
+        except ValueError as error:
+            raise UsageError(f"--layers: {error}") from error
+    if settings.dtype not in ("auto", *DTYPES):
+        raise UsageError(f"--dtype takes auto, {', '.join(DTYPES)}, not {settings.dtype!r}")
+    if not _DEVICE.fullmatch(settings.device):
+        raise UsageError(f"--device takes auto, cpu, cuda or cuda:1, not {settings.device!r}")
+    if settings.max_memory is not None:
+        parse_size(settings.max_memory, _SOME_BYTES)

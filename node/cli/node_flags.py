@@ -7,7 +7,9 @@ import typer
 ModelArgument = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="Embedded name, folder or hub id; else novels-6m.")
 ]
-NameFlag = Annotated[str | None, typer.Option("--name", help="What others see this node called; else the host's name.")]
+NameFlag = Annotated[
+    str | None, typer.Option("--name", help="What others see; else the last run's or the host's name.")
+]
 LayersFlag = Annotated[
     str | None,
     typer.Option("--layers", help="all, 0:4, embed+0:4 or 4:8+head; else those that the swarm lacks most."),

@@ -45,6 +45,7 @@ def start_log(folder: Path, file: str = NODE) -> Path:
         structlog.processors.JSONRenderer(default=str),
     ]
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))
+    logging.raiseExceptions = False  # a log that cannot be written (disk full) is no reason to disturb the screen
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)

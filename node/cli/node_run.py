@@ -11,11 +11,12 @@ import msgspec
 import structlog
 from anyio.abc import TaskStatus
 
-from shoal.node.node_events import Leaving, LoadProgress, NetworkUp, NodeEvent
+from shoal.node.node_events import Identified, Leaving, LoadProgress, NetworkUp, NodeEvent
 from shoal.node.options import NodeOptions
 from shoal.swarm.errors import Refused
 
 from .failures import INTERRUPTED, OK
+from .last_name import remember_name
 from .last_port import remember_port
 from .output import Output
 from .start_screen import StartScreen, event_name
@@ -96,6 +97,8 @@ async def _serve(options: NodeOptions, output: Output) -> int:
         if not isinstance(event, LoadProgress):
             facts = {name: fact for name, fact in msgspec.to_builtins(event).items() if name != "invite"}
             log.info(event_name(type(event)), **facts)
+        if isinstance(event, Identified):
+            remember_name(options.home, event.name)
         if isinstance(event, NetworkUp):
             remember_port(options.home, event.addresses)
         with contextlib.suppress(OSError):  # whoever read our output has gone; the node serves on

@@ -19,6 +19,7 @@ from shoal.node.node_events import (
 )
 from shoal.swarm.home import Home
 
+from .moments import moment
 from .output import Output
 
 if TYPE_CHECKING:
@@ -108,7 +109,10 @@ class StartScreen:
     def _ready(self, event: Ready) -> None:
         self._fact("API", f"{event.api}/v1  (key: {_with_home('shoal key show', self._home)})")
         if event.invite:
-            self._output.note(f"\nLet one machine in with this line, within 7 days ({'shoal invite'} makes more):")
+            who = "any number of machines" if self._public else "one machine"
+            until = "" if event.invite_expires_at is None else f", until {moment(event.invite_expires_at)}"
+            more = _with_home("shoal invite", self._home)
+            self._output.note(f"\nLet {who} in with this line{until} (`{more}` makes more):")
             self._fact("invite", event.invite)
         self._output.note()
         if self._public:

@@ -7,6 +7,7 @@ from .layer_map import draw, maps_of
 from .table import table_lines
 
 _REACHABLE = {True: "reachable from outside", False: "behind a NAT, through relays", None: "not dialled by anybody yet"}
+LOOPBACK = "this machine only (loopback)"
 MAX_SESSIONS = 8
 
 
@@ -15,10 +16,11 @@ def status_lines(status: Mapping[str, Any], tokens_per_s: Mapping[str, float] | 
     swarm, network = status["swarm"], status["network"]
     kind = "public" if swarm["public"] else "private"
     role = "you own it" if swarm["mine"] else "you are a member"
+    reach = LOOPBACK if network["loopback"] else _REACHABLE[network["reachable"]]
     lines = [
         f"node      {status['name']}  {status['peer']}  (shoal {status['version']}, up {duration(status['uptime_s'])})",
         f"swarm     {swarm['name']} ({kind}; {role})",
-        f"network   {counted(network['peers'], 'other peer')}; {_REACHABLE[network['reachable']]}",
+        f"network   {counted(network['peers'], 'other peer')}; {reach}",
         f"device    {status['device']}",
     ]
     for model in maps_of(status["peers"]):

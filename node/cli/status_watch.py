@@ -38,7 +38,7 @@ def watch_status(node: NodeApi, output: Output, interval_s: float) -> None:
             facts = node.get("/status")
             rates = meter.rates(facts["hosted"], time.perf_counter())
             output.event("status", **facts, tokens_per_s=rates)
-            show("\n".join([*status_lines(facts, rates), "", "q ends"]))
+            show("\n".join(status_lines(facts, rates)))
             if pressed(interval_s) == "q":
                 return
 
@@ -54,7 +54,8 @@ def _canvas(output: Output) -> Iterator[Callable[[str], None]]:
     from rich.text import Text
 
     with Live(console=Console(), screen=True, auto_refresh=False) as live:
-        yield lambda text: live.update(Text(text, overflow="ellipsis", no_wrap=True), refresh=True)
+        hint = "\n\nq ends" if sys.stdin.isatty() else "\n\nCtrl-C ends"
+        yield lambda text: live.update(Text(text + hint, overflow="ellipsis", no_wrap=True), refresh=True)
 
 
 def _no_key(seconds: float) -> str:

@@ -1,9 +1,10 @@
-"""KV bitstreams side by side: rate against KL for all codecs, the levels' quality, the coders' speed.
+"""KV bitstreams side by side: rate against KL for all codecs, and the quality of the levels.
 
-    python scripts/bench/kv.py [--model FOLDER] [--corpus FOLDER] [--json FILE] [--plot FILE]
+    python scripts/bench/kv.py [--model FOLDER | --random] [--corpus FOLDER] [--json FILE] [--plot FILE] [--keep FOLDER]
 
 Calibrates on the corpus' novels except the held-out one, measures on the held-out novel and on source code of the
-Python standard library (a shifted domain). Real bytes, headers included; one compute thread.
+Python standard library (a shifted domain). Real bytes, headers included; one compute thread. `kv_speed.py` measures
+the speed of the profiles that `--keep` leaves.
 """
 
 import argparse
@@ -24,20 +25,27 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from random_llama import SIZES
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
-from shoal.compression.kv_bitstream import LEVELS, decode_kv, encode_kv
-from shoal.compression.kv_block import KvBlock, KvShape, from_floats, joined, to_floats
+from shoal.compression.kv_bitstream import LEVELS, encode_kv
+from shoal.compression.kv_block import KvBlock, from_floats, joined, to_floats
 from shoal.compression.kv_cachegen import CacheGen
 from shoal.compression.kv_cachegen_reference import CacheGenReference
 from shoal.compression.kv_profile import KvProfile
-from shoal.node.kv_calibration import (
+from shoal.node.kv_calibration import calibrate
+from shoal.node.kv_quality import (
     Continuation,
     Model,
     block_of,
     cache_of,
     cached,
-    calibrate,
     coded_by,
     continuation,
     measure,
@@ -48,6 +56,13 @@ HELD_OUT = "sherlock.txt"
 CONTEXT, CONTINUED = 512, 64
 EQUAL_KL = 0.0025
 GREEDY_TOKENS = 64
+# Name to: all heads of a layer in one transform, keys and values in one.
+ARRANGEMENTS = {
+    "joint": (True, False),
+    "per head": (False, False),
+    "joint, keys with values": (True, True),
+    "per head, keys with values": (False, True),
+}
 Coder = Callable[[KvBlock], tuple[KvBlock, int]]
 
 
@@ -55,30 +70,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / "node/embedded/novels-6m")
     parser.add_argument("--corpus", type=Path, default=ROOT.parent / "shared/corpus")
+    parser.add_argument("--random", action="store_true", help="a random Llama of 56 M parameters instead of a model")
     parser.add_argument("--documents", type=int, default=12, help="measured documents of each domain")
+    parser.add_argument("--stretches", type=int, default=10, help="stretches of each novel to calibrate on")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--keep", type=Path, help="a folder for the profiles")
     options = parser.parse_args()
     if not (options.corpus / HELD_OUT).exists():
         print(f"no corpus at {options.corpus}: nothing was measured; name one with --corpus", file=sys.stderr)
         return 1
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    model = random_model() if options.random else AutoModelForCausalLM.from_pretrained(options.model)
+    model = model.float().eval()
     print(
-        f"{platform.processor() or platform.machine()}, python {platform.python_version()}, torch {torch.__version__}"
+        f"{platform.machine()}, python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     )
 
     books = [path for path in sorted(options.corpus.glob("*.txt")) if path.name != HELD_OUT]
     ids = functools.partial(windows, tokenizer)
-    fit = [w for book in books for w in ids(book.read_text()[5_000:405_000], 10, CONTEXT)]
+    fit = [w for book in books for w in ids(book.read_text()[5_000:405_000], options.stretches, CONTEXT)]
     checks = [w for book in books for w in ids(book.read_text()[450_000:550_000], 3, CONTEXT + CONTINUED)]
-    started = time.perf_counter()
-    joint = calibrate(model, fit, checks)
-    per_head = calibrate(model, fit, checks, joint=False)
-    print(
-        f"two profiles in {time.perf_counter() - started:.0f} s, {len(joint.packed)} and {len(per_head.packed)} bytes"
-    )
+    profiles: dict[str, KvProfile] = {}
+    for name, (joint, together) in ARRANGEMENTS.items():
+        started = time.perf_counter()
+        profiles[name] = calibrate(model, fit, checks, joint=joint, together=together)
+        seconds = time.perf_counter() - started
+        print(f"{name}: profile of {len(profiles[name].packed)} bytes, steps {profiles[name].steps}, {seconds:.0f} s")
+        if options.keep:
+            options.keep.mkdir(parents=True, exist_ok=True)
+            (options.keep / f"{name}.kvprofile").write_bytes(profiles[name].packed)
     source = "\n".join(path.read_text() for path in sorted(Path(os.__file__).parent.glob("[a-h]*.py"))[:40])
     texts = {"held-out novel": (options.corpus / HELD_OUT).read_text()[5_000:], "source code": source}
     domains = {
@@ -86,13 +108,12 @@ def main() -> int:
         for name, text in texts.items()
     }
     training = [exact_block(model, w) for w in fit]
-    report: dict[str, Any] = {"levels": levels(model, joint, per_head, domains)}
-    curves = rate_curves(model, joint, per_head, training, domains["held-out novel"])
+    report: dict[str, Any] = {"levels": levels(model, profiles, domains)}
+    curves = rate_curves(model, profiles, training, domains["held-out novel"])
     report["curves"] = curves
     report["equal_kl"] = equal_kl(curves)
-    report["exact"] = exactness(domains["held-out novel"], joint)
-    report["bias"] = bias(model, joint, domains["held-out novel"])
-    report["speed_mb_s"] = {name: speed(profile) for name, profile in (("joint", joint), ("per head", per_head))}
+    report["exact"] = exactness(domains["held-out novel"], profiles["joint"])
+    report["bias"] = bias(model, profiles["joint"], domains["held-out novel"])
     for name, value in report.items():
         if name != "curves":
             print(name, json.dumps(value, indent=1))
@@ -101,6 +122,12 @@ def main() -> int:
     if options.plot:
         plot(curves, options.plot)
     return 0
+
+
+def random_model() -> Model:
+    """Of another size, with nothing learnt: keys and values with hardly any structure, the worst case."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 4096, "initializer_range": 0.06}))
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, text: str, count: int, tokens: int) -> list[torch.Tensor]:
@@ -116,10 +143,10 @@ def exact_block(model: Model, ids: torch.Tensor) -> KvBlock:
 
 
 def levels(
-    model: Model, joint: KvProfile, per_head: KvProfile, domains: dict[str, list[Continuation]]
+    model: Model, profiles: dict[str, KvProfile], domains: dict[str, list[Continuation]]
 ) -> list[dict[str, Any]]:
     rows = []
-    for name, profile in (("joint", joint), ("per head", per_head)):
+    for name, profile in profiles.items():
         for level in LEVELS:
             for domain, documents in domains.items():
                 coder = coded_by(profile, level)
@@ -149,7 +176,7 @@ def greedy(model: Model, block: KvBlock, first: torch.Tensor) -> list[int]:
 
 
 def rate_curves(
-    model: Model, joint: KvProfile, per_head: KvProfile, training: list[KvBlock], documents: list[Continuation]
+    model: Model, profiles: dict[str, KvProfile], training: list[KvBlock], documents: list[Continuation]
 ) -> dict[str, list[tuple[float, float]]]:
     """(bits a value, KL) of each codec."""
     curves: dict[str, list[tuple[float, float]]] = {}
@@ -158,10 +185,10 @@ def rate_curves(
         quality = measure(model, documents, coder)
         curves.setdefault(name, []).append((quality.bits_per_value, quality.kl))
 
-    for name, profile in (("shoal joint", joint), ("shoal per head", per_head)):
+    for name, profile in profiles.items():
         for quarters in range(-7, 6, 2):
             tried = replace(profile, steps=(quarters, quarters, quarters))
-            add(name, coded_by(tried, "default"))
+            add(f"shoal {name}", coded_by(tried, "default"))
     for level in (0.6, 0.8, 1.1, 1.5, 2.0):
         fitted = CacheGen.fit(training[::2], level)
         add("cachegen", functools.partial(through, fitted))
@@ -198,7 +225,8 @@ def equal_kl(curves: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
     bits = {name: bits_at(points, EQUAL_KL) for name, points in curves.items()}
     ratios = {
         f"{ours} / {theirs}": bits[ours] / bits[theirs]
-        for ours in ("shoal joint", "shoal per head")
+        for ours in bits
+        if ours.startswith("shoal")
         for theirs in ("cachegen", "cachegen-reference")
     }
     return {f"{name}, bits at KL {EQUAL_KL}": value for name, value in bits.items()} | ratios
@@ -246,37 +274,6 @@ def bias(model: Model, profile: KvProfile, documents: list[Continuation]) -> dic
         moved = measure(model, documents[:6], functools.partial(biased, coder))
         report[name] = {"kl": plain.kl, "kl_with_bias": moved.kl, "bits_with_bias": moved.bits_per_value}
     return report
-
-
-def speed(profile: KvProfile) -> dict[str, float]:
-    """MB of bfloat16 a second of processor time, best of several, 4096 tokens."""
-    random = np.random.default_rng(0)
-    shape = KvShape(profile.layers, 4096, profile.heads, profile.width)
-    components = random.laplace(size=(2, profile.layers, 4096, profile.channels)) / np.sqrt(2)
-    components *= np.exp2(profile.spreads[:, :, None] / 4)
-    from shoal.compression.kv_transform import from_components
-
-    keys, values = from_components(profile, components.astype(np.float32), shape.dtype, shape.positions)
-    full = shape.specs[0].shape
-    block = KvBlock(shape, keys.reshape(full), values.reshape(full))
-    megabytes = shape.raw_bytes / 1e6
-    report = {"memcpy": megabytes / best(lambda: (keys.copy(), values.copy()), 5)}
-    for name, accelerate, repeats in (("numba", True, 7), ("numpy", False, 3)):
-        payloads = encode_kv(block, "default", profile, accelerate=accelerate)
-        encode = functools.partial(encode_kv, block, "default", profile, accelerate=accelerate)
-        decode = functools.partial(decode_kv, payloads, shape, profile, accelerate=accelerate)
-        report[f"{name} encode"] = megabytes / best(encode, repeats)
-        report[f"{name} decode"] = megabytes / best(decode, repeats)
-    return report
-
-
-def best(call: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        started = time.process_time()
-        call()
-        times.append(time.process_time() - started)
-    return min(times)
 
 
 def plot(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:

@@ -33,7 +33,16 @@ AS_IT_IS = 255
 
 
 def kv(data: bytes) -> None:
-    decode_kv([data], KV.shape, PROFILE, allow_truncated=True, accelerate=False)
+    """Compiled loops check no index: what numpy refuses or reads, they must too."""
+    outcomes = []
+    for accelerate in (False, True):
+        try:
+            block = decode_kv([data], KV.shape, PROFILE, allow_truncated=True, accelerate=accelerate)
+            outcomes.append(block.keys.tobytes() + block.values.tobytes())
+        except MalformedPayload:
+            outcomes.append(b"refused")
+    if outcomes[0] != outcomes[1]:
+        raise AssertionError("numpy and numba differ")
 
 
 def update(name: str) -> Callable[[bytes], object]:

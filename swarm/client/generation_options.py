@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.text.text_request import TextRequest
 
@@ -35,7 +36,7 @@ class GenerationOptions(TypedDict, total=False):
     local_layers: int  # embedding, head and the first k layers stay in this process
     max_hops: int
     exclude: Sequence[str]  # peers that must not take part
-    trust: Sequence[str]  # the only peers that may
+    trust: Sequence[str] | None  # the only peers that may; None: every one
 
 
 def text_request(
@@ -60,11 +61,11 @@ def text_request(
     local_layers: int = 0,
     max_hops: int = 8,
     exclude: Sequence[str] = (),
-    trust: Sequence[str] = (),
+    trust: Sequence[str] | None = None,
 ) -> TextRequest:
-    """raises: UsageError for a prompt that is none; TypeError for an option that does not exist"""
-    if isinstance(exclude, str) or isinstance(trust, str):
-        raise UsageError("exclude and trust are lists of peer ids")
+    """raises: UsageError for a prompt or peers that are none; TypeError for an option that does not exist"""
+    if trust is not None and not trust:
+        raise UsageError("an empty trust leaves nobody to answer; leave it out to allow every peer")
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -90,9 +91,18 @@ def text_request(
         ignore_eos=ignore_eos,
         local_layers=local_layers,
         max_hops=max_hops,
-        exclude=frozenset(map(PeerId, exclude)),
-        trust=frozenset(map(PeerId, trust)),
+        exclude=_peers("exclude", exclude),
+        trust=_peers("trust", trust or ()),
     )
+
+
+def _peers(option: str, given: Sequence[str]) -> frozenset[PeerId]:
+    if isinstance(given, str):
+        raise UsageError("exclude and trust are lists of peer ids")
+    for peer in given:
+        if not is_peer_id(peer):
+            raise UsageError(f"{option} takes PeerIDs, as `shoal peers` shows them, not {peer!r}")
+    return frozenset(map(PeerId, given))
 
 
 def _drawn(temperature: float) -> int:

@@ -164,7 +164,7 @@ def write_request(request: TextRequest) -> tuple[str, bytes]:
         "local_layers": request.local_layers,
         "max_hops": request.max_hops,
         "exclude": sorted(request.exclude),
-        "trust": sorted(request.trust),
+        "trust": sorted(request.trust) or None,
     }
     if request.messages is None:
         return "/v1/completions", msgspec.json.encode({**body, "prompt": request.prompt, "logprobs": alternatives})

@@ -1,7 +1,8 @@
 """Under which keys a swarm's facts stand in the DHT.
 
 All nodes: NODE_SHARDS keys, so that thousands of records do not share one dictionary on one peer; holders of one model:
-MODEL_SHARDS keys of its own; those who train one run: RUN_SHARDS. A peer's shard follows from its PeerID, so each record has exactly one home in each list.
+MODEL_SHARDS keys of its own; those who train one run: RUN_SHARDS. A peer's shard follows from its PeerID, so each
+record has exactly one home in each list.
 """
 
 import hashlib

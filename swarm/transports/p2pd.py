@@ -7,16 +7,22 @@ closes; the shell then kills p2pd and removes the folder with its sockets. hivem
 import asyncio
 import contextlib
 import errno
+import ipaddress
+import os
 import shutil
 import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.swarm import private_file
 from shoal.swarm.errors import DaemonDied, UsageError
 
 from .hivemind_imports import p2pd_path
 
+MAX_SOCKET_PATH = 107  # bytes of a unix socket's path
+_LONGEST_SOCKET = "/shoal-12345678/p2pclient-12345678901.sock"  # below the temporary folder; hivemind names it so
+_SHORT_FOLDER = Path("/tmp")  # noqa: S108  the folder made there is ours alone
 _GUARD = """
 exec 3<&0
 "$@" </dev/null 3<&- &
@@ -84,8 +90,11 @@ def daemon_arguments(options: NetworkOptions, control: str, key_file: Path) -> l
 def refuse_port_in_use(host: str, port: int) -> None:
     """p2pd listens with SO_REUSEPORT: two daemons on one port would share its connections at random.
 
+    port: 0 asks only whether one can listen at this address
     raises: UsageError
     """
+    if host != "localhost" and not _is_ipv4(host):
+        raise UsageError(f"--host takes an IPv4 address of this machine such as 127.0.0.1, not {host!r}")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -95,7 +104,52 @@ def refuse_port_in_use(host: str, port: int) -> None:
                 raise UsageError(
                     f"port {port} is in use; choose another with --port, or stop the other program"
                 ) from error
-            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; check --host and --port") from error
+            where, flags = (f"{host}:{port}", "--host and --port") if port else (host, "--host")
+            raise UsageError(f"cannot listen on {where}: {error.strerror}; check {flags}") from error
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _runtime_folder() -> Path:
+    """A new folder for the key and the sockets. raises: UsageError"""
+    try:
+        place = Path(tempfile.gettempdir())
+        if len(os.fsencode(place)) + len(_LONGEST_SOCKET) > MAX_SOCKET_PATH:
+            place = _SHORT_FOLDER
+        return Path(tempfile.mkdtemp(prefix="shoal-", dir=place))
+    except OSError as error:
+        raise UsageError(f"cannot make a temporary folder: {error.strerror}; TMPDIR chooses where") from error
+
+
+async def _spawn(options: NetworkOptions, folder: Path, key_file: Path) -> asyncio.subprocess.Process:
+    """raises: DaemonDied when no process can be made"""
+    try:
+        return await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            _GUARD,
+            "shoal-p2pd",
+            str(p2pd_path()),
+            *daemon_arguments(options, f"/unix{folder}/p2pd.sock", key_file),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={
+                "SHOAL_RUNTIME": str(folder),
+                "PATH": "/usr/bin:/bin",
+                "GOLOG_LOG_LEVEL": "error",
+                "HOME": str(folder),
+            },
+            start_new_session=True,  # Ctrl-C reaches us alone; we stop the daemon in order
+        )
+    except OSError as error:
+        raise DaemonDied(f"p2pd did not start: {error.strerror}") from error
 
 
 class Daemon:
@@ -118,34 +172,18 @@ class Daemon:
     async def start(cls, key: bytes, options: NetworkOptions, timeout_s: float = 20.0) -> "Daemon":
         """Start p2pd with a libp2p private key (protobuf bytes) and wait until it listens.
 
-        raises: DaemonDied when it does not come up; UsageError when the port is taken
+        raises: DaemonDied when it does not come up; UsageError when the port is taken; OutOfMemory (disk full)
         """
-        if options.listen and options.port:
+        if options.listen:
             refuse_port_in_use(options.host, options.port)
-        folder = Path(tempfile.mkdtemp(prefix="shoal-"))
+        folder = _runtime_folder()
         key_file = folder / "identity"
-        key_file.touch(mode=0o600)
-        key_file.write_bytes(key)
-        control = f"/unix{folder}/p2pd.sock"
-        process = await asyncio.create_subprocess_exec(
-            "/bin/sh",
-            "-c",
-            _GUARD,
-            "shoal-p2pd",
-            str(p2pd_path()),
-            *daemon_arguments(options, control, key_file),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={
-                "SHOAL_RUNTIME": str(folder),
-                "PATH": "/usr/bin:/bin",
-                "GOLOG_LOG_LEVEL": "error",
-                "HOME": str(folder),
-            },
-            start_new_session=True,  # Ctrl-C reaches us alone; we stop the daemon in order
-        )
-        daemon = cls(process, folder)
+        try:
+            private_file.write(key_file, key)
+            daemon = cls(await _spawn(options, folder, key_file), folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # the key is in it
+            raise
         try:
             async with asyncio.timeout(timeout_s):
                 await daemon._ready.wait()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kv_samples import CHANNELS, HEADS, LAYERS, WIDTH, block, coarser, profile
+from kv_samples import CHANNELS, HEADS, LAYERS, WIDTH, block, coarser, components, profile
 
 from shoal.compression.container import codec_of, frame_bytes
 from shoal.compression.errors import MalformedPayload
@@ -16,7 +16,6 @@ from shoal.compression.kv_cachegen import CacheGen
 from shoal.compression.kv_cachegen_reference import CacheGenReference
 from shoal.compression.kv_profile import LARGEST_SYMBOL, parse_profile
 from shoal.compression.kv_shoal import encode_block
-from shoal.compression.kv_transform import to_components
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -30,7 +29,7 @@ def same(left: KvBlock, right: KvBlock) -> bool:
 def error(left: KvBlock, right: KvBlock) -> float:
     """Largest difference of a component, in units of the transform."""
     made = profile()
-    difference = to_components(made, left, accelerate=False) - to_components(made, right, accelerate=False)
+    difference = components(made, left) - components(made, right)
     return float(np.abs(difference).max())
 
 
@@ -61,17 +60,30 @@ def to_stored(dtype: str) -> str:
     return {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4"}[dtype]
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("groups", [1, HEADS])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_level_keeps_every_component_within_half_a_step(groups: int, dtype: str, level: str) -> None:
-    made, prof = block(150, dtype=dtype), profile(groups)
+def test_a_level_keeps_every_component_within_half_a_step(groups: int, together: bool, dtype: str, level: str) -> None:
+    made, prof = block(150, dtype=dtype), profile(groups, together=together)
     decoded = decode_kv(encode_kv(made, level, prof), made.shape, prof)
     step = 2 ** (prof.step_quarters(level) / 4)
-    difference = to_components(prof, made, False) - to_components(prof, decoded, False)
+    difference = components(prof, made) - components(prof, decoded)
     # The first token is twenty times the others; storing the result rounds in proportion to it.
     rounding = 0.5 if dtype == "bfloat16" else 0.1
     assert np.abs(difference[:, :, 1:]).max() <= step * 0.5 + rounding
+
+
+def test_a_profile_serves_positions_that_its_samples_never_reached() -> None:
+    prof = profile()
+    sizes, errors = [], []
+    for position in (4, 3000, 100_000):
+        made = block(128, dtype="float32", first_position=position)
+        payloads = encode_kv(made, "default", prof)
+        sizes.append(sum(map(len, payloads)))
+        errors.append(error(made, decode_kv(payloads, made.shape, prof)))
+    assert max(sizes) < 1.03 * sizes[0]
+    assert max(errors) < 1.1 * errors[0]
 
 
 def test_levels_are_ordered_in_size_and_in_error() -> None:
@@ -91,7 +103,7 @@ def test_the_last_tokens_are_finer_when_the_cache_ends_there() -> None:
     rest, tail = [], []
     for fine in (0, 32):
         decoded = decode_kv(encode_kv(made, "small", prof, fine_tokens=fine), made.shape, prof)
-        difference = np.abs(to_components(prof, made, False) - to_components(prof, decoded, False))
+        difference = np.abs(components(prof, made) - components(prof, decoded))
         rest.append(difference[:, :, 1:-32].mean())
         tail.append(difference[:, :, -32:].mean())
     assert tail[1] < 0.6 * tail[0]
@@ -110,10 +122,13 @@ def test_chunks_decode_alone_and_may_have_different_qualities() -> None:
     assert same(joined([decoded.part(0, 70), decoded.part(70, 90)]), decoded)
 
 
+@pytest.mark.parametrize("arrangement", [(1, False), (HEADS, False), (1, True), (HEADS, True)])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("tokens", [1, 64, 130])
-def test_numpy_and_numba_write_the_same_bytes_and_read_the_same_bits(progressive: bool, tokens: int) -> None:
-    made, prof = block(tokens), profile()
+def test_numpy_and_numba_write_the_same_bytes_and_read_the_same_bits(
+    arrangement: tuple[int, bool], progressive: bool, tokens: int
+) -> None:
+    made, prof = block(tokens), profile(arrangement[0], together=arrangement[1])
     plain, fast = (
         encode_kv(made, "default", prof, fine_tokens=20, progressive=progressive, accelerate=accelerate)
         for accelerate in (False, True)
@@ -209,7 +224,7 @@ def test_a_fixed_vector_on_every_key_changes_bytes_but_not_the_error() -> None:
     plain = decode_kv(encode_kv(made, "default", prof), made.shape, prof)
     back = decode_kv(encode_kv(moved, "default", prof), made.shape, prof)
     errors = [
-        np.square(to_components(prof, made, False) - to_components(prof, decoded, False)).mean()
+        np.square(components(prof, made) - components(prof, decoded)).mean()
         for decoded in (plain, replace(back, keys=back.keys - vector))
     ]
     assert errors[1] <= 1.15 * errors[0]

@@ -89,6 +89,37 @@ def test_any_bytes_decode_alike_or_are_refused_alike(data: bytes, count: int, la
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize(("count", "lanes"), [(1000, 32), (4096, 64), (70, 32), (5000, 96), (3000, 16)])
+def test_streams_side_by_side_are_those_alone_in_numpy_and_compiled(count: int, lanes: int) -> None:
+    symbols, places, table = drawn(3, 60, 7, count, 21)
+    bodies = encode_streams(symbols, places, table, lanes, accelerate=False)
+    assert bodies == encode_streams(symbols, places, table, lanes, accelerate=True)
+    for accelerate in (False, True):
+        assert np.array_equal(decode_streams(bodies, places, table, lanes, accelerate), symbols)
+        alone = [decode_streams([body], places, table, lanes, accelerate)[0] for body in bodies]
+        assert np.array_equal(np.stack(alone), symbols)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 6), st.integers(0, 10_000), st.integers(1, 255), st.integers(-40, 40))
+def test_one_spoilt_stream_among_others_is_refused_or_read_alike(
+    stream: int, place: int, change: int, longer: int
+) -> None:
+    symbols, places, table = drawn(3, 60, 7, 1000, 22)
+    bodies = encode_streams(symbols, places, table, 32)
+    wrong = bytearray(bodies[stream])
+    wrong[place % len(wrong)] ^= change
+    wrong = wrong[: 2 * longer] if longer < 0 else wrong + bytes(2 * longer)
+    spoilt = [*bodies[:stream], bytes(wrong), *bodies[stream + 1 :]]
+    outcomes = []
+    for accelerate in (False, True):
+        try:
+            outcomes.append(decode_streams(spoilt, places, table, 32, accelerate).tobytes())
+        except MalformedPayload:
+            outcomes.append(b"refused")
+    assert outcomes[0] == outcomes[1]
+
+
 def test_a_changed_cut_or_longer_stream_is_refused() -> None:
     symbols, places, table = drawn(3, 20, 1, 1000, 11)
     (body,) = encode_streams(symbols, places, table, 4)

@@ -8,12 +8,13 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "c0ffee" + "0" * 34
+STALL_S = 60.0
 _INFO = re.compile(r"^/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?$")
 _FILE = re.compile(r"^/([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 
@@ -27,6 +28,9 @@ class Hub:
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
     cut_after: int | None = None  # bytes of the next weight file's body before the connection breaks, once
     lies: bool = False  # weight files arrive with one byte changed
+    stall_after: int | None = None  # bytes of the next weight file's body before the rest waits for `go_on`, once
+    stalled: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
 
     def downloads(self) -> dict[str, list[str]]:
         """Ranges asked of each file with GET."""
@@ -94,7 +98,13 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if cuttable and hub.cut_after is not None:
                 content, hub.cut_after = content[: hub.cut_after], None
                 self.close_connection = True
-            self.wfile.write(content)
+            if cuttable and hub.stall_after is not None:
+                first, content, hub.stall_after = content[: hub.stall_after], content[hub.stall_after :], None
+                self.wfile.write(first)
+                hub.stalled.set()
+                hub.go_on.wait(STALL_S)
+            with suppress(ConnectionError):  # whoever asked has gone meanwhile
+                self.wfile.write(content)
 
     return Handler
 

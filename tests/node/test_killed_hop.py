@@ -58,11 +58,16 @@ class Holders:
 
 @pytest.fixture
 def swarm(tmp_path: Path) -> Iterator[tuple[Holders, str]]:
-    layout = {"front": ["--layers", FRONT], "back1": ["--layers", BACK], "back2": ["--layers", BACK]}
+    layout = {
+        "front1": ["--layers", FRONT],
+        "front2": ["--layers", FRONT],
+        "back1": ["--layers", BACK],
+        "back2": ["--layers", BACK],
+    }
     with local_swarm(tmp_path, layout) as nodes:
         holders = Holders(tmp_path, nodes)
         try:
-            yield holders, create_invite(nodes["front"])
+            yield holders, create_invite(nodes["front1"])
         finally:
             holders.stop()
 
@@ -86,18 +91,18 @@ async def test_a_hop_killed_at_a_random_token_changes_nothing_in_20_of_20_runs(
         model = await only_model(driver)
         expected = await tokens_of(driver, model)
         for run in range(RUNS):
-            at = generator.randrange(1, NEW - 1)
+            at, place = generator.randrange(1, NEW - 1), generator.randrange(2)
             got: list[int] = []
             async with driver.generate(TokenRequest(model, PROMPT, NEW)) as stream:
                 async for choice in stream:
                     got.append(choice.id)
                     if len(got) == at:
-                        victim = stream.chain[-1]
+                        victim = stream.chain[place]
                         holders.kill(victim)
-            assert got == expected, f"run {run}, killed at token {at}"
+            assert got == expected, f"run {run}, hop {place} killed at token {at}"
             assert [failover.peer for failover in stream.route.failovers] == [victim]
             assert stream.route.failovers[0].pause_s <= PAUSE_S
-            await anyio.to_thread.run_sync(holders.restart, victim, BACK)
+            await anyio.to_thread.run_sync(holders.restart, victim, (FRONT, BACK)[place])
         tasks.cancel_scope.cancel()
 
 

@@ -8,17 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from shoal.compression.kv_bitstream import LEVELS, decode_kv, encode_kv
 from shoal.compression.kv_profile import parse_profile
 from shoal.node import kv_calibration
-from shoal.node.kv_calibration import (
-    TARGET_KL,
-    block_of,
-    cached,
-    calibrate,
-    coded_by,
-    continuation,
-    inverse_frequencies,
-    log_probabilities,
-    measure,
-)
+from shoal.node.kv_calibration import TARGET_KL, calibrate, inverse_frequencies
+from shoal.node.kv_quality import block_of, cached, coded_by, continuation, log_probabilities, measure
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +45,14 @@ def test_a_cache_made_from_a_block_continues_as_the_model_does(model: LlamaForCa
     assert torch.equal(again, document.log_probabilities)
 
 
-@pytest.mark.parametrize(("backward", "joint"), [(True, True), (False, False)])
+@pytest.mark.parametrize(
+    ("backward", "joint", "together"),
+    [(True, True, False), (False, False, False), (True, True, True), (False, False, True)],
+)
 def test_levels_keep_their_divergence_on_text_that_the_fit_did_not_see(
-    model: LlamaForCausalLM, backward: bool, joint: bool
+    model: LlamaForCausalLM, backward: bool, joint: bool, together: bool
 ) -> None:
-    profile = calibrate(model, documents(5, 1), documents(3, 2), joint=joint, backward=backward)
+    profile = calibrate(model, documents(5, 1), documents(3, 2), joint=joint, together=together, backward=backward)
     held_out = [continuation(model, ids) for ids in documents(4, 5)]
     bits = []
     for level in LEVELS:

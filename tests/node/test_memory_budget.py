@@ -12,9 +12,9 @@ from shoal.node.memory_budget import (
     fit,
     kv_bytes_from_config,
     kv_bytes_per_token,
-    parse_size,
     unit_sizes,
 )
+from shoal.node.memory_size import parse_size
 from shoal.node.model_source import embedded_folder, resolve
 from shoal.swarm.errors import OutOfMemory, UsageError
 from shoal.swarm.units import Span

@@ -28,7 +28,9 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("family", "split"), [*((family, SPLIT) for family in PROVEN), ("llama-tied", UNITS_APART)], ids=str
+    ("family", "split"),
+    [*((family, SPLIT) for family in PROVEN), ("llama-tied", UNITS_APART)],
+    ids=[*PROVEN, "units-apart"],
 )
 async def test_three_nodes_give_the_tokens_of_transformers(family: str, split: tuple[str, ...], tmp_path: Path) -> None:
     model = make_model(family, max_position_embeddings=512)

@@ -52,7 +52,7 @@ class Trainer:
 
     async def serve(self, node: Node) -> None:
         async def answer(_: PeerId, __: bytes) -> bytes:
-            return msgspec.msgpack.encode(Answer(self.spec, "", begun=True))
+            return msgspec.msgpack.encode(Answer(self.spec, "", self.standing()[1]))
 
         await node.calls.answer(METHOD, answer)
         await BlockDonor((self.store, self.log)).serve(node.calls)

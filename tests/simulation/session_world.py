@@ -18,7 +18,8 @@ from shoal.swarm.manifest import Manifest, model_id
 from shoal.swarm.records import Hosted, NodeRecord
 from shoal.swarm.routing import plan_chain
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.session import Patience, Plan
+from shoal.swarm.session import Patience
+from shoal.swarm.session_events import Plan
 from shoal.swarm.simulated_compute import SimulatedCompute
 from shoal.swarm.simulated_model import SimulatedModel
 from shoal.swarm.simulated_peer import SWARM
@@ -32,6 +33,7 @@ MODEL_ID = model_id(MANIFEST)
 DRIVER = PeerId("driver")
 PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
 GREEDY = Sampling()
+UNIT_STEP_S = 0.0005
 WIDE_AREA = Conditions(latency_s=(0.005, 0.03))
 
 
@@ -72,10 +74,12 @@ class World:
     blamed: list[PeerId] = field(default_factory=list)
     driver: Driver | None = None
 
-    async def join(self, name: str, layers: str, room_tokens: int = 1 << 16) -> Volunteer:
+    async def join(
+        self, name: str, layers: str, room_tokens: int = 1 << 16, unit_step_s: float = UNIT_STEP_S
+    ) -> Volunteer:
         span = parse(layers, MODEL.layers)
         peer = PeerId(name)
-        volunteer = Volunteer(peer, SimulatedCompute(MODEL, (span,), room_tokens), span)
+        volunteer = Volunteer(peer, SimulatedCompute(MODEL, (span,), room_tokens, unit_step_s), span)
         self.volunteers[name] = volunteer
         await HopServer(self.network.join(peer), OpenGate(), volunteer).start()
         return volunteer
@@ -154,13 +158,17 @@ class World:
 
 @asynccontextmanager
 async def world(
-    *layout: tuple[str, str], conditions: Conditions = WIDE_AREA, seed: int = 0, patience: Patience | None = None
+    *layout: tuple[str, str],
+    conditions: Conditions = WIDE_AREA,
+    seed: int = 0,
+    patience: Patience | None = None,
+    unit_step_s: float = UNIT_STEP_S,
 ) -> AsyncIterator[World]:
-    """layout: (name, layers) of each volunteer"""
+    """layout: (name, layers) of each volunteer. unit_step_s: what a unit takes for one step"""
     async with MemoryNetwork(seed, conditions) as network, anyio.create_task_group() as tasks:
         made = World(network, tasks)
         for name, layers in layout:
-            await made.join(name, layers)
+            await made.join(name, layers, unit_step_s=unit_step_s)
         made.start_driver(patience)
         yield made
         tasks.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -62,6 +63,50 @@ def test_a_lost_answer_is_given_again(store: InviteStore) -> None:
     first = join(store, line)
     assert join(store, line) == first
     assert join(store, line, now=NOW + 3600) == first  # used in time
+
+
+OTHER_ADDRESS = ADDRESS.replace("4001", "4002")
+DAY_S = 86400.0
+
+
+def test_the_invite_of_the_start_screen_stays_while_it_is_good(store: InviteStore) -> None:
+    first = read_invite(store.standing((ADDRESS,), NOW), NOW)
+    store.create((ADDRESS,), NOW + 1, 90 * DAY_S)  # one that was made for somebody is not shown again
+    later = read_invite(store.standing((OTHER_ADDRESS,), NOW + 6 * DAY_S), NOW)
+    assert (later.id, later.expires_at) == (first.id, first.expires_at)
+    assert later.bootstrap == (OTHER_ADDRESS,)
+    assert len(store.invites(NOW)) == 2
+
+
+def test_a_used_revoked_or_nearly_expired_invite_is_not_shown_again(store: InviteStore) -> None:
+    used = store.standing((ADDRESS,), NOW)
+    join(store, used)
+    revoked = read_invite(store.standing((ADDRESS,), NOW), NOW).id
+    store.revoke_invite(revoked, NOW)
+    old = read_invite(store.standing((ADDRESS,), NOW), NOW).id
+    fresh = read_invite(store.standing((ADDRESS,), NOW + 6 * DAY_S + 1), NOW).id
+    assert len({read_invite(used, NOW).id, revoked, old, fresh}) == 4
+
+
+def test_a_public_swarm_keeps_no_standing_invite(tmp_path: Path) -> None:
+    opened = InviteStore(tmp_path / "invites.sqlite", OWNER, public_swarm())
+    assert read_invite(opened.standing((ADDRESS,), NOW), NOW).secret == b""
+    assert opened.invites(NOW) == []
+    opened.close()
+
+
+def test_a_store_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "invites.sqlite"
+    first = InviteStore(path, OWNER, SWARM)
+    line = first.create((ADDRESS,), NOW)
+    first.close()
+    with sqlite3.connect(path) as old:
+        old.execute("ALTER TABLE invites DROP COLUMN standing")
+    old.close()
+    opened = InviteStore(path, OWNER, SWARM)
+    assert read_invite(opened.standing((ADDRESS,), NOW), NOW).id != read_invite(line, NOW).id
+    join(opened, line)
+    opened.close()
 
 
 def test_an_expired_invite_is_refused(store: InviteStore) -> None:

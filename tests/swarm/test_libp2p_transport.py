@@ -1,5 +1,6 @@
 """The real transport keeps the contract, with real p2pd processes; and what only a real daemon can do wrong."""
 
+import asyncio  # noqa: TID251  the adapter under test lives in it
 import os
 import signal
 import subprocess
@@ -101,6 +102,51 @@ async def test_a_port_in_use_is_named_in_one_line() -> None:
             await Libp2pTransport.start(fresh_key(), NetworkOptions(host="127.0.0.1", port=port))
     finally:
         await first.stop()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [("300.1.1.1", "IPv4"), ("::1", "IPv4"), ("example", "IPv4"), ("", "IPv4"), ("192.0.2.1", "cannot listen on")],
+)
+async def test_an_address_that_is_not_of_this_machine_is_refused_in_our_words(host: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        await Libp2pTransport.start(fresh_key(), NetworkOptions(host=host))
+    assert "/ip4/" not in str(caught.value)
+
+
+@pytest.mark.anyio
+async def test_sockets_fit_however_long_the_temporary_folders_path_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for length in (66, 120):
+        deep = Path(tempfile.gettempdir(), "d" * 100)
+        deep = deep.with_name("d" * (length - len(str(deep.parent)) - 1))
+        deep.mkdir()
+        with monkeypatch.context() as changed:
+            changed.setattr(tempfile, "tempdir", str(deep))
+            transport = await Libp2pTransport.start(fresh_key(), LOOPBACK)
+            try:
+                assert transport.addresses
+                assert not list(deep.iterdir())
+            finally:
+                await transport.stop()
+
+
+def left() -> list[Path]:
+    return list(Path(tempfile.gettempdir()).iterdir())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [OSError(11, "too many processes"), asyncio.CancelledError()])
+async def test_a_daemon_that_cannot_be_started_leaves_no_key(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fail)
+    with pytest.raises((DaemonDied, asyncio.CancelledError)):
+        await Libp2pTransport.start(fresh_key(), LOOPBACK)
+    assert left() == []
 
 
 @pytest.mark.anyio

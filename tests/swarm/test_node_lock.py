@@ -1,5 +1,6 @@
 """One live node per identity."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from swarm.people import NOW, person, public_swarm, record
 
-from shoal.swarm.errors import Refused, UsageError
+from shoal.swarm.errors import OutOfMemory, Refused, UsageError
 from shoal.swarm.node_lock import NodeLock, clash, holder, refuse_clash, running
 
 HOLD = (
@@ -84,3 +85,16 @@ def test_own_records_and_dead_ones_are_no_clash() -> None:
         assert clash(own, [harmless], NOW) is None
     assert clash(own, [earlier_run], NOW) == earlier_run
     assert clash(own, [earlier_run], NOW, frozenset({NOW - 50})) is None
+
+
+def test_a_full_disk_is_told_and_the_lock_is_free_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "node.lock"
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", fail)
+        with pytest.raises(OutOfMemory, match="disk is full"), NodeLock(path, "ana"):
+            pytest.fail("it holds a lock that says nobody's name")
+    with NodeLock(path, "ana"):
+        assert running(path) == (os.getpid(), "ana")

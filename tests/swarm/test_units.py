@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.swarm.units import Span, describe, missing, parse, whole
+from shoal.swarm.units import Span, check_syntax, describe, missing, parse, whole
 
 LAYERS = 8
 
@@ -22,7 +22,7 @@ def test_what_describe_writes_parse_reads(span: Span) -> None:
     ("text", "words"),
     [
         ("4:12", "out of range"),
-        ("5:5", "out of range"),
+        ("5:5", "are none"),
         ("embed+2:4", "gap"),
         ("2:4+head", "gap"),
         ("embed+head", "gap"),
@@ -34,6 +34,18 @@ def test_what_describe_writes_parse_reads(span: Span) -> None:
 def test_layers_that_cannot_be_are_refused_in_words(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse(text, LAYERS)
+
+
+@pytest.mark.parametrize("text", ["foo", "", "5:3", "5:5", "embed+2:4", "0:4+"])
+def test_layers_of_no_model_at_all_are_found_without_a_model(text: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot read|are none|gap"):
+        check_syntax(text)
+
+
+@given(spans())
+def test_layers_of_some_model_pass_the_check_of_their_syntax(span: Span) -> None:
+    for text in (describe(span, LAYERS), "all"):
+        check_syntax(text)
 
 
 @given(st.lists(spans(), max_size=5))

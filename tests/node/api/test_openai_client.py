@@ -7,6 +7,7 @@ import openai
 import pytest
 from live_gateway import KEY, WatchedSource, live_gateway
 from novels_text import STORY, novels_model, repeats, scripted_model, scripted_novels, tells
+from swarm.people import person
 
 from shoal.swarm.errors import BadActivation, OutOfMemory, Refused, ShoalError, StreamBroken
 from shoal.swarm.text.scripted_source import ScriptedSource
@@ -14,6 +15,7 @@ from shoal.swarm.text.scripted_source import ScriptedSource
 MODEL = "novels-6m"
 TEXT = novels_model()
 HI = [{"role": "user", "content": "Once upon a time"}]
+ADA, BEN = person(1).peer_id, person(2).peer_id
 
 
 def client_of(address: str, key: str = KEY) -> openai.OpenAI:
@@ -202,14 +204,14 @@ def test_shoals_own_fields_reach_the_driver(client: openai.OpenAI, source: Scrip
             "repetition_penalty": 1.1,
             "local_layers": 2,
             "max_hops": 3,
-            "exclude": ["A"],
-            "trust": ["B"],
+            "exclude": [ADA],
+            "trust": [BEN],
             "stop_token_ids": [9],
             "something_new": {"ignored": True},
         },
     )
     request = source.requests[-1]
-    assert (request.local_layers, request.max_hops, request.exclude, request.trust) == (2, 3, {"A"}, {"B"})
+    assert (request.local_layers, request.max_hops, request.exclude, request.trust) == (2, 3, {ADA}, {BEN})
     assert request.stop_ids == {0, 9}
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (1.0, 0, 0.9, 0.1)

@@ -1,5 +1,6 @@
-"""A home, and the command line in this process with that home."""
+"""Folders for homes, and the command line in this process with a home."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def shoal(home: Path, capsys: pytest.CaptureFixture[str]) -> Here:
     return Here(home, capsys)
+
+
+@pytest.fixture
+def folder() -> Path:
+    """For real nodes: below the temporary folder by which a test's processes are known; short enough for sockets."""
+    return Path(tempfile.mkdtemp(dir=tempfile.gettempdir(), prefix="h-"))

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from shoal.node.cli.main import main
+from shoal.swarm.node_lock import running
 
 PATIENCE_S = 60.0
+STOP_S = 60.0  # a busy machine takes long to start, too
+HERE = ["--host", "127.0.0.1", "--threads", "1", "--api-port", "0"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,27 @@ def run(*arguments: str, stdin: str = "", timeout_s: float = PATIENCE_S) -> Ran:
         command, input=stdin, capture_output=True, text=True, env=environment(), timeout=timeout_s, check=False
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def begun(home: Path, stage: str, arguments: Sequence[str] = (), **extra: str) -> subprocess.Popen[str]:
+    """A `shoal up` that has just said this event."""
+    process = spawn(["up", "--json", "--home", str(home), "--name", "ana", *HERE, *arguments], **extra)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == stage:
+            return process
+    raise AssertionError(f"it ended before {stage}: {process.communicate()[1]}")
+
+
+def ended(process: subprocess.Popen[str]) -> Ran:
+    out, err = process.communicate(timeout=STOP_S)
+    return Ran(process.returncode, out, err)
+
+
+def assert_free(home: Path) -> None:
+    """The lock is given back and no facts of a running node are left. Processes and sockets: `nothing_left_behind`."""
+    assert running(home / "node.lock") is None
+    assert not (home / "node.json").exists()
 
 
 class Here:

@@ -56,7 +56,7 @@ class ScriptedNode:
             "version": "0.1.0",
             "uptime_s": 5.0,
             "swarm": {"name": "novel readers", "id": "s", "public": False, "owner": ANA, "mine": True},
-            "network": {"addresses": [], "reachable": True, "peers": 1},
+            "network": {"addresses": [], "reachable": True, "loopback": False, "peers": 1},
             "device": "cpu",
             "hosted": [
                 {
@@ -252,10 +252,11 @@ def test_another_nodes_api_is_asked_with_its_own_key(shoal: Here, monkeypatch: p
 
 def test_status_and_peers_show_the_node(shoal: Here) -> None:
     with node_of(shoal.home, scripted_novels()):
-        text, events = shoal("status").out, shoal("status", "--json").events
+        said = shoal("status")
+        text, events = said.out, shoal("status", "--json").events
         listed, peers = shoal("peers").out, shoal("peers", "--json").events
         models = shoal("models", "--json").events
-    assert "novel readers (private; you own it)" in text
+    assert "novel readers (private; you own it)" in text, said.err
     assert events[0]["event"] == "status"
     assert events[0]["swarm"]["name"] == "novel readers"
     assert BEN in listed

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from node.cli.shoal_process import Here
 
+from shoal.node.cli.last_name import last_name, remember_name
 from shoal.node.cli.last_port import last_port, remember_port
+from shoal.node.cli.node_choice import node_options
 from shoal.swarm.home import Home, NodeFacts
 from shoal.swarm.node_lock import NodeLock
 
@@ -46,11 +48,24 @@ def test_a_node_that_still_starts_is_not_called_absent(shoal: Here, home: Path) 
     assert "still starting" in ran.complaint
 
 
+def test_a_node_that_is_stopping_is_not_called_starting(shoal: Here, home: Path) -> None:
+    place = Home(home)
+    place.prepare()
+    place.write_facts(NodeFacts(os.getpid(), "ana", "", (), 1.0))
+    with NodeLock(place.lock, "ana"):
+        ran = shoal("status")
+    assert ran.code == 3
+    assert "is stopping" in ran.complaint
+
+
 def test_a_client_without_a_node_is_called_by_its_name(shoal: Here, home: Path) -> None:
     with NodeLock(home / "node.lock", "client"):
         ran = shoal("generate", "hi")
-    assert ran.code == 3
+        status = shoal("status")
+    assert ran.code == 4
     assert "another shoal command" in ran.complaint
+    assert status.code == 3
+    assert "no node is running here" in status.complaint
 
 
 def test_facts_of_a_killed_node_do_not_pass_for_a_running_one(shoal: Here, home: Path) -> None:
@@ -84,6 +99,24 @@ def test_the_port_of_the_last_run_is_taken_again(tmp_path: Path) -> None:
     assert last_port(home, "127.0.0.1") == 0
     remember_port(home, ["/ip4/127.0.0.1/tcp/40123", "/ip4/192.0.2.7/tcp/40123"])
     assert last_port(home, "127.0.0.1") == 40123
+
+
+def test_a_node_keeps_the_name_of_its_last_run(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    default = node_options(home, {}, None).name
+    remember_name(home, "ana")
+    assert default != "ana"
+    assert node_options(home, {}, None).name == "ana"
+    assert node_options(home, {"name": "ben"}, None).name == "ben"
+    (tmp_path / "config.toml").write_text('name = "cleo"')
+    assert node_options(home, {}, None).name == "cleo"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines", b"\xff", b"x" * 57])
+def test_a_damaged_name_file_is_ignored(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "last_name").write_bytes(content)
+    (tmp_path / "last_name").chmod(0o600)
+    assert last_name(Home(tmp_path)) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"0", b"-5", b"99999999", b"many", b"\xff"])

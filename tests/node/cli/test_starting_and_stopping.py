@@ -5,52 +5,23 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from node.cli.shoal_process import Ran, run, spawn
+from node.cli.shoal_process import HERE, assert_free, begun, ended, run, spawn
 
 from shoal.node.local_swarm import LocalNode, start_node
 from shoal.swarm.home import Home
 from shoal.swarm.identity import Identity
-from shoal.swarm.invite import write_invite
+from shoal.swarm.invite import read_invite, write_invite
 from shoal.swarm.membership import found_swarm
 from shoal.swarm.node_lock import running
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(240)]
-STOP_S = 30.0
-HERE = ["--host", "127.0.0.1", "--threads", "1", "--api-port", "0"]
 FAR_FUTURE = 4e9
-
-
-@pytest.fixture
-def folder() -> Path:
-    """Below the temporary folder by which the test's processes are known; short enough for sockets."""
-    return Path(tempfile.mkdtemp(dir=tempfile.gettempdir(), prefix="h-"))
-
-
-def begun(home: Path, stage: str, arguments: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """A `shoal up` that has just said this event."""
-    process = spawn(["up", "--json", "--home", str(home), "--name", "ana", *HERE, *arguments])
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["event"] == stage:
-            return process
-    raise AssertionError(f"it ended before {stage}: {process.communicate()[1]}")
-
-
-def ended(process: subprocess.Popen[str]) -> Ran:
-    out, err = process.communicate(timeout=STOP_S)
-    return Ran(process.returncode, out, err)
-
-
-def assert_free(home: Path) -> None:
-    """The lock is given back and no facts of a running node are left. Processes and sockets: `nothing_left_behind`."""
-    assert running(home / "node.lock") is None
-    assert not (home / "node.json").exists()
 
 
 def is_gone(pid: int) -> bool:
@@ -258,6 +229,56 @@ def test_a_revoked_node_ends_with_4_and_does_not_come_back(folder: Path, owner: 
     again = run("up", "--gateway-only", *HERE, "--home", str(guest.home.root))
     assert again.code == 4
     assert "revoked" in again.complaint
+
+
+def until_ready(process: subprocess.Popen[str]) -> dict[str, dict[str, Any]]:
+    """Its events by name."""
+    assert process.stdout is not None
+    events: dict[str, dict[str, Any]] = {}
+    while "ready" not in events:
+        event = json.loads(process.stdout.readline())
+        events[event["event"]] = event
+    return events
+
+
+def test_an_owner_that_comes_back_has_its_name_and_its_open_invite(folder: Path) -> None:
+    home = ["--home", str(folder)]
+    first = spawn(["up", "--json", "--gateway-only", "--name", "ada", *home, *HERE])
+    before = until_ready(first)
+    first.send_signal(signal.SIGTERM)
+    assert ended(first).code == 0
+    second = spawn(["up", "--json", "--gateway-only", *home, *HERE])
+    try:
+        after = until_ready(second)
+        made = run("invite", "--json", *home).events[0]
+        listed = {each["id"]: each["state"] for each in run("invite", "list", "--json", *home).events}
+        itself = run("peers", "revoke", "ada", *home)
+        status = run("status", *home)
+    finally:
+        second.send_signal(signal.SIGTERM)
+    assert ended(second).code == 0
+    assert after["identified"]["name"] == "ada"
+    assert after["ready"]["invite_expires_at"] == before["ready"]["invite_expires_at"]
+    assert listed == {made["id"]: "open", read_invite(before["ready"]["invite"], 0.0).id: "open"}
+    assert itself.code == 2
+    assert "the node itself" in itself.complaint
+    assert "this machine only" in status.out
+
+
+def test_a_node_whose_daemon_died_is_never_called_starting_again(folder: Path) -> None:
+    process = begun(folder, "ready", ["--gateway-only"])
+    (daemon,) = [each for each in psutil.Process(process.pid).children(recursive=True) if each.name() == "p2pd"]
+    daemon.kill()
+    seen = set()
+    while process.poll() is None:
+        status = run("status", "--home", str(folder))
+        if status.code:
+            seen.add(status.complaint)
+    ran = ended(process)
+    assert ran.code == 3
+    assert "libp2p daemon died" in ran.complaint
+    assert not [words for words in seen if "starting" in words]
+    assert_free(folder)
 
 
 def test_a_node_killed_with_9_leaves_its_home_usable(folder: Path) -> None:

@@ -1,9 +1,11 @@
 """Help, usage errors, exit codes and the cost of a start, with no node anywhere."""
 
+import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from node.cli.shoal_process import Here, Ran
@@ -27,6 +29,7 @@ COMMANDS = [
     ["key"],
     ["key", "show"],
     ["key", "new"],
+    ["kv", "calibrate"],
     ["doctor"],
     ["down"],
     ["version"],
@@ -40,7 +43,7 @@ def test_every_command_explains_itself_with_an_example(shoal: Here, command: lis
     assert ran.code == 0
     assert re.search(r"Example: .*shoal " + " ".join(command[:1]), ran.out)
     assert "--json" in ran.out
-    assert command == ["version"] or "--home" in ran.out
+    assert command in (["version"], ["kv", "calibrate"]) or "--home" in ran.out
 
 
 def test_the_bare_command_shows_the_commands(shoal: Here) -> None:
@@ -62,6 +65,15 @@ def test_the_bare_command_shows_the_commands(shoal: Here) -> None:
         (["up", "--relay", "example.org"], "--relay"),
         (["up", "--announce", "example.org"], "--announce"),
         (["up", "--gateway-only", "--layers", "0:4"], "--gateway-only"),
+        (["up", "--layers", "foo"], "--layers"),
+        (["up", "--layers", "5:3"], "--layers"),
+        (["up", "--dtype", "int3"], "--dtype"),
+        (["up", "--device", "tpu"], "--device"),
+        (["up", "--max-memory", "foo"], "memory"),
+        (["up", "--max-memory", "200%"], "memory"),
+        (["up", "--host", "300.1.1.1"], "--host"),
+        (["up", "--host", "192.0.2.1"], "--host"),
+        (["join", "shoal1:x", "--layers", "foo"], "--layers"),
         (["join"], "invite"),
         (["generate"], "prompt"),
         (["generate", "hi", "--temperature", "-1"], "--temperature"),
@@ -71,12 +83,36 @@ def test_the_bare_command_shows_the_commands(shoal: Here) -> None:
         (["generate", ""], "empty"),
         (["invite", "--ttl", "soon"], "--ttl"),
         (["invite", "--ttl", "400d"], "--ttl"),
+        (["invite", "--ttl", "5"], "--ttl"),
+        (["invite", "--ttl", "0s"], "--ttl"),
     ],
 )
 def test_a_misused_command_is_told_in_one_line(shoal: Here, arguments: list[str], words: str) -> None:
     ran = shoal(*arguments)
     assert ran.code == 2
     assert words in ran.complaint
+    assert not shoal.home.exists()
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_a_prompt_that_is_not_utf_8_is_called_so(tmp_path: Path, locale: str) -> None:
+    environment = {**os.environ, "LC_ALL": locale, "SHOAL_HOME": str(tmp_path)}
+    for arguments in ([b"-"], [b"caf\xe9"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "shoal", "generate", *arguments],
+            input=b"caf\xe9",
+            capture_output=True,
+            env=environment,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (2, b"shoal: the prompt is not valid UTF-8\n")
+
+
+@pytest.mark.parametrize("arguments", [["up", "--bogus"], ["nonsense"], ["up", "--port", "x"], ["up", "--host", "x"]])
+def test_every_misuse_has_the_same_type_in_json(shoal: Here, arguments: list[str]) -> None:
+    ran = shoal(*arguments, "--json")
+    assert [(event["type"], event["exit_code"]) for event in ran.events] == [("UsageError", 2)]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +178,16 @@ def fresh(code: str) -> Ran:
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["status", "--home", "/nonexistent/home"], ["up", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["status", "--home", "/nonexistent/home"],
+        ["up", "--help"],
+        ["kv", "calibrate", "--help"],
+        ["kv", "calibrate", "/nonexistent/model", "/nonexistent/text"],
+    ],
+)
 def test_help_and_status_import_nothing_heavy(arguments: list[str]) -> None:
     ran = fresh(
         f"import sys; from shoal.node.cli.main import main; main({arguments!r}); "

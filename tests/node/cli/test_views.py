@@ -1,15 +1,22 @@
 """What status, peers and routes look like as text; pure functions."""
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from node.cli.shoal_process import Here
 
 from shoal import Failover, Result, Route, RouteHop, Usage
+from shoal.node.cli.check import Finding
 from shoal.node.cli.layer_map import Holding, ModelMap, draw, maps_of
+from shoal.node.cli.moments import moment, seconds
+from shoal.node.cli.output import Output
 from shoal.node.cli.route_view import route_lines
 from shoal.node.cli.status_view import duration, status_lines
-from shoal.node.cli.status_watch import TokenMeter
+from shoal.node.cli.status_watch import TokenMeter, watch_status
 from shoal.node.cli.table import table_lines
+from shoal.swarm.errors import SwarmUnreachable
 from shoal.swarm.identifiers import PeerId
 
 
@@ -66,36 +73,61 @@ def test_models_are_apart() -> None:
     assert [model.model for model in maps_of([peer("ana", 0, 10), other])] == ["another", "tiny"]
 
 
+STATUS: dict[str, Any] = {
+    "name": "ana",
+    "peer": "12D3ana",
+    "version": "0.1.0",
+    "uptime_s": 75.0,
+    "swarm": {"name": "s", "id": "x", "public": False, "owner": "12D3ana", "mine": True},
+    "network": {"addresses": [], "reachable": None, "loopback": False, "peers": 1},
+    "device": "cpu",
+    "hosted": [
+        {
+            "model": "m" * 64,
+            "name": "tiny",
+            "layers": "embed+0:4",
+            "of_layers": 8,
+            "dtype": "float32",
+            "step_ms": 2.0,
+            "sessions": 1,
+            "queue": 0,
+            "tokens": 300,
+            "free_tokens": 50,
+        }
+    ],
+    "sessions": [{"session": "abcd1234", "driver": "12D3ben", "held": 17}],
+    "peers": [peer("ana", 0, 5, me=True), peer("ben", 0, 5)],
+}
+
+
 def test_status_names_gaps_sessions_and_speed() -> None:
-    status: dict[str, Any] = {
-        "name": "ana",
-        "peer": "12D3ana",
-        "version": "0.1.0",
-        "uptime_s": 75.0,
-        "swarm": {"name": "s", "id": "x", "public": False, "owner": "12D3ana", "mine": True},
-        "network": {"addresses": [], "reachable": None, "peers": 1},
-        "device": "cpu",
-        "hosted": [
-            {
-                "model": "m" * 64,
-                "name": "tiny",
-                "layers": "embed+0:4",
-                "of_layers": 8,
-                "dtype": "float32",
-                "step_ms": 2.0,
-                "sessions": 1,
-                "queue": 0,
-                "tokens": 300,
-                "free_tokens": 50,
-            }
-        ],
-        "sessions": [{"session": "abcd1234", "driver": "12D3ben", "held": 17}],
-        "peers": [peer("ana", 0, 5, me=True), peer("ben", 0, 5)],
-    }
-    text = "\n".join(status_lines(status, {"m" * 64: 42.0}))
+    text = "\n".join(status_lines(STATUS, {"m" * 64: 42.0}))
     for words in ("private; you own it", "up 1 min 15 s", "!", "42.0", "abcd1234", "ben"):
         assert words in text
-    assert "no sessions" in "\n".join(status_lines({**status, "sessions": [], "hosted": []}))
+    assert "not dialled by anybody yet" in text
+    here = {"addresses": [], "reachable": True, "loopback": True, "peers": 1}
+    alone = "\n".join(status_lines({**STATUS, "network": here}))
+    assert "this machine only" in alone
+    assert "outside" not in alone
+    assert "no sessions" in "\n".join(status_lines({**STATUS, "sessions": [], "hosted": []}))
+
+
+def test_watching_into_a_pipe_names_no_key(capsys: pytest.CaptureFixture[str]) -> None:
+    class Node:
+        def __init__(self) -> None:
+            self.looks = 0
+
+        def get(self, _: str) -> dict[str, Any]:
+            self.looks += 1
+            if self.looks > 2:
+                raise SwarmUnreachable("gone")
+            return STATUS
+
+    with pytest.raises(SwarmUnreachable):
+        watch_status(Node(), Output(json=False), 0.01)  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert out.count("private; you own it") == 2
+    assert "q ends" not in out
 
 
 def test_tokens_per_second_come_from_two_looks() -> None:
@@ -134,3 +166,25 @@ def test_a_route_tells_hops_and_failovers() -> None:
     text = "\n".join(route_lines(result))
     for words in ("5 tokens in, 20 out (length)", "10.0 tokens/s", "embed+0:4", "2.5", "after 0.25 s", "seed 7"):
         assert words in text
+
+
+@pytest.fixture
+def nepal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "NPT-5:45")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("nepal")
+def test_times_are_read_with_their_unit_and_told_to_the_second() -> None:
+    assert [seconds("--ttl", text) for text in ("90s", "30m", "1.5h", "7d")] == [90, 1800, 5400, 604800]
+    assert moment(1_800_000_005.0) == "2027-01-15 13:45:05 NPT"
+
+
+def test_the_summary_of_the_doctor_is_data_too(shoal: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.node.cli.check.made", lambda name, _: Finding(name, "ok", "fine"))
+    ran = shoal("doctor")
+    assert ran.out.splitlines()[-1] == "All is well."
+    assert ran.err == ""

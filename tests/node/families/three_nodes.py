@@ -33,14 +33,14 @@ class RunningNodes:
         self._started = 0
         self._gone: list[anyio.Event] = []
 
-    async def start(self, model: Path, layers: str | None = None, max_memory: str | None = None) -> Node:
+    async def start(self, model: Path | None, layers: str | None = None, max_memory: str | None = None) -> Node:
         """Returns when the node is ready."""
         name = f"node{self._started}"
         self._started += 1
         options = NodeOptions(
             home=Home(self._folder / name),
             name=name,
-            model=str(model),
+            model=None if model is None else str(model),
             layers=layers,
             dtype="float32",
             device="cpu",

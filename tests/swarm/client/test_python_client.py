@@ -10,6 +10,7 @@ import anyio
 import pytest
 from live_gateway import KEY, WatchedSource, live_gateway
 from novels_text import STORY, novels_model, repeats, scripted_model, scripted_novels, tells
+from swarm.people import person
 
 import shoal
 from shoal.swarm.client.async_client import AsyncClient
@@ -17,11 +18,12 @@ from shoal.swarm.client.backend import Backend
 from shoal.swarm.client.http_backend import HttpBackend
 from shoal.swarm.client.source_backend import SourceBackend
 from shoal.swarm.client.sync_client import Client
-from shoal.swarm.errors import OutOfMemory, Refused, ShoalError, StreamBroken
+from shoal.swarm.errors import OutOfMemory, Refused, ShoalError, StreamBroken, UsageError
 from shoal.swarm.text.scripted_source import ScriptedSource
 
 TEXT = novels_model()
 HI = [{"role": "user", "content": "Once upon a time"}]
+ADA, BEN, CLEO = (person(number).peer_id for number in (1, 2, 3))
 Open = Callable[[], AbstractAsyncContextManager[Backend]]
 
 
@@ -107,16 +109,25 @@ def test_every_option_reaches_the_driver_the_same_way() -> None:
         "logprobs": 2,
         "local_layers": 1,
         "max_hops": 5,
-        "exclude": ["A", "B"],
-        "trust": ["C"],
+        "exclude": [ADA, BEN],
+        "trust": [CLEO],
     }
     for prompt in ("Once", HI):
         both(source, lambda client, prompt=prompt: client.generate(prompt, **options))  # type: ignore[misc]
         first, second = source.requests[-2:]
         assert first == second
         assert first.sampling.top_logprobs == 2
-        assert first.exclude == {"A", "B"}
+        assert first.exclude == {ADA, BEN}
         assert first.stop_ids == {7, 8}
+
+
+@pytest.mark.parametrize("options", [{"exclude": ["x"]}, {"exclude": ADA}, {"trust": ["x"]}, {"trust": []}])
+def test_peers_that_are_none_are_refused_and_an_empty_trust_too(options: dict[str, object]) -> None:
+    with (
+        Client(partial(SourceBackend, scripted_novels())) as client,
+        pytest.raises(UsageError, match=next(iter(options))),
+    ):
+        client.generate("Once", **options)  # type: ignore[arg-type]
 
 
 def test_models_are_the_swarms(way: str) -> None:

@@ -1,0 +1,67 @@
+"""The driver's push into the first hop: everything from position 0, then each new token."""
+
+from collections.abc import Callable, Sequence
+
+import anyio
+from anyio.abc import TaskGroup
+
+from .errors import ShoalError
+from .feeder import Feeder
+from .handshake import Gate
+from .hop import open_push
+from .hop_link import LinkAddress
+from .session_events import Event, HopLost
+from .transport import Stream, Transport
+
+
+class DriverPush:
+    """ids: the session's tokens, prompt first; it grows, and all of it may be pushed."""
+
+    def __init__(
+        self, transport: Transport, gate: Gate, feeder: Feeder, ids: Sequence[int], post: Callable[[Event], None]
+    ) -> None:
+        self._transport = transport
+        self._gate = gate
+        self._feeder = feeder
+        self._ids = ids
+        self._post = post
+        self._wanted = 0  # tokens that may be pushed
+        self._more = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._connected_before = False
+
+    def connect(self, to: LinkAddress, tasks: TaskGroup) -> None:
+        """Push into this hop from now on; what still goes on with an earlier one ends."""
+        self._scope.cancel()
+        self._scope = anyio.CancelScope()
+        replay, self._connected_before = self._connected_before, True
+        tasks.start_soon(self._run, to, replay, self._scope)
+
+    def feed(self, stop: int) -> None:
+        """Push all tokens before index `stop` that were not pushed yet."""
+        self._wanted = stop
+        self._more.set()
+
+    async def _run(self, to: LinkAddress, replay: bool, scope: anyio.CancelScope) -> None:
+        with scope:
+            stream = None
+            try:
+                stream = await open_push(self._transport, self._gate, to.peer, to.addresses, to.session)
+                await self._push_all(stream, replay)
+            except ShoalError as error:
+                self._post(HopLost(to.key, str(error)))
+            finally:
+                if stream is not None:
+                    stream.abort()
+
+    async def _push_all(self, stream: Stream, replay: bool) -> None:
+        """For ever."""
+        known = tuple(self._ids)
+        await self._feeder.feed_all(stream, known, replay)
+        fed = len(known)
+        while True:
+            while fed < self._wanted:
+                await self._feeder.feed_token(stream, fed, self._ids[fed])
+                fed += 1
+            self._more = anyio.Event()
+            await self._more.wait()

@@ -1,0 +1,181 @@
+"""What goes into a session's machine and what comes out of it.
+
+Events are what the shell saw happen; effects are what it has to do, in the order in which they come.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .compute import Choice
+from .errors import ShoalError
+from .identifiers import PeerId
+from .messages import FailureKind
+from .units import Span
+
+HopKey = int  # one opening of one hop; a peer that is opened again gets a new key
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A chain for the span that the `Plan` of this number asked for, in order."""
+
+    number: int
+    hops: tuple[tuple[PeerId, Span], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFailed:
+    number: int
+    error: ShoalError
+
+
+@dataclass(frozen=True, slots=True)
+class HopOpened:
+    hop: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class HopFailed:
+    """A hop said so itself, or blames another peer."""
+
+    hop: HopKey
+    kind: FailureKind
+    text: str
+    culprit: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HopLost:
+    """The control stream of a hop broke, or it could not be reached."""
+
+    hop: HopKey
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCame:
+    position: int
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressCame:
+    hop: HopKey
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """The time asked for by `WakeAt` has come."""
+
+
+Event = Planned | PlanFailed | HopOpened | HopFailed | HopLost | TokenCame | ProgressCame | Ticked
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """After `after_s` seconds, choose peers for `span`, between the neighbours that stay (None: the driver).
+
+    number: the answer bears it; a later `Plan` makes the answers to earlier ones worthless
+    """
+
+    number: int
+    span: Span
+    exclude: frozenset[PeerId]
+    before: PeerId | None
+    after: PeerId | None
+    hops_left: int  # of the chain, for this span
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class OpenHop:
+    hop: HopKey
+    peer: PeerId
+    span: Span
+    upstream: PeerId | None  # None: the driver
+    downstream: HopKey | None
+
+
+@dataclass(frozen=True, slots=True)
+class CloseHop:
+    hop: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptUpstream:
+    hop: HopKey
+    upstream: PeerId | None
+
+
+@dataclass(frozen=True, slots=True)
+class RewireHop:
+    hop: HopKey
+    downstream: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFirst:
+    """Push from the driver into this hop from now on, and feed it everything from position 0."""
+
+    hop: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class FeedToken:
+    """Push all tokens before index `stop` that were not pushed yet."""
+
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendProbe:
+    hop: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    when_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """For the route: who was lost, why, for how long, and who stands in."""
+
+    peer: PeerId
+    span: Span
+    reason: str
+    pause_s: float
+    replaced_by: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    error: ShoalError
+
+
+Effect = (
+    Plan
+    | OpenHop
+    | CloseHop
+    | AdoptUpstream
+    | RewireHop
+    | ConnectFirst
+    | FeedToken
+    | SendProbe
+    | WakeAt
+    | Emit
+    | Repaired
+    | Finished
+    | Broke
+)

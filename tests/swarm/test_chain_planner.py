@@ -1,0 +1,70 @@
+"""The planner of a driver over a directory that changes between two plans."""
+
+import anyio
+import pytest
+
+from shoal.swarm.chain_planner import DirectoryPlanner
+from shoal.swarm.errors import ModelNotServable
+from shoal.swarm.generation import TokenRequest
+from shoal.swarm.identifiers import ModelId, PeerId, SwarmId
+from shoal.swarm.latency import LatencyBook
+from shoal.swarm.records import Hosted, NodeRecord
+from shoal.swarm.session_events import Plan
+from shoal.swarm.units import whole
+
+MODEL, LAYERS = ModelId("a" * 64), 4
+VOLUNTEER = PeerId("volunteer")
+REQUEST = TokenRequest(MODEL, (1, 2, 3), 8)
+
+
+def record(started_at: float, port: int) -> NodeRecord:
+    hosted = Hosted(MODEL, "tiny", LAYERS, whole(LAYERS), "float32", 1.0, 0, 4096, 4096)
+    address = f"/ip4/127.0.0.1/tcp/{port}"
+    return NodeRecord(VOLUNTEER, SwarmId("s"), "v", "0.1.0", 1, (address,), (hosted,), {}, started_at, 1e12)
+
+
+class Listing:
+    """A directory and its book: `known` is what this machine remembers, `current` what a look-up brings."""
+
+    def __init__(self, known: NodeRecord) -> None:
+        self.known = self.current = known
+        self.book = self  # type: ignore[assignment]
+
+    def holders(self, model: ModelId, now: float | None = None) -> object:
+        return [self.known] if now is not None else self._looked_up()
+
+    async def _looked_up(self) -> list[NodeRecord]:
+        self.known = self.current
+        return [self.current]
+
+
+class Measured:
+    me = PeerId("driver")
+
+    def __init__(self) -> None:
+        self.book = LatencyBook()
+
+    async def measure_unknown(self, records: object, within_s: float) -> None:
+        return
+
+
+def planned_ports(planner: DirectoryPlanner, exclude: frozenset[PeerId]) -> list[str]:
+    async def plan() -> list[str]:
+        wanted = Plan(1, whole(LAYERS), exclude, None, None, 4, 0.0)
+        chain = await planner.plan(REQUEST, wanted, None)
+        return [address.rsplit("/", 1)[1] for hop in chain.hops for address in hop.addresses]
+
+    return anyio.run(plan)
+
+
+def test_a_peer_that_failed_counts_again_when_it_has_restarted() -> None:
+    listing = Listing(record(100.0, 5001))
+    planner = DirectoryPlanner(listing, None, Measured(), lambda: 0.0, lambda: 0.0)  # type: ignore[arg-type]
+    assert planned_ports(planner, frozenset()) == ["5001"]
+    failed = frozenset({VOLUNTEER})
+    with pytest.raises(ModelNotServable):
+        planned_ports(planner, failed)
+    listing.current = record(200.0, 5002)
+    assert planned_ports(planner, failed) == ["5002"], "looked up: the new process at its new address"
+    with pytest.raises(ModelNotServable):
+        planned_ports(planner, failed)
