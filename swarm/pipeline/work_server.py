@@ -1,0 +1,58 @@
+"""The receiving side of work: microbatches that come in on others' streams, each answered by what `handle` makes of it."""
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import anyio.abc
+import structlog
+
+from shoal.swarm.errors import BadActivation, MalformedMessage, ShoalError, StreamBroken
+from shoal.swarm.identifiers import PeerId
+
+from .messages import Done, Entered, Undone, Work
+from .work_frames import DamagedTensor, WorkFrames, checked, checksum
+from .work_links import NotFinite, WorkUndone
+
+log = structlog.get_logger(__name__)
+Handle = Callable[[Work, bytes], Awaitable[tuple[float, bytes]]]  # raises: WorkUndone, BadActivation
+TOO_MANY = 1024  # microbatches at once from one peer
+
+
+async def serve_work(frames: WorkFrames, me: PeerId, max_bytes: int, handle: Handle) -> None:
+    """Until the peer's stream ends; what it has asked for is given up then. raises: MalformedMessage"""
+    under_way = 0
+
+    async def answered(work: Work, tensor: bytes) -> None:
+        nonlocal under_way
+        try:
+            try:
+                loss, gradient = await handle(work, checked(work, tensor))
+                answer: Done | Undone = Done(work.request, loss, len(gradient), checksum(gradient))
+            except WorkUndone as undone:
+                gradient, answer = b"", Undone(work.request, undone.kind, str(undone)[:300], undone.culprit)
+            except (DamagedTensor, BadActivation) as error:
+                gradient, answer = b"", Undone(work.request, "damaged", str(error)[:300], frames.stream.peer)
+            except NotFinite as error:
+                gradient, answer = b"", Undone(work.request, "broken", str(error)[:300], me)
+            except ShoalError as error:
+                log.warning("microbatch_failed", step=work.step, microbatch=work.microbatch, reason=str(error))
+                gradient, answer = b"", Undone(work.request, "failed", str(error)[:300], me)
+            await frames.send(answer, gradient)
+        except StreamBroken:
+            tasks.cancel_scope.cancel()
+        finally:
+            under_way -= 1
+
+    await frames.send(Entered())
+    async with anyio.create_task_group() as tasks:
+        try:
+            while True:
+                message, tensor = await frames.receive(max_bytes)
+                if not isinstance(message, Work) or under_way >= TOO_MANY:
+                    raise MalformedMessage(f"{frames.stream.peer} sent {type(message).__name__} for work")
+                under_way += 1
+                tasks.start_soon(answered, message, tensor)
+        except StreamBroken:
+            pass
+        finally:
+            tasks.cancel_scope.cancel()
