@@ -38,7 +38,7 @@ class PeerState:
     seen: dict[PeerId, float] = field(default_factory=dict)
     lost: set[PeerId] = field(default_factory=set)
     convicted: dict[PeerId, str] = field(default_factory=dict)  # found lying, by verdicts that we heard
-    silent: set[PeerId] = field(default_factory=set)  # would not show their residual
+    silent: set[PeerId] = field(default_factory=set)  # would not show their residual, or did not reduce in time
     decided: Decision | None = None  # of the open round, for the machine to take away
     _order: tuple[Slot, bytes, frozenset[PeerId], tuple[PeerId, ...]] | None = None
     _living: tuple[bytes, float, list[Member]] | None = None
