@@ -14,9 +14,15 @@ import msgspec
 
 from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.rounds.run_identity import run_key
 
-PROTOCOL = "/shoal/pipeline/1"
+PROTOCOL = "/shoal/pipeline/1"  # and the run's key: see `protocol_of`
 PIECE_BYTES = 1 << 20  # tensors travel in frames of this size, so that none is too large for the transport
+
+
+def protocol_of(run: str) -> str:
+    """Of all streams of a run's pipeline. run: its name"""
+    return f"{PROTOCOL}/{run_key(run)[:16]}"
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
@@ -84,7 +90,10 @@ class Weighed(Message, frozen=True):
 
 
 class Move(Message, frozen=True):
-    """Driver to replica: follow the gradient. norm: over all stages, not finite to leave the step out; loss: the mean"""
+    """Driver to replica: follow the gradient. loss: the mean
+
+    norm: over all stages; one that is not finite says to leave the step out
+    """
 
     step: int
     norm: float

@@ -6,7 +6,6 @@ import anyio
 
 from shoal.swarm.errors import MalformedMessage, ShoalError, StreamBroken
 from shoal.swarm.handshake import Gate, greet, read_welcome
-from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.meeting import Attendee
 from shoal.swarm.transport import Stream, Transport
 
@@ -27,7 +26,7 @@ class ReplicaLink:
     """
 
     def __init__(self, attendee: Attendee, stage: int, changed: Callable[[], None]) -> None:
-        self.peer: PeerId = attendee.peer
+        self.peer = attendee.peer
         self.hop = Hop(attendee.peer, tuple(attendee.addresses))
         self.stage = stage
         self.alive = False

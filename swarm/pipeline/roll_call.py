@@ -8,7 +8,6 @@ import structlog
 
 from shoal.swarm.errors import Unavailable
 from shoal.swarm.handshake import Gate
-from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.meeting import Attendee
 from shoal.swarm.transport import Transport
 
@@ -25,7 +24,7 @@ Finder = Callable[[int], Awaitable[Sequence[Attendee]]]  # who holds a stage; ra
 
 
 class RollCall:
-    """protocol: of a stage's streams; on_waiting: hears which stage lacks a replica, "" when none does"""
+    """protocol: of the pipeline's streams; on_waiting: hears which stage lacks a replica, "" when none does"""
 
     def __init__(
         self,
@@ -33,12 +32,12 @@ class RollCall:
         gate: Gate,
         plan: StagePlan,
         pipeline: str,
-        protocol: Callable[[int], str],
+        protocol: str,
         finder: Finder,
         on_waiting: Callable[[str], None],
     ) -> None:
         self.plan = plan
-        self.links: dict[PeerId, ReplicaLink] = {}
+        self.links: dict[str, ReplicaLink] = {}
         self._transport, self._gate, self._pipeline = transport, gate, pipeline
         self._protocol, self._finder, self._on_waiting = protocol, finder, on_waiting
         self._changed = anyio.Event()
@@ -92,7 +91,7 @@ class RollCall:
         tasks.start_soon(self._keep, link)
 
     async def _keep(self, link: ReplicaLink) -> None:
-        await link.run(self._transport, self._gate, self._protocol(link.stage), self._pipeline)
+        await link.run(self._transport, self._gate, self._protocol, self._pipeline)
         log.info("replica_lost", peer=link.peer, stage=link.stage, reason=link.reason)
 
     def _tell(self, text: str) -> None:

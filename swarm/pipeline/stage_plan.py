@@ -14,7 +14,7 @@ from shoal.swarm.units import Span, describe, parse, whole
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """spans: of consecutive units, one a stage, together all of the model; tied: the head's units are held at stage 0"""
+    """spans: of consecutive units, one a stage, together all of the model; tied: stage 0 holds the head too"""
 
     layers: int
     spans: tuple[Span, ...]

@@ -53,7 +53,7 @@ class _Client:
 
 
 class StageServer:
-    """pipeline: hash of all that drivers and replicas agree on; protocol: of this stage of this run"""
+    """pipeline: hash of all that drivers and replicas agree on; protocol: of the run's streams"""
 
     def __init__(
         self,

@@ -24,7 +24,6 @@ from .stage_compute import Count, Microbatch, StageCompute
 from .work_frames import checksum
 from .work_links import NotFinite, WorkLinks, WorkUndone
 
-
 MAX_TRIES = 16  # of one microbatch
 
 

@@ -29,7 +29,7 @@ class WorkFrames:
         self._sending = anyio.Lock()
 
     async def send(self, message: AnyMessage, tensor: bytes = b"") -> None:
-        """Cancelled half-way it drops the stream, which is of no use to others then. raises: StreamBroken, DaemonDied"""
+        """Cancelled half-way it drops the stream, which is of no use then. raises: StreamBroken, DaemonDied"""
         async with self._sending:
             whole = False
             try:

@@ -1,4 +1,4 @@
-"""The receiving side of work: microbatches that come in on others' streams, each answered by what `handle` makes of it."""
+"""The receiving side of work: microbatches that come in on others' streams, each answered with what became of it."""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,10 +6,12 @@ import anyio
 import anyio.abc
 import structlog
 
-from shoal.swarm.errors import BadActivation, MalformedMessage, ShoalError, StreamBroken
+from shoal.swarm.errors import BadActivation, MalformedMessage, Refused, ShoalError, StreamBroken
+from shoal.swarm.handshake import Gate, receive_greeting
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.transport import Stream, Transport
 
-from .messages import Done, Entered, Undone, Work
+from .messages import Away, Done, Enter, Entered, Undone, Work
 from .work_frames import DamagedTensor, WorkFrames, checked, checksum
 from .work_links import NotFinite, WorkUndone
 
@@ -56,3 +58,21 @@ async def serve_work(frames: WorkFrames, me: PeerId, max_bytes: int, handle: Han
             pass
         finally:
             tasks.cancel_scope.cancel()
+
+
+async def serve_home(
+    transport: Transport, gate: Gate, protocol: str, pipeline: str, max_bytes: int, handle: Handle
+) -> None:
+    """For a driver with the head at home: what the last stage computes comes back to it as work."""
+
+    async def listen(stream: Stream) -> None:
+        await receive_greeting(stream, gate)
+        frames = WorkFrames(stream)
+        first, _ = await frames.receive(0)
+        if not isinstance(first, Enter) or first.pipeline != pipeline:
+            await frames.send(Away("this is a driver, of another pipeline perhaps"))
+            await stream.close()
+            raise Refused(f"{stream.peer} wants something else than to bring microbatches home")
+        await serve_work(frames, transport.me, max_bytes, handle)
+
+    await transport.serve(protocol, listen)
