@@ -47,7 +47,8 @@ def start(
     from shoal.node.training.worker_member import TrainingOptions
     from shoal.node.training.worker_node import TrainerOptions
 
-    check_files(file.config, file.base)
+    if not file.config.pipeline.cut or file.config.pipeline.stage == 0:
+        check_files(file.config, file.base)
     if is_follower():
         follow_first(file, home.cache)
         return

@@ -69,6 +69,10 @@ class TrainingScreen:
                 self._output.line(f"held out  round {round_}  loss {loss:.4f}  perplexity {perplexity:.2f}")
             case events.Saved(round_, path):
                 self._output.note(f"saved     round {round_}  {path}")
+            case events.StageChosen(stage, stages, units, reason):
+                self._fact("stage", f"{stage} of 0 to {stages - 1}: {units} ({reason})")
+            case events.MicrobatchRedone(step, microbatch, peer, stage, reason, _):
+                self._output.note(f"step {step}: microbatch {microbatch} again, stage {stage} at {peer}: {reason}")
             case events.Finished(rounds, tokens, reason, path):
                 self.close()
                 self._output.note(f"finished: {reason}, {rounds} rounds, {tokens} tokens of this peer  {path}".rstrip())

@@ -48,7 +48,9 @@ def agreed_settings(file: ConfigFile, prepared: Prepared) -> dict[str, Any]:
     config = file.config
     strategy: dict[str, Any] = msgspec.to_builtins(config.strategy)
     strategy |= dict.fromkeys(file.auto, "auto")
+    pipeline = config.pipeline
     return {
+        **({"stages": list(pipeline.spans) or pipeline.stages} if pipeline.cut else {}),
         "model": prepared.model_hash,
         "data": prepared.data.order.digest,
         "sequence": config.data.sequence,

@@ -40,6 +40,8 @@ async def plan_only(
     """
     async with anyio.create_task_group() as tasks:
         preparation = Preparation()
+        stage = options.training.file.config.pipeline.stage
+        preparation.take_stage(0 if stage == "auto" else stage)
         tasks.start_soon(preparation.run, options.training.file, options.training.cache, report)
         if not member:
             report(await _plan(options, await preparation.result(), None))

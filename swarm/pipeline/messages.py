@@ -100,6 +100,12 @@ class Move(Message, frozen=True):
     loss: float
 
 
+class Ended(Message, frozen=True):
+    """Driver to replica: the run is over."""
+
+    reason: str
+
+
 class Beat(Message, frozen=True):
     """Both ways, answered by the replica with the same number: I am here."""
 
@@ -167,7 +173,21 @@ class Undone(Message, frozen=True):
 
 
 AnyMessage = (
-    Attach | Enter | Entered | Opened | Begin | Begun | Finish | Weighed | Move | Beat | Away | Work | Done | Undone
+    Attach
+    | Enter
+    | Entered
+    | Opened
+    | Begin
+    | Begun
+    | Finish
+    | Weighed
+    | Move
+    | Ended
+    | Beat
+    | Away
+    | Work
+    | Done
+    | Undone
 )
 
 _encoder = msgspec.msgpack.Encoder()

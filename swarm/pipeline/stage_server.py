@@ -14,7 +14,7 @@ from shoal.swarm.identifiers import PeerId
 from shoal.swarm.transport import Stream, Transport
 
 from . import messages
-from .messages import AnyMessage, Attach, Away, Beat, Begin, Begun, Enter, Finish, Move, Opened, Weighed, Work
+from .messages import AnyMessage, Attach, Away, Beat, Begin, Begun, Ended, Enter, Finish, Move, Opened, Weighed, Work
 from .stage_compute import Count, Microbatch, StageCompute
 from .stage_plan import StagePlan
 from .step_book import StepBook
@@ -68,6 +68,7 @@ class StageServer:
     ) -> None:
         self.book = StepBook()
         self.redone = 0  # microbatches that came again
+        self.ended = ""  # why, as the last driver that left in order has said
         self._transport, self._gate, self._plan, self._stage = transport, gate, plan, stage
         self._pipeline, self._protocol, self._compute, self._links = pipeline, protocol, compute, links
         self._clients: dict[PeerId, _Client] = {}
@@ -86,11 +87,13 @@ class StageServer:
         for client in self._clients.values():
             client.tell(Away(reason))
 
-    async def gather(self) -> Gathered:
-        """One inner step, from the first microbatch to the drivers' word to move."""
+    async def gather(self) -> Gathered | None:
+        """One inner step, from the first microbatch to the drivers' word to move; None when the run is over."""
         self._away, self._ready, self._move = "", True, None
         self._tell_all(Opened(self.book.step, True))
         while not self.book.full:
+            if self.ended and not self._clients:
+                return None
             await self._change()
         self._ready = False
         total = self.book.close()
@@ -195,6 +198,8 @@ class StageServer:
                 case Move() as move:
                     if move.step == self.book.step and self.book.closed and self._move is None:
                         self._move = move
+                case Ended(reason):
+                    self.ended = reason
                 case other:
                     raise MalformedMessage(f"{client.peer} sent {type(other).__name__} to a replica")
             self._notify()

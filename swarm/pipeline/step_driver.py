@@ -16,7 +16,7 @@ import anyio.abc
 from shoal.swarm.errors import BadActivation
 from shoal.swarm.identifiers import PeerId
 
-from .messages import Finish, Hop, Move, Work
+from .messages import Ended, Finish, Hop, Move, Work
 from .replica_link import ReplicaLink
 from .roll_call import RollCall
 from .route_choice import best_of, lacking
@@ -136,6 +136,11 @@ class StepDriver:
 
     def _joinable(self, link: ReplicaLink) -> bool:
         return link.alive and link.ready and not link.joined and link.step <= self.step
+
+    async def end(self, reason: str) -> None:
+        """The run is over for us; replicas that no other driver needs end too."""
+        for link in self._roll.alive:
+            await link.tell(Ended(reason))
 
     def leave(self, reason: str) -> None:
         """Others need not wait for us until the next step that we ask for."""

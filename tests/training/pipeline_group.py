@@ -81,6 +81,8 @@ class Replica:
     async def train(self) -> None:
         while True:
             gathered = await self.server.gather()
+            if gathered is None:
+                return
             steps = self.compute.steps
             steps.settled(gathered.norm, gathered.loss, gathered.step, gathered.sequences, moves=True)
             self.server.advance()

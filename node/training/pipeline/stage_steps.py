@@ -4,14 +4,18 @@ Shapes: B sequences of S tokens, D hidden.
 """
 
 import math
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio.from_thread
 import torch
 
 from shoal.node.training.config import BatchSettings
+from shoal.node.training.data.windows import Batch
 from shoal.node.training.optimizers.inner import InnerOptimizer
 from shoal.node.training.worker_compiler import uncompiled
 from shoal.node.training.worker_steps import InnerSteps, StepResult
+from shoal.swarm.errors import LocalFault
 from shoal.swarm.pipeline.work_links import NotFinite
 
 from .stage_module import StageModule
@@ -25,7 +29,19 @@ class StageSteps(InnerSteps):
     ) -> None:
         super().__init__(stage.model, optimizer, settings, device)
         self.stage = stage
+        self.measured: Callable[[Batch], Awaitable[float]] | None = None  # a batch's loss through all stages
         self._batch = settings.sequences
+
+    def loss(self, batch: Batch, start: int, stop: int) -> torch.Tensor:
+        """As of the whole model, for an evaluation; on a thread beside the event loop. raises: LocalFault"""
+        if self.measured is None:
+            raise LocalFault("only a replica of stage 0 can measure a loss")
+        part = Batch(
+            batch.inputs[start:stop],
+            batch.targets[start:stop],
+            None if batch.positions is None else batch.positions[start:stop],
+        )
+        return torch.tensor(anyio.from_thread.run(self.measured, part))
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor | None, seed: int, *, learns: bool) -> torch.Tensor:
         """returns: (B, S, D), no gradient. raises: NotFinite"""
