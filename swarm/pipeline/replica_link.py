@@ -14,7 +14,7 @@ from .messages import AnyMessage, Attach, Away, Beat, Begin, Begun, Hop, Opened,
 
 DIAL_TIMEOUT_S = 8.0
 BEAT_S = 2.0
-SILENCE_S = 15.0  # after which a peer whose stream is open counts as gone
+SILENCE_S = 10.0  # after which a peer whose stream is open counts as gone
 
 
 class ReplicaLink:
@@ -32,6 +32,7 @@ class ReplicaLink:
         self.alive = False
         self.ended = False
         self.reason = ""  # why it ended
+        self.refusal = ""  # what the replica said itself
         self.step = 0
         self.ready = False
         self.joined = False
@@ -124,8 +125,9 @@ class ReplicaLink:
                     if number == self._beat:
                         self.rtt_s = self._heard_at - self._beat_at
                 case Away(reason):
+                    self.refusal = f"{self.peer}: {reason}"
                     await stream.close()
-                    raise StreamBroken(f"{self.peer}: {reason}")
+                    raise StreamBroken(reason)
                 case other:
                     raise MalformedMessage(f"{self.peer} sent {type(other).__name__} to a driver")
             self._changed()

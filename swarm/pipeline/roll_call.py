@@ -87,7 +87,7 @@ class RollCall:
             return
         link = self.links[attendee.peer] = ReplicaLink(attendee, stage, self.notify)
         if known is not None:
-            link.shunned = known.shunned
+            link.shunned, link.refusal = known.shunned, known.refusal
         tasks.start_soon(self._keep, link)
 
     async def _keep(self, link: ReplicaLink) -> None:

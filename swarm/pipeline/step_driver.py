@@ -163,7 +163,7 @@ class StepDriver:
     def _missing(self) -> str:
         none = lacking(self._roll.alive, self._stages)
         if none:
-            reasons = [link.reason for link in self._roll.links.values() if link.stage == none[0] and link.reason]
+            reasons = [link.refusal for link in self._roll.links.values() if link.stage == none[0] and link.refusal]
             why = f" ({reasons[-1]})" if reasons else ""
             return f"no replica of {self._roll.plan.named(none[0])} answers{why}; Ctrl-C stops"
         behind = sorted({link.stage for link in self._roll.alive if not link.ready or link.step < self._newest()})

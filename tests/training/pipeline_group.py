@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import numpy as np
 import torch
 from swarm.bundles import OpenGate
+from torch import nn
 from training.tiny_run import CONFIG, tiny_model
 
 from shoal.node import model_source
@@ -37,6 +38,7 @@ from shoal.swarm.rounds.meeting import Attendee
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 
+Kind = TypeVar("Kind", bound=ByteCompute)
 PIPELINE, PROTOCOL = "p" * 64, protocol_of("test")
 LENGTH = 16
 QUICK = Conditions(latency_s=(0.0005, 0.001))
@@ -65,7 +67,7 @@ def drawn_batch(step: int, rows: int) -> Batch:
     return Batch(ids[:, :-1].astype(np.int64).copy(), ids[:, 1:].astype(np.int64).copy(), None)
 
 
-def parameters_of(model: Any) -> dict[str, np.ndarray[Any, Any]]:
+def parameters_of(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
     return {name: parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
 
 
@@ -116,6 +118,7 @@ class Pipeline:
     network: MemoryNetwork
     wire: str = "float32"
     deadline_s: float = 20.0
+    in_flight: int = 6
     present: dict[int, list[Attendee]] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
 
@@ -123,7 +126,7 @@ class Pipeline:
         self.config = json.loads((self.model / "config.json").read_text())
         self.plan: StagePlan = even_plan(self.config["num_hidden_layers"], self.stages, tied=is_tied(self.config))
 
-    def compute(self, stage: int, kind: type[ByteCompute]) -> Any:
+    def compute(self, stage: int, kind: type[Kind]) -> Kind:
         module = load_stage(self.config, self.plan, stage, model_source.resolve(str(self.model), self.cache), 0)
         with uncompiled():
             optimizer = InnerOptimizer(self.inner, module.model.named_parameters())
@@ -156,7 +159,7 @@ class Pipeline:
 
         roll = RollCall(transport, OpenGate(), self.plan, PIPELINE, PROTOCOL, finder, self.waiting.append)
         me = Hop(PeerId(name), ())
-        driver = StepDriver(me, roll, links, home, self.deadline_s, 2 * self.stages, redone.append)
+        driver = StepDriver(me, roll, links, home, self.deadline_s, self.in_flight, redone.append)
         await serve_home(transport, OpenGate(), PROTOCOL, PIPELINE, MAX_TENSOR_BYTES, driver.head)
         self.tasks.start_soon(roll.run, self.tasks)
         return Driver(PeerId(name), driver, home, redone)
@@ -164,7 +167,12 @@ class Pipeline:
 
 @asynccontextmanager
 async def pipeline(
-    model: Path, cache: Path, stages: int, inner: InnerSettings, settings: BatchSettings, **more: Any
+    model: Path,
+    cache: Path,
+    stages: int,
+    inner: InnerSettings,
+    settings: BatchSettings,
+    **more: Any,  # noqa: ANN401  of Pipeline
 ) -> AsyncIterator[Pipeline]:
     torch.set_num_threads(1)
     with anyio.fail_after(60):

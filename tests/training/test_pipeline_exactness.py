@@ -5,7 +5,7 @@ from pathlib import Path
 import anyio
 import numpy as np
 import pytest
-from training.pipeline_group import drawn_batch, parameters_of, pipeline, unsplit, weighted_model
+from training.pipeline_group import Replica, drawn_batch, parameters_of, pipeline, unsplit, weighted_model
 
 from shoal.node.training.config import BatchSettings
 from shoal.node.training.optimizers.inner_settings import InnerSettings
@@ -63,7 +63,7 @@ async def test_the_norm_that_clips_is_of_all_stages_together(tmp_path: Path) -> 
         np.testing.assert_allclose(together[name], value, atol=1e-6, err_msg=name)
 
 
-async def _taken(replicas: list[object]) -> None:
+async def _taken(replicas: list[Replica]) -> None:
     with anyio.fail_after(10):
-        while any(replica.steps_taken < STEPS for replica in replicas):  # type: ignore[attr-defined]
+        while any(replica.steps_taken < STEPS for replica in replicas):  # noqa: ASYNC110
             await anyio.sleep(0.01)

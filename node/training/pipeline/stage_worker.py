@@ -9,6 +9,7 @@ from shoal.node.training.data.assignment import Share
 from shoal.node.training.data.windows import Batch
 from shoal.node.training.limits_watch import LimitWatch
 from shoal.node.training.strategies.outer_loop import OuterLoop
+from shoal.node.training.strategies.strategy import Strategy
 from shoal.node.training.worker import Keeper, Report, Worker, WorkerParts
 from shoal.node.training.worker_steps import MOST_BROKEN, LossNotFinite, StepResult
 from shoal.swarm.pipeline.stage_server import Gathered, StageServer
@@ -19,6 +20,15 @@ from .byte_compute import ByteCompute, HomeByteCompute
 from .compute_thread import STEP
 
 LEAVE_S = 0.2  # for the last words on open streams
+
+
+def keep_time(strategy: Strategy, step: int) -> None:
+    """Rounds of all stages are due after the same inner steps, of which some may have begun before this peer came.
+
+    Else a replica that came late would be waited for by its stage, and wait itself for work that its stage holds up.
+    step: of the pipeline, from 0; the strategy has not counted it yet
+    """
+    strategy.align(1 + strategy.schedule.left(step + 1))
 
 
 class AttentiveWatch(LimitWatch):
@@ -83,6 +93,7 @@ class StageWorker(Worker):
     async def _step(self, share: Share, round_: int) -> StepResult:
         gathered, steps, strategy = self._gathered, self._compute.steps, self.strategy
         assert gathered is not None
+        keep_time(strategy, gathered.step)
         tokens = gathered.sequences * self._config.data.sequence
         result = await self._compute.thread.run(
             lambda: steps.settled(gathered.norm, gathered.loss, strategy.step, tokens, moves=not strategy.gradients),
@@ -133,6 +144,7 @@ class DriverWorker(Worker):
         steps, strategy = self._home.steps, self.strategy
         works = self._home.works(batch, steps.micro, self.parts.me, learns=True)
         done = await self._driver.learn(works)
+        keep_time(strategy, done.step)
         result = await self._home.thread.run(
             lambda: steps.settled(done.norm, done.loss, strategy.step, batch.tokens, moves=not strategy.gradients), STEP
         )
