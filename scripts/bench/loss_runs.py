@@ -130,8 +130,9 @@ def adamw(learning_rate: float = LEARNING_RATE) -> OuterSettings:
 def _runs() -> list[Run]:
     sync = strategy_settings("sync", outer=adamw())
     cocktail = strategy_settings("cocktail", outer=adamw())
-    diloco = strategy_settings("diloco", interval=INTERVAL)
-    streaming = strategy_settings("streaming", interval=INTERVAL, fragments=2, delay=2)
+    nesterov = OuterSettings("nesterov", learning_rate=0.6, momentum=0.5)  # .7 and .9 overshoot at so short an interval
+    diloco = strategy_settings("diloco", interval=INTERVAL, outer=nesterov)
+    streaming = strategy_settings("streaming", interval=INTERVAL, fragments=2, delay=2, outer=nesterov)
     sparse = strategy_settings("sparse", interval=INTERVAL)
     runs = [
         Run("sync", sync, plotted=True),
@@ -140,7 +141,7 @@ def _runs() -> list[Run]:
         Run("sparse", sparse, "diloco", plotted=True),
         Run("cocktail", cocktail, "sync", plotted=True),
     ]
-    of_ten = functools.partial(Run, strategy=diloco, workers=10, steps=400)
+    of_ten = functools.partial(Run, strategy=diloco, workers=10, batch=4, steps=100)
     runs.append(of_ten("ten"))
     runs.extend(
         of_ten(f"{lie}-{defence}", against="ten", liars=3, lie=factor, defence=defence)

@@ -173,7 +173,8 @@ def table(results: list[dict[str, Any]]) -> None:
 def spread(values: list[float], form: str) -> str:
     if not values:
         return ""
-    return f"{np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+    ends = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{ends}"
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
