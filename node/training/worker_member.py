@@ -19,6 +19,7 @@ from shoal.node.node import Node
 from shoal.swarm.errors import Unavailable
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.rounds.events import RoundOptions
 from shoal.swarm.rounds.exchange import Exchange, OutOfStep
 from shoal.swarm.rounds.run_identity import run_id
 
@@ -94,7 +95,9 @@ def trainer_of(options: TrainingOptions, report: Report, node: Node, transport: 
 
 
 class Trainer:
-    """One training on a running node."""
+    """One training on a running node. round_options: None for the usual patience"""
+
+    round_options: RoundOptions | None = None
 
     def __init__(self, options: TrainingOptions, report: Report, node: Node, transport: ThrottledTransport) -> None:
         self._options, self._report, self._node, self._transport = options, report, node, transport
@@ -158,7 +161,7 @@ class Trainer:
             await serve_joiners(self._calls, keeper, config.limits.upload_bit_s)
             behind = self._behind(agreement)
             first = parts.strategy.round
-            rounds = running_rounds(self._node, self._transport, spec, first, self._report, behind)
+            rounds = running_rounds(self._node, self._transport, spec, first, self._report, behind, self.round_options)
             async with rounds as exchange, self._working(parts, exchange, keeper) as worker:
                 worker.missed = await behind()
                 worker.traffic = self._transport.traffic.so_far

@@ -7,7 +7,7 @@ from typing import assert_never
 import structlog
 
 from shoal.node.node import Node
-from shoal.swarm.rounds.events import AuditPassed, Fact, LiarNamed, Status, UpdateRefused
+from shoal.swarm.rounds.events import AuditPassed, Fact, LiarNamed, RoundOptions, Status, UpdateRefused
 from shoal.swarm.rounds.exchange import OutOfStep, RunSpec
 from shoal.swarm.rounds.meeting import DirectoryMeeting
 from shoal.swarm.rounds.round_exchange import RoundExchange
@@ -66,6 +66,7 @@ async def running_rounds(
     first_round: int,
     report: Callable[[events.TrainingEvent], None],
     behind: Callable[[], Awaitable[OutOfStep | None]],
+    options: RoundOptions | None = None,
 ) -> AsyncIterator[AttentiveExchange]:
     """Others find this trainer from now on, until the context is left.
 
@@ -79,7 +80,7 @@ async def running_rounds(
         meeting = DirectoryMeeting(node.directory, key, node.record, announces=False)
         teller = FactTeller(report)
         async with RoundExchange(
-            transport, node.setup.gate, meeting, spec, first_round=first_round, on_fact=teller.tell
+            transport, node.setup.gate, meeting, spec, first_round=first_round, options=options, on_fact=teller.tell
         ) as exchange:
             yield AttentiveExchange(exchange, teller.lacks_peers, behind)
     finally:

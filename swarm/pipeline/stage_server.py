@@ -105,12 +105,17 @@ class StageServer:
         else:
             await self._compute.discard()
         self._tell_all(Weighed(self.book.step, square, sequences, total.first_square))
-        while self._move is None and self.book.drivers:
-            await self._change()
-        if self._move is None:  # all of them died at this moment: nobody knows how the step would have ended
+        move = await self._moved()
+        if move is None:  # all of them died at this moment: nobody knows how the step would have ended
             await self._compute.discard()
             return Gathered(self.book.step, 0, 0.0, float("nan"))
-        return Gathered(self.book.step, sequences, self._move.norm, self._move.loss)
+        return Gathered(self.book.step, sequences, move.norm, move.loss)
+
+    async def _moved(self) -> Move | None:
+        """The first driver's word; None when they are all gone."""
+        while self._move is None and self.book.drivers:
+            await self._change()
+        return self._move
 
     def advance(self) -> None:
         """The step is over, whatever became of it. Drivers hear of the next one from `gather`."""
@@ -212,7 +217,8 @@ class StageServer:
         )
         if not work.route:
             with self._counted(work) as count, anyio.CancelScope(shield=True):
-                return await self._compute.loss(piece, tensor, count)
+                loss, back = await self._compute.loss(piece, tensor, count)
+            return loss, back
         out = await self._compute.forward(piece, tensor)
         share = len(work.route) / (len(work.route) + 1)
         hop, after = next_work(work, share, len(out), checksum(out))
@@ -220,7 +226,8 @@ class StageServer:
         if not work.learns:
             return loss, b""
         with self._counted(work) as count, anyio.CancelScope(shield=True):
-            return loss, await self._compute.backward(piece, tensor, gradient, count)
+            back = await self._compute.backward(piece, tensor, gradient, count)
+        return loss, back
 
     def _check(self, work: Work, tensor: bytes) -> None:
         """raises: WorkUndone for another step, BadActivation for what was not agreed on"""

@@ -115,7 +115,8 @@ class StepDriver:
         if adds:
             self._headed.add(work.microbatch)
         with anyio.CancelScope(shield=True):
-            return await self._home.loss(piece, tensor, Count(adds))
+            loss, back = await self._home.loss(piece, tensor, Count(adds))
+        return loss, back
 
     async def _together(self) -> None:
         """Until every stage is ready for the same step, and we take part in it."""
@@ -212,10 +213,10 @@ class StepDriver:
                     link.outstanding -= 1
         else:
             raise failed[-1][0]
-        for undone, stage in failed:
+        for failure, stage in failed:
             self.redone += 1
             pause_s = anyio.current_time() - began
-            self._on_redone(Redone(work.step, work.number, undone.culprit, stage, str(undone), pause_s))
+            self._on_redone(Redone(work.step, work.number, failure.culprit, stage, str(failure), pause_s))
         if work.learns:
             self._routes[work.number] = route
             await self._home.taken_back(work, gradient)

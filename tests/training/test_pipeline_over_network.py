@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer
 from training.tiny_run import as_toml, tiny_tables
 from training.train_process import said, trainers, wait_until
+from transformers import AutoModelForCausalLM
 
 from shoal.node.cli.main import main
 from shoal.node.local_swarm import LocalNode
@@ -43,6 +46,14 @@ def together(node: LocalNode, peers: int) -> list[int]:
     return [e["round"] for e in learned(node) if len(e["peers"]) == peers]
 
 
+def loss_of(folder: Path, text: str) -> float:
+    """Of the exported model as transformers loads it."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids[:96]])
+    with torch.no_grad():
+        return float(model(input_ids=ids, labels=ids).loss)
+
+
 def test_three_stages_train_and_a_killed_replica_of_a_doubled_stage_is_hardly_noticed(tmp_path: Path) -> None:
     with trainers(written(tmp_path), tmp_path) as run:
         ana = run.start("ana", "--stage", "0")
@@ -66,7 +77,13 @@ def test_three_stages_train_and_a_killed_replica_of_a_doubled_stage_is_hardly_no
         assert all(event["pause_s"] < 15 for event in redone)
         losses = [event["loss"] for event in learned(ana)]
         assert losses[-1] < losses[0] - 0.5
-        for node in (ana, cleo, dan):
+        ana.stop()
+        assert ana.process.returncode == 0, ana.errors
+        exported = tmp_path / "exported"
+        here = ["--home", str(ana.home.root), "--json"]
+        assert main(["models", "export", str(ana.home.root / "runs" / "tiny"), str(exported), *here]) == 0
+        assert loss_of(exported, (tmp_path / "held.txt").read_text()) < losses[0] - 0.5
+        for node in (cleo, dan):
             node.stop()
             assert node.process.returncode == 0, node.errors
 

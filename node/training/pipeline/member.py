@@ -14,6 +14,7 @@ from shoal.node.training.limits_transport import ThrottledTransport
 from shoal.node.training.worker_data import check_files
 from shoal.node.training.worker_member import Preparation, Report, Trainer, TrainingOptions, other_nodes
 from shoal.swarm.errors import UsageError
+from shoal.swarm.rounds.events import RoundOptions
 from shoal.swarm.rounds.exchange import Exchange
 from shoal.swarm.rounds.meeting import Attendee
 from shoal.swarm.rounds.run_identity import run_key
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
 
 
 class StageTrainer(Trainer):
-    """The node's stage is known once it is up; only then the model is loaded."""
+    """The node's stage is known once it is up; only then the model is loaded.
+
+    A round of one stage that waits holds all stages up, so a dead replica is forgotten sooner than elsewhere.
+    """
+
+    round_options = RoundOptions(unlisted_s=20.0, forget_s=20.0)
 
     def __init__(self, options: TrainingOptions, report: Report, node: Node, transport: ThrottledTransport) -> None:
         super().__init__(options, report, node, transport)
@@ -50,6 +56,7 @@ class StageTrainer(Trainer):
     async def _prepared(self, preparation: Preparation) -> "Prepared":
         """raises: UsageError, VersionMismatch"""
         from .identity import check_identity, serve_identity
+        from .stage_export import PipelineNote, write_note
         from .stage_start import PreparedStage
 
         file = self._options.file
@@ -66,6 +73,7 @@ class StageTrainer(Trainer):
         config = msgspec.structs.replace(file.config, name=stage_run(self._name, stage), pipeline=settings)
         folder = self._options.folder / f"stage-{stage}"
         self._options = replace(self._options, file=msgspec.structs.replace(file, config=config), folder=folder)
+        write_note(folder, PipelineNote(self._name, ready.plan.count, str(file.config.model), ready.model.config))
         await serve_identity(self._calls, ready)
         await check_identity(self._calls, await other_nodes(self._node), ready)
         return ready

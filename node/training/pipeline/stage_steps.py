@@ -4,7 +4,7 @@ Shapes: B sequences of S tokens, D hidden.
 """
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio.from_thread
@@ -20,6 +20,8 @@ from shoal.swarm.pipeline.work_links import NotFinite
 
 from .stage_module import StageModule
 
+Measure = Callable[[Batch], Coroutine[Any, Any, float]]
+
 
 class StageSteps(InnerSteps):
     """Called on the stage's own thread. batch: sequences of an inner step of one driver; the sum counts in its parts"""
@@ -29,7 +31,7 @@ class StageSteps(InnerSteps):
     ) -> None:
         super().__init__(stage.model, optimizer, settings, device)
         self.stage = stage
-        self.measured: Callable[[Batch], Awaitable[float]] | None = None  # a batch's loss through all stages
+        self.measured: Measure | None = None  # a batch's loss through all stages
         self._batch = settings.sequences
 
     def loss(self, batch: Batch, start: int, stop: int) -> torch.Tensor:
