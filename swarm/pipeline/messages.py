@@ -113,9 +113,10 @@ class Beat(Message, frozen=True):
 
 
 class Away(Message, frozen=True):
-    """Replica to driver, before its stream ends: it trains nothing now, or nothing with this driver."""
+    """Replica to driver: it takes no work before it says `Opened` again; final: never, the stream ends."""
 
     reason: str
+    final: bool
 
 
 class Hop(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

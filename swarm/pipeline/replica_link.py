@@ -116,6 +116,7 @@ class ReplicaLink:
                 case Opened(step, ready):
                     self.alive, self.begun = True, None
                     self.step, self.ready = step, ready
+                    self.refusal = "" if ready else self.refusal
                 case Begun(step):
                     self.begun, self.joined, self.step = step, step == self._asked, step
                     self.ready = self.ready and self.joined
@@ -124,10 +125,11 @@ class ReplicaLink:
                 case Beat(number):
                     if number == self._beat:
                         self.rtt_s = self._heard_at - self._beat_at
-                case Away(reason):
-                    self.refusal = f"{self.peer}: {reason}"
-                    await stream.close()
-                    raise StreamBroken(reason)
+                case Away(reason, final):
+                    self.refusal, self.ready, self.joined = f"{self.peer}: {reason}", False, False
+                    if final:
+                        await stream.close()
+                        raise StreamBroken(reason)
                 case other:
                     raise MalformedMessage(f"{self.peer} sent {type(other).__name__} to a driver")
             self._changed()

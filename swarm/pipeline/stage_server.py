@@ -3,6 +3,7 @@
 The shell around `StepBook`. Whoever trains calls `gather` for each inner step, follows the gradient, then `advance`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio
@@ -23,6 +24,7 @@ from .work_links import WorkLinks, WorkUndone, next_work
 from .work_server import serve_work
 
 MAX_TENSOR_BYTES = 1 << 30
+IDLE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class StageServer:
         self._pipeline, self._protocol, self._compute, self._links = pipeline, protocol, compute, links
         self._clients: dict[PeerId, _Client] = {}
         self._away = "it is not ready yet"
+        self._final = False
         self._ready = False
         self._counting = 0
         self._move: Move | None = None
@@ -81,20 +84,28 @@ class StageServer:
     async def serve(self) -> None:
         await self._transport.serve(self._protocol, self._listen)
 
-    def away(self, reason: str) -> None:
-        """Let the drivers go on without this replica, until the next `gather`."""
-        self._away, self._ready = reason, False
+    def away(self, reason: str, *, final: bool = False) -> None:
+        """Let the drivers go on without this replica, until the next `gather` or for ever."""
+        self._away, self._final, self._ready = reason, final, False
         for client in self._clients.values():
-            client.tell(Away(reason))
+            client.tell(Away(reason, final))
+            self.book.leave(client.peer)
+        self._notify()
 
-    async def gather(self) -> Gathered | None:
-        """One inner step, from the first microbatch to the drivers' word to move; None when the run is over."""
+    async def gather(self, on_idle: Callable[[bool], None] = lambda _: None) -> Gathered | None:
+        """One inner step, from the first microbatch to the drivers' word to move; None when the run is over.
+
+        on_idle: told when no driver wants anything for a while, and when one does again
+        """
         self._away, self._ready, self._move = "", True, None
         self._tell_all(Opened(self.book.step, True))
         while not self.book.full:
             if self.ended and not self._clients:
                 return None
-            await self._change()
+            with anyio.move_on_after(IDLE_S) as waited:
+                await self._change()
+            if waited.cancelled_caught or self.book.drivers:
+                on_idle(not self.book.drivers)
         self._ready = False
         total = self.book.close()
         while self._counting:
@@ -142,12 +153,12 @@ class StageServer:
 
     def _problem(self, first: Attach | Enter) -> Away | None:
         if first.pipeline != self._pipeline:
-            return Away("it trains another pipeline by this name: model, stages or settings are others")
+            return Away("it trains another pipeline by this name: model, stages or settings are others", True)
         if isinstance(first, Enter):
             return None
         if first.stage != self._stage:
-            return Away(f"it holds stage {self._stage}")
-        return Away(self._away) if self._away else None
+            return Away(f"it holds stage {self._stage}", True)
+        return Away(self._away, True) if self._final else None
 
     async def _attend(self, stream: Stream) -> None:
         """A driver's control stream, until it ends."""
@@ -158,6 +169,8 @@ class StageServer:
             self.book.leave(client.peer)
         self._clients[client.peer] = client
         client.tell(Opened(self.book.step, self._ready))
+        if self._away:
+            client.tell(Away(self._away, False))
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._speak, client, tasks.cancel_scope)
@@ -175,7 +188,7 @@ class StageServer:
                 while client.told:
                     message = client.told.pop(0)
                     await client.stream.send(messages.encode(message))
-                    if isinstance(message, Away):
+                    if isinstance(message, Away) and message.final:
                         await client.stream.close()
                         scope.cancel()
                 client.more = anyio.Event()

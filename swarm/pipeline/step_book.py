@@ -56,11 +56,16 @@ class StepBook:
         return bool(self._drivers) and all(driver.finished for driver in self._drivers.values())
 
     def join(self, peer: PeerId, step: int) -> int:
-        """From this step on. returns: where this replica is; the driver takes part when that is the step it named"""
+        """From this step on. returns: where this replica is; the driver takes part when that is the step it named
+
+        A driver that names a later step has gone on without this replica, which follows when nobody needs it here.
+        """
         if peer in self._drivers and self.step == step:
             return self.step
-        if step > self.step and not self.closed and not (self._drivers.keys() - {peer}):
-            self._turn_to(step)
+        if step > self.step:
+            self.leave(peer)
+            if not self.closed and not self._drivers:
+                self._turn_to(step)
         if self.step == step and not self.closed:
             if self._gone.pop(peer, _Driver()).counted:
                 self.void = True  # it has gone on without us meanwhile, with the same microbatches perhaps

@@ -25,6 +25,7 @@ from .work_frames import checksum
 from .work_links import NotFinite, WorkLinks, WorkUndone
 
 MAX_TRIES = 16  # of one microbatch
+GRACE_S = 2.0  # for a replica that is still in its round when another of its stage is ready
 
 
 class HomeCompute(StageCompute, Protocol):
@@ -79,6 +80,7 @@ class StepDriver:
         self.redone = 0
         self._me, self._roll, self._links, self._home = me, roll, links, home
         self._deadline_s, self._in_flight, self._on_redone = deadline_s, in_flight, on_redone
+        self._late_since = 0.0
         self._headed: set[int] = set()  # microbatches of the step whose head's gradient is in the sum
         self._routes: dict[int, list[ReplicaLink]] = {}  # of microbatches that have come through
 
@@ -121,6 +123,7 @@ class StepDriver:
     async def _together(self) -> None:
         """Until every stage is ready for the same step, and we take part in it."""
         while self._stages:
+            self._late_since = anyio.current_time()
             await self._roll.until(self._gathered, self._missing)
             self.step = self._newest()
             await self._join([link for link in self._roll.alive if self._joinable(link)])
@@ -152,10 +155,21 @@ class StepDriver:
         return max([self.step, *(link.step for link in self._roll.alive)])
 
     def _gathered(self) -> bool:
-        newest, alive = self._newest(), self._roll.alive
-        waited = [link for link in alive if link.joined]
+        """All that take part are ready; one that is late is left behind when its stage has another that is ready.
+
+        It must be: its round may wait for that other one, which waits for work.
+        """
+        newest, alive, now = self._newest(), self._roll.alive, anyio.current_time()
+        late = [link for link in alive if link.joined and not (link.ready and link.step == newest)]
         usable = [link for link in alive if link.ready]
-        return all(link.ready and link.step == newest for link in waited) and not lacking(usable, self._stages)
+        if lacking(usable, self._stages):
+            self._late_since = now
+            return False
+        if late and now - self._late_since < GRACE_S:
+            return False
+        for link in late:
+            link.joined = False
+        return True
 
     @property
     def _stages(self) -> range:
@@ -167,8 +181,12 @@ class StepDriver:
             reasons = [link.refusal for link in self._roll.links.values() if link.stage == none[0] and link.refusal]
             why = f" ({reasons[-1]})" if reasons else ""
             return f"no replica of {self._roll.plan.named(none[0])} answers{why}; Ctrl-C stops"
-        behind = sorted({link.stage for link in self._roll.alive if not link.ready or link.step < self._newest()})
-        return f"{self._roll.plan.named(behind[0])} is not ready yet; Ctrl-C stops" if behind else ""
+        behind = sorted(link.stage for link in self._roll.alive if not link.ready)
+        if not behind:
+            return ""
+        said = [link.refusal for link in self._roll.alive if link.stage == behind[0] and link.refusal]
+        why = f" ({said[0]})" if said else ""
+        return f"{self._roll.plan.named(behind[0])} is not ready yet{why}; Ctrl-C stops"
 
     async def _all_through(self, works: Sequence[Microbatch]) -> list[float]:
         losses = [math.nan] * len(works)

@@ -70,7 +70,7 @@ async def serve_home(
         frames = WorkFrames(stream)
         first, _ = await frames.receive(0)
         if not isinstance(first, Enter) or first.pipeline != pipeline:
-            await frames.send(Away("this is a driver, of another pipeline perhaps"))
+            await frames.send(Away("this is a driver, of another pipeline perhaps", True))
             await stream.close()
             raise Refused(f"{stream.peer} wants something else than to bring microbatches home")
         await serve_work(frames, transport.me, max_bytes, handle)

@@ -145,12 +145,12 @@ async def test_a_hung_replica_is_left_out_when_its_time_is_up(model: Path, tmp_p
         driver = await row.drive("driver")
         await driver.step(drawn_batch(0, 8), BATCH.micro)
         row.network.hang(hung.peer)
-        done = await anyio_bounded(driver, 1)
+        done = await in_time(driver, 1)
         assert np.isfinite(done)
         assert all(redone.culprit == hung.peer for redone in driver.redone)
 
 
-async def anyio_bounded(driver: Driver, step: int) -> float:
+async def in_time(driver: Driver, step: int) -> float:
     with anyio.fail_after(40):
         return (await driver.step(drawn_batch(step, 8), BATCH.micro)).loss
 
@@ -204,7 +204,7 @@ async def test_a_driver_that_dies_holds_nobody_up(model: Path, tmp_path: Path) -
             tasks.start_soon(ben.step, drawn_batch(1, 8), BATCH.micro)
         row.network.kill(ben.peer)
         for step in range(2, 4):
-            await anyio_bounded(ana, step)
+            await in_time(ana, step)
 
 
 @pytest.mark.anyio
@@ -216,8 +216,34 @@ async def test_a_step_whose_numbers_are_not_finite_is_left_out_by_all(model: Pat
         before = await held(driver, *replicas)
         norm: Any = replicas[0].compute.steps.stage.model.model.layers[1].input_layernorm.weight
         norm.data.fill_(float("inf"))
-        done = await anyio_bounded(driver, 1)
+        done = await in_time(driver, 1)
         assert np.isnan(done)
         after = await held(driver, *replicas)
         changed = [name for name, value in before.items() if not np.array_equal(value, after[name])]
         assert changed == ["model.layers.1.input_layernorm.weight"]
+
+
+@pytest.mark.anyio
+async def test_a_replica_that_does_not_come_back_from_its_round_is_left_behind_and_joins_again(
+    model: Path, tmp_path: Path
+) -> None:
+    """Its round may wait for the other replica of its stage, and that one for work: somebody has to go first."""
+    async with pipeline(model, tmp_path, 3, INNER, BATCH) as row:
+        slow, _, _ = await row.start(1, "slow"), await row.start(2, "last"), await row.start(1, "spare")
+        driver = await row.drive("driver")
+        await driver.step(drawn_batch(0, 8), BATCH.micro)
+        advance, held_back = slow.server.gather, anyio.Event()
+
+        async def late(*given: object) -> object:
+            await held_back.wait()
+            return await advance(*given)  # type: ignore[arg-type]
+
+        slow.server.gather = late  # type: ignore[assignment,method-assign]
+        for step in range(1, 4):
+            await in_time(driver, step)
+        assert slow.server.book.step < 3
+        held_back.set()
+        for step in range(4, 7):
+            await in_time(driver, step)
+        await held(driver, slow)
+        assert driver.redone == []

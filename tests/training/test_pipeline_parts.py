@@ -211,7 +211,7 @@ def test_a_replica_goes_to_a_later_step_only_when_nobody_needs_it_here() -> None
     book.join(ANA, 0)
     book.note(ANA, 1, 2)
     assert book.join(BEN, 5) == 0
-    book.leave(ANA)
+    assert book.join(ANA, 5) == 5, "it has gone on without this replica"
     assert book.join(BEN, 5) == 5
     assert book.stale, "what Ana's step left behind is thrown away"
 

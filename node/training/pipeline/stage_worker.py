@@ -66,12 +66,13 @@ class StageWorker(Worker):
         self._server, self._compute = server, compute
         self._gathered: Gathered | None = None
         self._ended = ""
+        self._idles = False
 
     async def run(self) -> events.Finished:
         try:
             return await super().run()
         finally:
-            self._server.away("it has ended its training")
+            self._server.away("it has ended its training", final=True)
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(LEAVE_S)
             self._compute.close()
@@ -84,11 +85,17 @@ class StageWorker(Worker):
         if self.progress.share(self.parts.me, self.strategy.round) is not None:
             if self.strategy.gradients:
                 await self._compute.discard()
-            self._gathered = await self._server.gather()
+            self._gathered = await self._server.gather(self._idle)
             if self._gathered is None:
                 self._ended = self._server.ended
                 return
         await super()._turn(loop)
+
+    def _idle(self, idle: bool) -> None:
+        if idle != self._idles:
+            self._idles = idle
+            why = "no replica of stage 0 that is ready wants this stage's work; Ctrl-C stops"
+            self._report(events.Waiting(why if idle else ""))
 
     async def _step(self, share: Share, round_: int) -> StepResult:
         gathered, steps, strategy = self._gathered, self._compute.steps, self.strategy
