@@ -30,9 +30,10 @@ class Planned:
     upload_bytes: int  # of one peer in one round, with `peers`
     download_bytes: int
     peers: int  # assumed
-    uplink_bit_s: float | None  # measured; None when nobody answered
+    uplink_bit_s: float | None  # measured, or limits.upload if that is less; None when nobody answered
     exchange_s: float | None  # expected on that link
     memory_bytes: int  # expected
+    train_s: float | None = None  # of one round on this machine; None when it was not measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,8 +90,13 @@ class TrainingScreen:
         if plan.uplink_bit_s is None or plan.exchange_s is None:
             self._fact("link", "not measured: no other peer of the swarm answers")
         else:
-            rate = f"{plan.uplink_bit_s / 1e6:.1f} Mbit/s up"
-            self._fact("link", f"{rate}: about {plan.exchange_s:.1f} s for an exchange")
+            self._fact(
+                "link", f"about {plan.exchange_s:.1f} s for an exchange at {plan.uplink_bit_s / 1e6:.1f} Mbit/s up"
+            )
+        if plan.train_s is not None:
+            round_s = plan.train_s + (plan.exchange_s or 0.0)
+            whole = f", {_duration(self._rounds * round_s)} for {self._rounds} rounds" if self._rounds else ""
+            self._fact("time", f"about {plan.train_s:.1f} s of training in a round{whole}")
 
     def _fact(self, label: str, value: str) -> None:
         self._output.line(f"{label:{_LABEL_WIDTH}}{value}")
@@ -124,6 +129,11 @@ class TrainingScreen:
         traffic = f"{_megabytes(self._sent)} up {_megabytes(self._received)} down"
         facts = f"loss {event.loss:.3f}  {event.tokens_s:,.0f} tokens/s  {self._peers} peers  {traffic}"
         self._bar.update(self._task, description=f"round {event.round}", completed=event.round, facts=facts)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _megabytes(size: float) -> str:
