@@ -60,7 +60,8 @@ class TrainingScreen:
             case events.RoundLost(round_, reason):
                 self._output.note(f"round {round_} was lost: {reason}")
             case events.Waiting(reason):
-                self._output.note(f"waiting: {reason}" if reason else "going on")
+                said = reason if reason.startswith("waiting") else f"waiting: {reason}"
+                self._output.note(said if reason else "going on")
             case events.Noticed(text):
                 self._output.note(f"notice: {text}")
             case events.CaughtUp(round_, source):
@@ -75,14 +76,16 @@ class TrainingScreen:
                 self._output.note(f"step {step}: microbatch {microbatch} again, stage {stage} at {peer}: {reason}")
             case events.Finished(rounds, tokens, reason, path):
                 self.close()
-                self._output.note(f"finished: {reason}, {rounds} rounds, {tokens} tokens of this peer  {path}".rstrip())
+                self._output.note(f"finished  {reason}: {rounds} in all, {tokens} tokens learned from here")
+                if path:
+                    self._output.note(f"`shoal models export {path} FOLDER` writes the model; all else lies there too")
             case _:
                 assert_never(event)
 
     def _plan(self, plan: events.Planned) -> None:
         self._fact("run", f"{plan.run}  {plan.run_id[:16]}")
         self._fact("model", f"{plan.model}, {plan.parameters / 1e6:.2f} M parameters")
-        self._fact("strategy", f"{plan.strategy}, {plan.preset}, every {plan.interval} steps")
+        self._fact("strategy", f"{plan.strategy}, an exchange every {plan.interval} steps, compressed as {plan.preset}")
         self._fact("data", f"{plan.windows} sequences, {plan.tokens_per_round} tokens a round and peer")
         self._fact("memory", f"about {plan.memory_bytes / 1e9:.2f} GB")
         ways = f"{_megabytes(plan.upload_bytes)} up and {_megabytes(plan.download_bytes)} down"
@@ -109,7 +112,8 @@ class TrainingScreen:
         traffic = f"{_megabytes(event.sent_bytes)} up  {_megabytes(event.received_bytes)} down"
         waited = f"{event.train_s:.1f} s + {event.exchange_s:.1f} s"
         self._output.line(
-            f"round {event.round:<5}{loss}  {len(event.peers)} peers  {event.tokens} tokens  {traffic}  {waited}  "
+            f"round {event.round:<5}{loss}  {_counted(len(event.peers), 'peer')}  {_counted(event.tokens, 'token')}  "
+            f"{traffic}  {waited}  "
             f"state {event.state[:8]}"
         )
 
@@ -129,6 +133,10 @@ class TrainingScreen:
         traffic = f"{_megabytes(self._sent)} up {_megabytes(self._received)} down"
         facts = f"loss {event.loss:.3f}  {event.tokens_s:,.0f} tokens/s  {self._peers} peers  {traffic}"
         self._bar.update(self._task, description=f"round {event.round}", completed=event.round, facts=facts)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _duration(seconds: float) -> str:

@@ -1,9 +1,11 @@
 """A trainer's rounds over its node's network: found by the run's name in the swarm's directory."""
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import assert_never
 
+import anyio
 import structlog
 
 from shoal.node.node import Node
@@ -17,19 +19,26 @@ from . import events
 from .limits_transport import ThrottledTransport
 from .worker_exchange import AttentiveExchange
 
+TELL_AFTER_S = 3.0
 log = structlog.get_logger(__name__)
 
 
 class FactTeller:
-    """Tells the user what the rounds say: that peers are missing, once for each change; and who misbehaves."""
+    """Tells the user what the rounds say: that peers are missing, once for each change; and who misbehaves.
 
-    def __init__(self, report: Callable[[events.TrainingEvent], None]) -> None:
-        self._report = report
+    Every round begins with peers missing, for a moment: that is not worth a line.
+    """
+
+    def __init__(
+        self, report: Callable[[events.TrainingEvent], None], clock: Callable[[], float] = anyio.current_time
+    ) -> None:
+        self._report, self._clock = report, clock
+        self._lacks_since = math.inf
         self._waiting = ""
         self._logged = ""
 
     def lacks_peers(self) -> bool:
-        return bool(self._waiting)
+        return self._lacks_since < math.inf
 
     def tell(self, fact: Fact) -> None:
         match fact:
@@ -52,7 +61,8 @@ class FactTeller:
             self._logged = status.text
             log.info("round_status", round=status.round, stage=status.stage, text=status.text)
         lacks = status.stage == "gathering" and status.ready < status.needed
-        text = f"{status.text}; Ctrl-C stops" if lacks else ""
+        self._lacks_since = min(self._lacks_since, self._clock()) if lacks else math.inf
+        text = f"{status.text}; Ctrl-C stops" if self._clock() - self._lacks_since >= TELL_AFTER_S else ""
         if text != self._waiting:
             self._waiting = text
             self._report(events.Waiting(text))
