@@ -114,8 +114,8 @@ class PeerState:
         return peer not in self.lost and (peer in self.listed or recent)
 
     def living_voters(self) -> list[Member]:
-        """Those that count: not excluded, not gone for so long that they are forgotten, not back as another process, which
-        does not know what it voted; looked at once a beat.
+        """Those that count, looked at once a beat: not excluded, not gone for so long that they are forgotten, and not
+        back as another process, which does not know what it voted.
         """
         known = self._living
         if known is not None and known[0] == self.history.basis and self.now - known[1] < self.options.beat_s:
