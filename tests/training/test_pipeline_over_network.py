@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from shoal.node.cli.main import main
 from shoal.node.local_swarm import LocalNode
 
-pytestmark = [pytest.mark.network, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -58,7 +58,9 @@ def test_three_stages_train_and_a_killed_replica_of_a_doubled_stage_is_hardly_no
     with trainers(written(tmp_path), tmp_path) as run:
         ana = run.start("ana", "--stage", "0")
         ana.wait_for("ready")
-        ben, cleo = run.start("ben", "--stage", "1"), run.start("cleo")
+        ben = run.start("ben", "--stage", "1")
+        wait_until(lambda: bool(said(ben, "stage_chosen")), ana, ben)
+        cleo = run.start("cleo")
         wait_until(lambda: bool(said(cleo, "stage_chosen")), ana, ben, cleo)
         assert said(cleo, "stage_chosen")[0]["stage"] == 2, "the only stage that nobody held"
         dan = run.start("dan", "--stage", "1")
