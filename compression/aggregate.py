@@ -5,20 +5,31 @@ Every replica, the owner too, applies the values decoded from those bytes, so al
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from .error_feedback import ErrorFeedback, Sent, send
+from .sparse_update import SparseUpdate
 from .update_codec import Codec, Values
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Contribution:
     """contributor: any total order, such as a peer id; tokens: the weight, above zero."""
 
     contributor: str
     tokens: int
-    values: Values
+    update: Values | SparseUpdate
+
+    @cached_property
+    def values(self) -> Values:
+        """Zeros and all."""
+        return self.update.dense() if isinstance(self.update, SparseUpdate) else self.update
+
+    @property
+    def count(self) -> int:
+        return self.update.count if isinstance(self.update, SparseUpdate) else len(self.update)
 
 
 def weighted_mean(contributions: Sequence[Contribution]) -> Values:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .sparse_codec import SparseCodec
+from .sparse_update import SparseUpdate
 from .update_codec import Codec, Values
 
 
@@ -33,11 +35,15 @@ class ErrorFeedback:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sent:
-    """payload: the bytes; values: what every receiver decodes from them; feedback: to be used next time."""
+    """payload: the bytes; update: what every receiver decodes from them; feedback: to be used next time."""
 
     payload: bytes
-    values: Values
+    update: Values | SparseUpdate
     feedback: ErrorFeedback
+
+    @property
+    def values(self) -> Values:
+        return self.update.dense() if isinstance(self.update, SparseUpdate) else self.update
 
 
 def send(codec: Codec, feedback: ErrorFeedback, update: Values, seed: int = 0) -> Sent:
@@ -47,5 +53,9 @@ def send(codec: Codec, feedback: ErrorFeedback, update: Values, seed: int = 0) -
     """
     target = feedback.target(update)
     payload = codec.encode(target, seed)
+    if isinstance(codec, SparseCodec):
+        sent = codec.decode_sparse(payload, len(target), seed)
+        target[sent.at] -= sent.values  # elsewhere it is what is left out
+        return Sent(payload, sent, ErrorFeedback(target, feedback.decay))
     values = codec.decode(payload, len(target), seed)
     return Sent(payload, values, feedback.after(target, values))

@@ -16,6 +16,7 @@ from .container import TensorSpec, seal, unseal
 from .errors import MalformedPayload
 from .lookup_quantiser import BINS, GROUP, lookup_quantise, lookup_values
 from .positions import decode_positions, encode_positions
+from .sparse_update import Positions, SparseUpdate
 from .sparsify import kept_per_chunk, random_count, random_positions, top_k_positions
 from .symbol_section import decode_symbols, encode_symbols
 from .update_codec import Values
@@ -33,7 +34,6 @@ from .value_coding import (
 )
 
 ValueKind = Literal["sign", "lookup", "levels", "half"]
-Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,10 @@ class SparseCodec:
         return seal("sparse", [TensorSpec((count,))], body)
 
     def decode(self, data: bytes, count: int, seed: int = 0) -> Values:
+        return self.decode_sparse(data, count, seed).dense()
+
+    def decode_sparse(self, data: bytes, count: int, seed: int = 0) -> SparseUpdate:
+        """As `decode`, without the zeros. raises: MalformedPayload"""
         reader = ByteReader(unseal(data, "sparse", [TensorSpec((count,))]))
         if reader.number("Q") != seed & (1 << 64) - 1:
             raise MalformedPayload("an update drawn with another seed than agreed on")
@@ -78,9 +82,7 @@ class SparseCodec:
         reader.close()
         if self.random != 1:
             positions = random_positions(count, self.random, seed, positions)
-        values = np.zeros(count, np.float32)
-        values[positions] = decoded
-        return values
+        return SparseUpdate(count, positions, decoded)
 
     def _encode_values(self, chosen: Values, kept: Positions, seed: int) -> bytes:
         match self.values:

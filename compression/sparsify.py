@@ -62,14 +62,14 @@ def top_k_positions(
     raises: ValueError for values that are not finite
     """
     kept = kept_per_chunk(len(values_n), share)
-    magnitudes = values_n.view(np.uint32) & np.uint32(0x7FFFFFFF)
     if wants_numba(accelerate):
         from .sparsify_numba import select
 
         positions = np.empty(int(kept.sum()), np.int64)
-        if not select(magnitudes, kept, positions):
+        if not select(values_n.view(np.uint32), kept, positions):
             raise ValueError("an update with values that are not finite")
         return positions
+    magnitudes = values_n.view(np.uint32) & np.uint32(0x7FFFFFFF)
     if magnitudes.size and int(magnitudes.max()) >= INFINITE_BITS:
         raise ValueError("an update with values that are not finite")
     whole = len(values_n) // CHUNK

@@ -10,8 +10,8 @@ u32 = np.uint32
 
 
 @compiled
-def select(magnitudes_n: npt.NDArray[np.uint32], kept: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> bool:
-    """magnitudes: float32 bits without the sign, which order as the values do. False: some value is not finite.
+def select(bits_n: npt.NDArray[np.uint32], kept: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> bool:
+    """bits: of the float32 values; without the sign they order as magnitudes do. False: some value is not finite.
 
     Per chunk: a histogram of exponent and four mantissa bits finds the bin of the smallest kept magnitude, a sort of
     that bin alone finds it exactly, and a last pass collects.
@@ -19,7 +19,7 @@ def select(magnitudes_n: npt.NDArray[np.uint32], kept: npt.NDArray[np.int64], po
     histogram = np.zeros(4096, np.uint16)
     candidates = np.empty(4097, np.uint32)
     written = U(0)
-    count = U(magnitudes_n.shape[0])
+    count = U(bits_n.shape[0])
     for index in range(kept.shape[0]):
         first = U(index) * U(4096)
         last = min(count, first + U(4096))
@@ -28,7 +28,7 @@ def select(magnitudes_n: npt.NDArray[np.uint32], kept: npt.NDArray[np.int64], po
         highest = u32(0)
         position = first
         while position < last:
-            bits = magnitudes_n[position]
+            bits = bits_n[position] & u32(0x7FFFFFFF)
             highest = max(highest, bits)
             histogram[U(bits >> u32(19))] += np.uint16(1)
             position += U(1)
@@ -46,7 +46,7 @@ def select(magnitudes_n: npt.NDArray[np.uint32], kept: npt.NDArray[np.int64], po
         found = U(0)
         position = first
         while position < last:
-            bits = magnitudes_n[position]
+            bits = bits_n[position] & u32(0x7FFFFFFF)
             candidates[found] = bits
             found += U(low <= bits) & U(bits < high)
             position += U(1)
@@ -58,7 +58,7 @@ def select(magnitudes_n: npt.NDArray[np.uint32], kept: npt.NDArray[np.int64], po
                 ties -= 1
         position = first
         while position < last:
-            bits = magnitudes_n[position]
+            bits = bits_n[position] & u32(0x7FFFFFFF)
             tie = bits == least and ties > 0
             if bits > least or tie:
                 positions[written] = np.int64(position)

@@ -62,8 +62,8 @@ def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
             nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def build_skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> Skeleton:
-    """config: the parsed config.json.
+def build_skeleton(config: Mapping[str, Any], dtype: torch.dtype, attention: str | None = ATTENTION) -> Skeleton:
+    """config: the parsed config.json; attention: None for what transformers takes by itself, as for training
 
     raises: UsageError when the architecture is unknown, or is not embedding, decoder layers, norm and head in a row
     """
@@ -71,7 +71,8 @@ def build_skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> Skeleton:
     model_class = causal_model_class(architecture, str(config.get("model_type", "")))
     try:
         typed = model_class.config_class.from_dict(dict(config))
-        typed._attn_implementation = ATTENTION  # noqa: SLF001  transformers has no public setter before the model exists
+        if attention is not None:
+            typed._attn_implementation = attention  # noqa: SLF001  transformers has no public setter before the model exists
         with _parameters_on_meta(dtype):
             model = model_class(typed).eval()
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:

@@ -48,7 +48,8 @@ class Trainings:
         from .training.worker_member import TrainingOptions
 
         file = read_config(Path(config))
-        check_files(file.config, file.base)
+        if not file.config.pipeline.cut:
+            check_files(file.config, file.base)
         self._refuse_second()
         home = self.node.options.home
         options = TrainingOptions(file, run_folder(file, home.root), home.cache, resume, LimitWatch(file.config.limits))
@@ -104,7 +105,7 @@ class Trainings:
     async def _train(
         self, options: "TrainingOptions", report: "Report", preparation: "Preparation", stopping: anyio.CancelScope
     ) -> events.Finished:
-        from .training.worker_member import Trainer
+        from .training.worker_member import trainer_of
 
         if self._transport is None:
             self._transport = ThrottledTransport(self.node.transport, Throttle(None))
@@ -113,7 +114,7 @@ class Trainings:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._cancel_when_stopped, stopping)
-                trainer = Trainer(options, report, self.node, self._transport)
+                trainer = trainer_of(options, report, self.node, self._transport)
                 finished = await trainer.run(preparation, stopping)
                 tasks.cancel_scope.cancel()
             return finished

@@ -28,13 +28,23 @@ def export(
     home: HomeFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Write the newest outer parameters of a run as a folder that transformers loads and `shoal up` serves."""
+    """Write the newest outer parameters of a run as a folder that transformers loads and `shoal up` serves.
+
+    RUN may be a run in stages: what other nodes hold is fetched from them.
+    """
     from shoal.node.training.checkpoints.reader import checkpoint_at
     from shoal.node.training.model_export import export_model
+    from shoal.node.training.pipeline.stage_export import read_note
     from shoal.node.training.worker_model import find_model
     from shoal.swarm.home import Home
 
     output = Output(json)
+    note = read_note(run)
+    if note is not None:
+        from .models_export_stages import export_stages
+
+        export_stages(run, note, out, None if model == DEFAULT_MODEL else model, dtype, Home.find(home), output)
+        return
     latest = checkpoint_at(run)
     if latest is None:
         raise UsageError(f"{run} holds no checkpoint; name a run's folder or a checkpoint in it")

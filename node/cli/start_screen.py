@@ -51,7 +51,10 @@ def read_event(name: str, facts: dict[str, Any]) -> NodeEvent | None:
 class StartScreen:
     """Give `show` every event of the node, in order."""
 
-    def __init__(self, output: Output, home: Home, stop_hint: str = "Ctrl-C stops the node.") -> None:
+    def __init__(
+        self, output: Output, home: Home, stop_hint: str = "Ctrl-C stops the node.", privacy: str = PRIVACY
+    ) -> None:
+        self._privacy = privacy
         self._output = output
         self._home = home
         self._stop_hint = stop_hint
@@ -117,7 +120,7 @@ class StartScreen:
         self._output.note()
         if self._public:
             self._output.note(PUBLIC)
-        self._output.note(PRIVACY)
+        self._output.note(self._privacy)
         self._output.note(f"\nReady after {event.seconds:.1f} s. {self._stop_hint}")
 
     def _advance(self, what: str, done: int, total: int) -> None:

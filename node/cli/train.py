@@ -29,6 +29,9 @@ ResumeFlag = Annotated[bool, typer.Option("--resume", help="Go on from the newes
 DryRunFlag = Annotated[
     bool, typer.Option("--dry-run", help="Print plan, bytes a round and expected time; train nothing.")
 ]
+StageFlag = Annotated[
+    int | None, typer.Option("--stage", min=0, help="The stage of a [pipeline] that this node holds, instead of auto.")
+]
 PauseFlag = Annotated[bool, typer.Option("--pause", help="Tell the training that runs here to pause.")]
 ContinueFlag = Annotated[bool, typer.Option("--continue", help="Tell the training that runs here to go on.")]
 CheckFlag = Annotated[
@@ -44,6 +47,7 @@ def train(
     config: ConfigArgument = None,
     dry_run: DryRunFlag = False,
     resume: ResumeFlag = False,
+    stage: StageFlag = None,
     invite: InviteFlag = None,
     pause: PauseFlag = False,
     go_on: ContinueFlag = False,
@@ -99,9 +103,15 @@ def train(
     if config is None:
         raise UsageError("name the config of the training: shoal train CONFIG")
     file = read_config(config)
+    if stage is not None:
+        from shoal.node.training.config_file import with_stage
+
+        file = with_stage(file, stage)
     from .node_api import running_api
 
     node = None if dry_run or invite else running_api(place)
+    if node is not None and stage is not None:
+        raise UsageError("a node runs in this home and trains by itself: write pipeline.stage into the config instead")
     if node is not None:
         from .train_here import train_here
 

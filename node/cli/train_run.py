@@ -29,6 +29,10 @@ from .node_run import Stopper
 from .output import Output
 from .start_screen import StartScreen
 
+PRIVACY = (
+    "Privacy: peers that train with you get your updates, from which parts of your text can be recovered. "
+    "Train on text that they may read."
+)
 PAUSE, RESUME = signal.SIGUSR1, signal.SIGUSR2
 log = structlog.get_logger(__name__)
 
@@ -47,7 +51,8 @@ def start(
     from shoal.node.training.worker_member import TrainingOptions
     from shoal.node.training.worker_node import TrainerOptions
 
-    check_files(file.config, file.base)
+    if not file.config.pipeline.cut or file.config.pipeline.stage == 0:
+        check_files(file.config, file.base)
     if is_follower():
         follow_first(file, home.cache)
         return
@@ -78,9 +83,9 @@ async def _serve(options: Any, output: Output, dry_run: bool) -> int:  # noqa: A
     from shoal.node.training.worker_node import plan_only, run_trainer
 
     home = options.node.home
-    node_screen = StartScreen(output, home, "Ctrl-C stops the training; --resume goes on.")
+    node_screen = StartScreen(output, home, "Ctrl-C stops the training; --resume goes on.", PRIVACY)
     screen = TrainingScreen(output, options.training.file.config.rounds, anyio.current_time)
-    board = _board(options)
+    board = None if dry_run else _board(options)
 
     def report(event: events.TrainingEvent) -> None:
         if not isinstance(event, events.StepDone | events.Progress):

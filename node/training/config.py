@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from .limits import LimitSettings
 from .optimizers.inner_settings import InnerSettings
+from .pipeline.settings import PipelineSettings
 from .strategies.settings import StrategySettings
 
 Count = Annotated[int, Meta(ge=1)]
@@ -90,6 +91,7 @@ class TrainingConfig(Table, frozen=True):
     evaluation: EvaluationSettings = EvaluationSettings()
     limits: LimitSettings = LimitSettings()
     output: OutputSettings = OutputSettings()
+    pipeline: PipelineSettings = PipelineSettings()
 
 
 class ConfigFile(msgspec.Struct, frozen=True):

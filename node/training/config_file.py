@@ -12,11 +12,13 @@ import msgspec
 from shoal.swarm.errors import UsageError
 
 from .config import ConfigFile, TrainingConfig
+from .pipeline.settings import stage_run
 from .strategies.settings import STRATEGIES
 
 AUTO = "auto"
 MAY_BE_AUTO = ("interval", "preset")
 DEFAULT_STRATEGY = "sparse"
+MAX_NAME = 64  # of the run that one stage is
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`(?: - at `\$\.?(?P<at>[^`]*)`)?")
 _MISSING = re.compile(r"Object missing required field `(?P<key>[^`]*)`(?: - at `\$\.?(?P<at>[^`]*)`)?")
 _WRONG = re.compile(r"(?P<what>.*) - at `\$\.?(?P<at>[^`]*)`")
@@ -44,11 +46,11 @@ def config_from(tables: Mapping[str, Any], base: Path) -> ConfigFile:
     """raises: UsageError"""
     strategy, auto = _strategy(tables.get("strategy", DEFAULT_STRATEGY))
     try:
-        config = msgspec.convert({**tables, "strategy": strategy}, TrainingConfig)
+        config = msgspec.convert({**_for_pipeline(tables), "strategy": strategy}, TrainingConfig)
     except msgspec.ValidationError as error:
         raise UsageError(_complaint(str(error))) from error
     config = msgspec.structs.replace(config, inner=_with_total(config))
-    for key, settings in (("strategy", config.strategy), ("inner", config.inner)):
+    for key, settings in (("strategy", config.strategy), ("inner", config.inner), ("pipeline", config.pipeline)):
         try:
             settings.check()
         except ValueError as error:
@@ -56,9 +58,34 @@ def config_from(tables: Mapping[str, Any], base: Path) -> ConfigFile:
     config.limits.check()
     if not config.data.files:
         raise UsageError("data.files names no file or folder")
+    if auto and config.pipeline.cut:
+        raise UsageError(f"strategy.{auto[0]} cannot be auto in a pipeline, whose stages have to agree on it: name it")
+    if config.pipeline.cut and len(stage_run(config.name, config.pipeline.stages)) > MAX_NAME:
+        raise UsageError(f"name is too long for a run in stages; take at most {MAX_NAME - 12} characters")
     if not config.name.isprintable():
         raise UsageError("name has characters that cannot be printed")
     return ConfigFile(config, base, auto)
+
+
+def with_stage(file: ConfigFile, stage: int) -> ConfigFile:
+    """The place of this node in a pipeline, from the command line. raises: UsageError"""
+    pipeline = msgspec.structs.replace(file.config.pipeline, stage=stage)
+    if not pipeline.cut:
+        raise UsageError("--stage is for a config with a [pipeline] of several stages")
+    try:
+        pipeline.check()
+    except ValueError as error:
+        raise UsageError(f"[pipeline] {error}") from error
+    return ConfigFile(msgspec.structs.replace(file.config, pipeline=pipeline), file.base, file.auto)
+
+
+def _for_pipeline(tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stage may have one replica, so unless told otherwise its rounds need no other."""
+    pipeline, group = tables.get("pipeline"), tables.get("group", {})
+    cut = isinstance(pipeline, dict) and pipeline.get("stages", 1) != 1
+    if not cut or not isinstance(group, dict) or "quorum" in group:
+        return tables
+    return {**tables, "group": {"quorum": 1, **group}}
 
 
 def _strategy(given: object) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -30,9 +30,10 @@ class Planned:
     upload_bytes: int  # of one peer in one round, with `peers`
     download_bytes: int
     peers: int  # assumed
-    uplink_bit_s: float | None  # measured; None when nobody answered
+    uplink_bit_s: float | None  # measured, or limits.upload if that is less; None when nobody answered
     exchange_s: float | None  # expected on that link
     memory_bytes: int  # expected
+    train_s: float | None = None  # of one round on this machine; None when it was not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,28 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class StageChosen:
+    """This node's place in a pipeline."""
+
+    stage: int
+    stages: int
+    units: str  # `embed+0:4`
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MicrobatchRedone:
+    """A microbatch came to nothing at `peer` and went through another replica of that stage."""
+
+    step: int
+    microbatch: int
+    peer: PeerId
+    stage: int
+    reason: str
+    pause_s: float  # from its first sending until it had come through
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """A part of the start that takes time: tokenising, loading."""
 
@@ -119,7 +142,19 @@ class Finished:
 
 
 TrainingEvent = (
-    Planned | Waiting | Noticed | StepDone | RoundDone | RoundLost | CaughtUp | Evaluated | Saved | Progress | Finished
+    Planned
+    | Waiting
+    | Noticed
+    | StepDone
+    | RoundDone
+    | RoundLost
+    | CaughtUp
+    | Evaluated
+    | Saved
+    | StageChosen
+    | MicrobatchRedone
+    | Progress
+    | Finished
 )
 _KINDS: dict[str, type[TrainingEvent]] = {
     re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower(): kind for kind in get_args(TrainingEvent)

@@ -60,7 +60,8 @@ class TrainingScreen:
             case events.RoundLost(round_, reason):
                 self._output.note(f"round {round_} was lost: {reason}")
             case events.Waiting(reason):
-                self._output.note(f"waiting: {reason}" if reason else "going on")
+                said = reason if reason.startswith("waiting") else f"waiting: {reason}"
+                self._output.note(said if reason else "going on")
             case events.Noticed(text):
                 self._output.note(f"notice: {text}")
             case events.CaughtUp(round_, source):
@@ -69,16 +70,22 @@ class TrainingScreen:
                 self._output.line(f"held out  round {round_}  loss {loss:.4f}  perplexity {perplexity:.2f}")
             case events.Saved(round_, path):
                 self._output.note(f"saved     round {round_}  {path}")
+            case events.StageChosen(stage, stages, units, reason):
+                self._fact("stage", f"{stage} of 0 to {stages - 1}: {units} ({reason})")
+            case events.MicrobatchRedone(step, microbatch, peer, stage, reason, _):
+                self._output.note(f"step {step}: microbatch {microbatch} again, stage {stage} at {peer}: {reason}")
             case events.Finished(rounds, tokens, reason, path):
                 self.close()
-                self._output.note(f"finished: {reason}, {rounds} rounds, {tokens} tokens of this peer  {path}".rstrip())
+                self._output.note(f"finished  {reason}: {rounds} in all, {tokens} tokens learned from here")
+                if path:
+                    self._output.note(f"`shoal models export {path} FOLDER` writes the model; all else lies there too")
             case _:
                 assert_never(event)
 
     def _plan(self, plan: events.Planned) -> None:
         self._fact("run", f"{plan.run}  {plan.run_id[:16]}")
         self._fact("model", f"{plan.model}, {plan.parameters / 1e6:.2f} M parameters")
-        self._fact("strategy", f"{plan.strategy}, {plan.preset}, every {plan.interval} steps")
+        self._fact("strategy", f"{plan.strategy}, an exchange every {plan.interval} steps, compressed as {plan.preset}")
         self._fact("data", f"{plan.windows} sequences, {plan.tokens_per_round} tokens a round and peer")
         self._fact("memory", f"about {plan.memory_bytes / 1e9:.2f} GB")
         ways = f"{_megabytes(plan.upload_bytes)} up and {_megabytes(plan.download_bytes)} down"
@@ -86,8 +93,13 @@ class TrainingScreen:
         if plan.uplink_bit_s is None or plan.exchange_s is None:
             self._fact("link", "not measured: no other peer of the swarm answers")
         else:
-            rate = f"{plan.uplink_bit_s / 1e6:.1f} Mbit/s up"
-            self._fact("link", f"{rate}: about {plan.exchange_s:.1f} s for an exchange")
+            self._fact(
+                "link", f"about {plan.exchange_s:.1f} s for an exchange at {plan.uplink_bit_s / 1e6:.1f} Mbit/s up"
+            )
+        if plan.train_s is not None:
+            round_s = plan.train_s + (plan.exchange_s or 0.0)
+            whole = f", {_duration(self._rounds * round_s)} for {self._rounds} rounds" if self._rounds else ""
+            self._fact("time", f"about {plan.train_s:.1f} s of training in a round{whole}")
 
     def _fact(self, label: str, value: str) -> None:
         self._output.line(f"{label:{_LABEL_WIDTH}}{value}")
@@ -100,7 +112,8 @@ class TrainingScreen:
         traffic = f"{_megabytes(event.sent_bytes)} up  {_megabytes(event.received_bytes)} down"
         waited = f"{event.train_s:.1f} s + {event.exchange_s:.1f} s"
         self._output.line(
-            f"round {event.round:<5}{loss}  {len(event.peers)} peers  {event.tokens} tokens  {traffic}  {waited}  "
+            f"round {event.round:<5}{loss}  {_counted(len(event.peers), 'peer')}  {_counted(event.tokens, 'token')}  "
+            f"{traffic}  {waited}  "
             f"state {event.state[:8]}"
         )
 
@@ -120,6 +133,15 @@ class TrainingScreen:
         traffic = f"{_megabytes(self._sent)} up {_megabytes(self._received)} down"
         facts = f"loss {event.loss:.3f}  {event.tokens_s:,.0f} tokens/s  {self._peers} peers  {traffic}"
         self._bar.update(self._task, description=f"round {event.round}", completed=event.round, facts=facts)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _megabytes(size: float) -> str:

@@ -15,6 +15,7 @@ from shoal.swarm.rounds.exchange import Exchange, Offer, Outcome, OutOfStep
 
 from . import events
 from .config import TrainingConfig
+from .data.assignment import Share
 from .evaluation import HeldOut, evaluate, outer_in_place
 from .limits_watch import LimitWatch, too_much_used
 from .parameter_layout import ParameterLayout
@@ -137,20 +138,24 @@ class Worker:
         if share is None:
             await loop.arrive()
             return
-        windows = self.progress.take(share, round_, self._config.batch.sequences)
-        batch = self.parts.data.windows.batch(windows)
-        result: StepResult = await anyio.to_thread.run_sync(
-            lambda: self.parts.steps.run(batch, self.strategy.step, moves=not self.strategy.gradients)
-        )
+        result = await self._step(share, round_)
         self.progress.tokens += result.tokens
         if result.tokens:
             self._losses.append(result.loss)
         now = self.parts.clock()
-        tokens_s = batch.tokens / max(1e-9, now - self._last_tokens_at)
+        tokens_s = result.tokens / max(1e-9, now - self._last_tokens_at)
         step = self.strategy.step + 1
         self._report(events.StepDone(step, round_, result.loss, tokens_s, self.progress.tokens))
         await loop.after_step(result.tokens)
         self._last_tokens_at = self.parts.clock()
+
+    async def _step(self, share: Share, round_: int) -> StepResult:
+        """raises: LossNotFinite, OutOfMemory"""
+        windows = self.progress.take(share, round_, self._config.batch.sequences)
+        batch = self.parts.data.windows.batch(windows)
+        return await anyio.to_thread.run_sync(
+            lambda: self.parts.steps.run(batch, self.strategy.step, moves=not self.strategy.gradients)
+        )
 
     def _outcome_came(self, offer: Offer, outcome: Outcome) -> None:
         self._offered[outcome.round, outcome.fragment] = offer.state, outcome

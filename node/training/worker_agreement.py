@@ -48,7 +48,9 @@ def agreed_settings(file: ConfigFile, prepared: Prepared) -> dict[str, Any]:
     config = file.config
     strategy: dict[str, Any] = msgspec.to_builtins(config.strategy)
     strategy |= dict.fromkeys(file.auto, "auto")
+    pipeline = config.pipeline
     return {
+        **({"stages": list(pipeline.spans) or pipeline.stages} if pipeline.cut else {}),
         "model": prepared.model_hash,
         "data": prepared.data.order.digest,
         "sequence": config.data.sequence,
@@ -63,6 +65,23 @@ def agreed_settings(file: ConfigFile, prepared: Prepared) -> dict[str, Any]:
 
 def settings_hash(settings: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(settings, order="deterministic")).hexdigest()
+
+
+async def ask_run(calls: MemberCalls, name: str, peers: Iterable[PeerId]) -> dict[PeerId, Answer]:
+    """What those say that train in a run of this name."""
+    answers: dict[PeerId, Answer] = {}
+    question = _questions.encode(Question(name))
+
+    async def ask(peer: PeerId) -> None:
+        try:
+            answers[peer] = _answers.decode(await calls.call(peer, METHOD, question, ASK_S))
+        except ShoalError:
+            return  # it trains nothing, or something else
+
+    async with anyio.create_task_group() as tasks:
+        for peer in peers:
+            tasks.start_soon(ask, peer)
+    return answers
 
 
 class Agreement:
@@ -91,20 +110,7 @@ class Agreement:
 
     async def ask(self, peers: Iterable[PeerId]) -> dict[PeerId, Answer]:
         """Those that train in a run of this name."""
-        answers: dict[PeerId, Answer] = {}
-        question = _questions.encode(Question(self.spec.name))
-
-        async def ask(peer: PeerId) -> None:
-            try:
-                answers[peer] = _answers.decode(await self._calls.call(peer, METHOD, question, ASK_S))
-            except ShoalError:
-                return  # it trains nothing, or something else
-
-        async with anyio.create_task_group() as tasks:
-            for peer in peers:
-                if peer != self._me:
-                    tasks.start_soon(ask, peer)
-        return answers
+        return await ask_run(self._calls, self.spec.name, [peer for peer in peers if peer != self._me])
 
     def heed(self, answers: dict[PeerId, Answer]) -> bool:
         """Take over what others have settled. returns: whether there was anything to take over

@@ -114,6 +114,8 @@ class RunKeeper:
         found = await anyio.to_thread.run_sync(latest, self.store.folder)
         strategy = self._parts.strategy
         if found is not None:
+            for line in found.refused:
+                self._report(events.Noticed(f"{line}; the one before it is used"))
             snapshot = found.snapshot
             try:
                 self._replica.take(snapshot)

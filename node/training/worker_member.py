@@ -2,7 +2,8 @@
 
 import platform
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import msgspec
 
 import shoal
 from shoal.node.node import Node
 from shoal.swarm.errors import Unavailable
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.member_calls import MemberCalls
-from shoal.swarm.rounds.exchange import OutOfStep
+from shoal.swarm.rounds.events import RoundOptions
+from shoal.swarm.rounds.exchange import Exchange, OutOfStep
 from shoal.swarm.rounds.run_identity import run_id
 
 from . import events
@@ -28,7 +31,7 @@ from .worker_link import measured_uplink
 from .worker_start import prepared
 
 if TYPE_CHECKING:
-    from .worker import WorkerParts
+    from .worker import Worker, WorkerParts
     from .worker_agreement import Agreement
     from .worker_keeper import RunKeeper
     from .worker_parts import Prepared
@@ -53,6 +56,8 @@ class Preparation:
 
     def __init__(self) -> None:
         self._done = anyio.Event()
+        self._placed = anyio.Event()
+        self._stage = 0
         self._result: Prepared | None = None
 
     async def run(self, file: ConfigFile, cache: Path, report: Report) -> None:
@@ -61,9 +66,18 @@ class Preparation:
         def progress(what: str, done: int, total: int) -> None:
             anyio.from_thread.run_sync(report, events.Progress(what, done, total))
 
+        if file.config.pipeline.cut:
+            await self._placed.wait()
+            settings = msgspec.structs.replace(file.config.pipeline, stage=self._stage)
+            file = msgspec.structs.replace(file, config=msgspec.structs.replace(file.config, pipeline=settings))
         work = partial(prepared, file, cache, progress)
         self._result = await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
         self._done.set()
+
+    def take_stage(self, stage: int) -> None:
+        """Which part of the model is to be prepared, for a run in stages."""
+        self._stage = stage
+        self._placed.set()
 
     async def result(self) -> "Prepared":
         await self._done.wait()
@@ -71,8 +85,19 @@ class Preparation:
         return self._result
 
 
+def trainer_of(options: TrainingOptions, report: Report, node: Node, transport: ThrottledTransport) -> "Trainer":
+    """For the whole model, or for one stage of it."""
+    if options.file.config.pipeline.cut:
+        from .pipeline.member import StageTrainer
+
+        return StageTrainer(options, report, node, transport)
+    return Trainer(options, report, node, transport)
+
+
 class Trainer:
-    """One training on a running node."""
+    """One training on a running node. round_options: None for the usual patience"""
+
+    round_options: RoundOptions | None = None
 
     def __init__(self, options: TrainingOptions, report: Report, node: Node, transport: ThrottledTransport) -> None:
         self._options, self._report, self._node, self._transport = options, report, node, transport
@@ -83,11 +108,21 @@ class Trainer:
         """stopping: cancelled when the training shall end; what it has is saved then. raises: ShoalError"""
         finished: events.Finished | None = None
         with stopping:
-            ready = await preparation.result()
+            ready = await self._prepared(preparation)
             finished = await self._train(ready, await self._agreed(ready))
         rounds = self._parts.strategy.outer.rounds if self._parts else 0
         tokens = self._parts.progress.tokens if self._parts else 0
         return finished or events.Finished(rounds, tokens, "stopped", str(self._options.folder))
+
+    async def _prepared(self, preparation: Preparation) -> "Prepared":
+        return await preparation.result()
+
+    @asynccontextmanager
+    async def _working(self, parts: "WorkerParts", exchange: Exchange, keeper: "RunKeeper") -> AsyncIterator["Worker"]:
+        """The worker, and around it what it needs on the network."""
+        from .worker import Worker
+
+        yield Worker(parts, exchange, keeper, self._report, self._options.watch)
 
     async def _agreed(self, ready: "Prepared") -> "Agreement":
         """The run as all peers that are there mean it. raises: VersionMismatch"""
@@ -107,7 +142,6 @@ class Trainer:
         return agreement
 
     async def _train(self, ready: "Prepared", agreement: "Agreement") -> events.Finished:
-        from .worker import Worker
         from .worker_keeper import RunKeeper, RunPlace
         from .worker_network import serve_joiners
         from .worker_parts import parts_of
@@ -127,9 +161,8 @@ class Trainer:
             await serve_joiners(self._calls, keeper, config.limits.upload_bit_s)
             behind = self._behind(agreement)
             first = parts.strategy.round
-            rounds = running_rounds(self._node, self._transport, spec, first, self._report, behind)
-            async with rounds as exchange:
-                worker = Worker(parts, exchange, keeper, self._report, self._options.watch)
+            rounds = running_rounds(self._node, self._transport, spec, first, self._report, behind, self.round_options)
+            async with rounds as exchange, self._working(parts, exchange, keeper) as worker:
                 worker.missed = await behind()
                 worker.traffic = self._transport.traffic.so_far
                 finished = await worker.run()

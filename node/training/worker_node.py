@@ -40,6 +40,8 @@ async def plan_only(
     """
     async with anyio.create_task_group() as tasks:
         preparation = Preparation()
+        stage = options.training.file.config.pipeline.stage
+        preparation.take_stage(0 if stage == "auto" else stage)
         tasks.start_soon(preparation.run, options.training.file, options.training.cache, report)
         if not member:
             report(await _plan(options, await preparation.result(), None))
@@ -55,10 +57,10 @@ async def _plan(options: TrainerOptions, ready: "Prepared", uplink_bit_s: float 
     from .worker_parts import run_spec
     from .worker_plan import planned, resolved, step_seconds
 
-    step_s = await anyio.to_thread.run_sync(step_seconds, ready) if options.training.file.auto else 0.0
+    step_s = await anyio.to_thread.run_sync(step_seconds, ready)
     config = resolved(options.training.file, ready, step_s, uplink_bit_s)
     ready.steps.close()
-    return planned(ready, config, run_spec(ready, config), uplink_bit_s)
+    return planned(ready, config, run_spec(ready, config), uplink_bit_s, step_s)
 
 
 async def run_trainer(

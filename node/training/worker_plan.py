@@ -19,7 +19,9 @@ SAMPLE = 1 << 18  # values that are encoded to see how large they get
 TIMED_STEPS = 2
 
 
-def planned(prepared: Prepared, config: TrainingConfig, spec: RunSpec, uplink_bit_s: float | None) -> Planned:
+def planned(
+    prepared: Prepared, config: TrainingConfig, spec: RunSpec, uplink_bit_s: float | None, step_s: float | None = None
+) -> Planned:
     """Through `RunSpec.quorum` peers: each sends its own update but its own shards, and as owner of its shards the
     aggregates to all the others; the larger of two directions decides on the time.
     """
@@ -46,6 +48,7 @@ def planned(prepared: Prepared, config: TrainingConfig, spec: RunSpec, uplink_bi
         uplink_bit_s=rate,
         exchange_s=None if rate is None else 8 * each_way / rate + MEETING_S,
         memory_bytes=prepared.memory_bytes,
+        train_s=None if step_s is None else steps * step_s,
     )
 
 

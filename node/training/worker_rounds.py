@@ -1,13 +1,15 @@
 """A trainer's rounds over its node's network: found by the run's name in the swarm's directory."""
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import assert_never
 
+import anyio
 import structlog
 
 from shoal.node.node import Node
-from shoal.swarm.rounds.events import AuditPassed, Fact, LiarNamed, Status, UpdateRefused
+from shoal.swarm.rounds.events import AuditPassed, Fact, LiarNamed, RoundOptions, Status, UpdateRefused
 from shoal.swarm.rounds.exchange import OutOfStep, RunSpec
 from shoal.swarm.rounds.meeting import DirectoryMeeting
 from shoal.swarm.rounds.round_exchange import RoundExchange
@@ -17,18 +19,26 @@ from . import events
 from .limits_transport import ThrottledTransport
 from .worker_exchange import AttentiveExchange
 
+TELL_AFTER_S = 3.0
 log = structlog.get_logger(__name__)
 
 
 class FactTeller:
-    """Tells the user what the rounds say: that peers are missing, once for each change; and who misbehaves."""
+    """Tells the user what the rounds say: that peers are missing, once for each change; and who misbehaves.
 
-    def __init__(self, report: Callable[[events.TrainingEvent], None]) -> None:
-        self._report = report
+    Every round begins with peers missing, for a moment: that is not worth a line.
+    """
+
+    def __init__(
+        self, report: Callable[[events.TrainingEvent], None], clock: Callable[[], float] = anyio.current_time
+    ) -> None:
+        self._report, self._clock = report, clock
+        self._lacks_since = math.inf
         self._waiting = ""
+        self._logged = ""
 
     def lacks_peers(self) -> bool:
-        return bool(self._waiting)
+        return self._lacks_since < math.inf
 
     def tell(self, fact: Fact) -> None:
         match fact:
@@ -47,8 +57,12 @@ class FactTeller:
                 assert_never(fact)
 
     def _status(self, status: Status) -> None:
+        if status.text != self._logged:
+            self._logged = status.text
+            log.info("round_status", round=status.round, stage=status.stage, text=status.text)
         lacks = status.stage == "gathering" and status.ready < status.needed
-        text = f"{status.text}; Ctrl-C stops" if lacks else ""
+        self._lacks_since = min(self._lacks_since, self._clock()) if lacks else math.inf
+        text = f"{status.text}; Ctrl-C stops" if self._clock() - self._lacks_since >= TELL_AFTER_S else ""
         if text != self._waiting:
             self._waiting = text
             self._report(events.Waiting(text))
@@ -62,6 +76,7 @@ async def running_rounds(
     first_round: int,
     report: Callable[[events.TrainingEvent], None],
     behind: Callable[[], Awaitable[OutOfStep | None]],
+    options: RoundOptions | None = None,
 ) -> AsyncIterator[AttentiveExchange]:
     """Others find this trainer from now on, until the context is left.
 
@@ -75,7 +90,7 @@ async def running_rounds(
         meeting = DirectoryMeeting(node.directory, key, node.record, announces=False)
         teller = FactTeller(report)
         async with RoundExchange(
-            transport, node.setup.gate, meeting, spec, first_round=first_round, on_fact=teller.tell
+            transport, node.setup.gate, meeting, spec, first_round=first_round, options=options, on_fact=teller.tell
         ) as exchange:
             yield AttentiveExchange(exchange, teller.lacks_peers, behind)
     finally:

@@ -21,6 +21,11 @@ Progress = Callable[[str, int, int], None]
 def prepared(file: ConfigFile, cache: Path, progress: Progress | None = None) -> "Prepared":
     """raises: UsageError, OutOfMemory, Unavailable (hub)"""
     config = file.config
+    if config.pipeline.cut:
+        from .pipeline.stage_start import prepared_stage
+
+        assert config.pipeline.stage != "auto"
+        return prepared_stage(file, config.pipeline.stage, cache, progress)
     model = find_model(config.model, config.initial, cache)
     data = open_data(config, file.base, model, cache / "tokens", progress)
     from .worker_parts import prepare  # brings torch

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
-from shoal.compression.aggregate import weighted_mean
+from shoal.compression.aggregate import Contribution, weighted_mean
 from shoal.compression.update_codec import Values
 from shoal.node.training.local_exchange import Combine
 from shoal.node.training.optimizers.inner_settings import InnerSettings
@@ -17,11 +19,14 @@ from shoal.node.training.optimizers.schedules import Schedule
 from shoal.node.training.strategies.outer_loop import LiveParameters
 from shoal.node.training.strategies.settings import StrategySettings, strategy_settings
 from shoal.node.training.strategies.strategy import Strategy
+from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.exchange import RunSpec
+from shoal.swarm.rounds.gates import gates_of, refusals
 from shoal.swarm.rounds.robust import reduce_contributions
 
-STEPS, WORKERS, BATCH, SEQUENCE = 1000, 4, 4, 64
-LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.1
+STEPS, INTERVAL, WORKERS, BATCH, SEQUENCE = 500, 5, 4, 8, 64
+WARM_STEPS, WARM_SEED, WARM_RATE = 1200, 1000, 3e-3
+LEARNING_RATE, BETA2, WEIGHT_DECAY = 1.5e-3, 0.999, 0.1
 
 
 @dataclass(frozen=True)
@@ -33,17 +38,24 @@ class Run:
     strategy: StrategySettings
     against: str = ""
     learning_rate: float = LEARNING_RATE
+    beta2: float = BETA2
     steps: int = STEPS
     workers: int = WORKERS
     batch: int = BATCH
     liars: int = 0
     lie: float = 1.0
     defence: str = "none"
+    constant: bool = False  # the learning rate, after its warm-up
     plotted: bool = False
 
     @property
     def inner(self) -> InnerSettings:
-        return InnerSettings(learning_rate=self.learning_rate, weight_decay=WEIGHT_DECAY, schedule=schedule(self.steps))
+        return InnerSettings(
+            learning_rate=self.learning_rate,
+            beta2=self.beta2,
+            weight_decay=WEIGHT_DECAY,
+            schedule=Schedule(warmup=100) if self.constant else schedule(self.steps),
+        )
 
     @property
     def tokens(self) -> int:
@@ -70,8 +82,17 @@ class Run:
             robust="mean" if self.defence == "none" else self.defence,
         )
 
-    def combine(self) -> Combine:
-        return weighted_mean if self.defence == "none" else functools.partial(reduce_contributions, self.spec((1,)))
+    def combine(self, refused: Counter[PeerId]) -> Combine:
+        """refused: where contributions are counted that the gates leave out, by who made them"""
+        if self.defence == "none":
+            return weighted_mean
+        spec = self.spec((1,))
+
+        def combined(contributions: Sequence[Contribution]) -> Values:
+            refused.update(refusals(contributions, gates_of(spec.robust)).keys())
+            return reduce_contributions(spec, contributions)
+
+        return combined
 
     def described(self) -> str:
         """A short hash of all settings, so that a changed run is done again."""
@@ -97,19 +118,22 @@ class Liar:
 
 
 def schedule(steps: int) -> Schedule:
-    return Schedule("cosine", warmup=steps // 10, total=steps, final=0.1)
+    return Schedule("cosine", warmup=steps // 10, total=steps, final=0.05)
 
 
 def adamw(learning_rate: float = LEARNING_RATE) -> OuterSettings:
-    return OuterSettings("adamw", learning_rate=learning_rate, weight_decay=WEIGHT_DECAY, schedule=schedule(STEPS))
+    return OuterSettings(
+        "adamw", learning_rate=learning_rate, beta2=BETA2, weight_decay=WEIGHT_DECAY, schedule=schedule(STEPS)
+    )
 
 
 def _runs() -> list[Run]:
     sync = strategy_settings("sync", outer=adamw())
     cocktail = strategy_settings("cocktail", outer=adamw())
-    diloco = strategy_settings("diloco", interval=10)
-    streaming = strategy_settings("streaming", interval=10, fragments=2, delay=2)
-    sparse = strategy_settings("sparse", interval=10)
+    nesterov = OuterSettings("nesterov", learning_rate=0.6, momentum=0.5)  # .7 and .9 overshoot at so short an interval
+    diloco = strategy_settings("diloco", interval=INTERVAL, outer=nesterov)
+    streaming = strategy_settings("streaming", interval=INTERVAL, fragments=2, delay=2, outer=nesterov)
+    sparse = strategy_settings("sparse", interval=INTERVAL)
     runs = [
         Run("sync", sync, plotted=True),
         Run("diloco", diloco, "sync", plotted=True),
@@ -117,7 +141,7 @@ def _runs() -> list[Run]:
         Run("sparse", sparse, "diloco", plotted=True),
         Run("cocktail", cocktail, "sync", plotted=True),
     ]
-    of_ten = functools.partial(Run, strategy=diloco, workers=10, steps=400)
+    of_ten = functools.partial(Run, strategy=diloco, workers=10, batch=4, steps=100)
     runs.append(of_ten("ten"))
     runs.extend(
         of_ten(f"{lie}-{defence}", against="ten", liars=3, lie=factor, defence=defence)
@@ -127,4 +151,16 @@ def _runs() -> list[Run]:
     return runs
 
 
+# Where all runs start, so that strategies are compared on a model that is past its first words: plain AdamW at a rate
+# that stays, with the batch of all four workers (one worker whose outer step is its own update).
+# source: Douillard et al., arXiv:2311.08105, who start all of theirs from a model that was trained synchronously
+WARM = Run(
+    "warm",
+    strategy_settings("diloco", interval=WARM_STEPS // 12, outer=OuterSettings("sgd", learning_rate=1.0)),
+    learning_rate=WARM_RATE,
+    constant=True,
+    steps=WARM_STEPS,
+    workers=1,
+    batch=WORKERS * BATCH,
+)
 RUNS = {run.name: run for run in _runs()}

@@ -25,9 +25,13 @@ def votes(state: PeerState, peers: Collection[PeerId]) -> int:
 
 
 def needed(state: PeerState, lead: Lead) -> int:
-    """Of the votes; before the first round the widest view of who there is counts."""
+    """Of the votes; before the first round the widest view of who there is counts.
+
+    0 when no process that took part in the last round is left: then the run goes on from what a quorum of peers holds.
+    """
     if not state.founding:
-        return majority(len(state.living_voters()))
+        living = state.living_voters()
+        return majority(len(living)) if living else 0
     views = [len(state.listed) + 1, *(promise.listed for promise in lead.promises.values())]
     return majority(max(views))
 

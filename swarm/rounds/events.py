@@ -149,4 +149,4 @@ class RoundOptions:
     founding_s: float = 2.0  # how long a first leader looks around before the first group closes
     unlisted_s: float = 30.0  # not listed and not heard of for so long: no round waits for it
     forget_s: float = 120.0  # and for so long: it no longer counts as a voter
-    audit_share: float = 1 / 8  # of the shards of each round; 1.0 checks every one
+    audit_share: float = 1 / 16  # of the shards of each round, at the cost of all uploads to one; 1.0 checks every one

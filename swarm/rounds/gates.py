@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.compression.aggregate import Contribution
+from shoal.compression.sparse_update import SparseUpdate
 from shoal.compression.update_codec import Values
 
 BLOCK = 1 << 16  # columns taken at once
@@ -49,7 +50,7 @@ def refusals(contributions: Sequence[Contribution], gates: Gates = PLAIN, margin
     sound = {who: part for who, part in sent.items() if who not in named}
     named |= _too_large(sound, gates.norm_factor * (1 + margin))
     pointing = {who: part for who, part in sound.items() if who not in named and part.size > 0}
-    length = len(contributions[0].values) if contributions else 0
+    length = contributions[0].count if contributions else 0
     return named | _against_the_others(pointing, length, gates, margin)
 
 
@@ -58,8 +59,16 @@ def accepted(contributions: Sequence[Contribution], gates: Gates = PLAIN) -> lis
     return [c for c in contributions if c.contributor not in refused]
 
 
+def placed(contribution: Contribution) -> tuple[Places, Values]:
+    """Where a sparse update is not zero, and what is there; everywhere for a dense one."""
+    update = contribution.update
+    if isinstance(update, SparseUpdate):
+        return update.at, update.values
+    at = places(update)
+    return at, update[at]
+
+
 def places(values: Values) -> Places:
-    """Where a sparse update is not zero; everywhere for a dense one."""
     positions = np.flatnonzero(values != 0)
     return positions if 4 * len(positions) < len(values) else slice(None)
 
@@ -88,8 +97,7 @@ class _Sent:
 
     @classmethod
     def of(cls, contribution: Contribution) -> "_Sent":
-        at = places(contribution.values)
-        values = contribution.values[at]
+        at, values = placed(contribution)
         finite = bool(np.isfinite(values).all())
         return cls(at, values, finite, norm(values) if finite else 0.0)
 

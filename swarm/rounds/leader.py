@@ -45,6 +45,7 @@ class Leader:
             state.send(sender, Barred(slot.round, reason))
             return
         slot.readies[sender] = ready
+        state.restarted(sender, ready.nonce)
         if state.leader_at(ready.attempt) == state.me:
             self._start(ready.attempt)
         lead = slot.lead

@@ -37,8 +37,9 @@ class PeerState:
     listed: frozenset[PeerId] = frozenset()
     seen: dict[PeerId, float] = field(default_factory=dict)
     lost: set[PeerId] = field(default_factory=set)
+    incarnations: dict[PeerId, int] = field(default_factory=dict)  # the nonce that a peer last said
     convicted: dict[PeerId, str] = field(default_factory=dict)  # found lying, by verdicts that we heard
-    silent: set[PeerId] = field(default_factory=set)  # would not show their residual
+    silent: set[PeerId] = field(default_factory=set)  # would not show their residual, or did not reduce in time
     decided: Decision | None = None  # of the open round, for the machine to take away
     _order: tuple[Slot, bytes, frozenset[PeerId], tuple[PeerId, ...]] | None = None
     _living: tuple[bytes, float, list[Member]] | None = None
@@ -113,18 +114,29 @@ class PeerState:
         return peer not in self.lost and (peer in self.listed or recent)
 
     def living_voters(self) -> list[Member]:
-        """Those that count: not excluded, and not gone for so long that they are forgotten; looked at once a beat."""
+        """Those that count, looked at once a beat: not excluded, not gone for so long that they are forgotten, and not
+        back as another process, which does not know what it voted.
+        """
         known = self._living
         if known is not None and known[0] == self.history.basis and self.now - known[1] < self.options.beat_s:
             return known[2]
-        living = [v for v in self.history.voters if v.peer not in self.history.excluded and not self._forgotten(v.peer)]
+        living = [v for v in self.history.voters if v.peer not in self.history.excluded and not self._gone(v)]
         self._living = (self.history.basis, self.now, living)
         return living
 
-    def _forgotten(self, peer: PeerId) -> bool:
-        if peer == self.me or peer in self.listed:
+    def restarted(self, peer: PeerId, nonce: int) -> None:
+        """A peer has said which process of it is there."""
+        if self.incarnations.get(peer) != nonce:
+            self.incarnations[peer] = nonce
+            self._living = None
+
+    def _gone(self, voter: Member) -> bool:
+        nonce = self.nonce if voter.peer == self.me else self.incarnations.get(voter.peer, voter.nonce)
+        if nonce != voter.nonce:
+            return True
+        if voter.peer == self.me or voter.peer in self.listed:
             return False
-        return self.now - self.seen.get(peer, self.began_at) > self.options.forget_s
+        return self.now - self.seen.get(voter.peer, self.began_at) > self.options.forget_s
 
     def out(self, peer: PeerId) -> str:
         """Why this peer may not take part, or an empty string."""

@@ -12,6 +12,9 @@ import numpy as np
 from shoal.compression.aggregate import Contribution
 from shoal.compression.error_feedback import ErrorFeedback, send
 from shoal.compression.errors import MalformedPayload
+from shoal.compression.sparse_codec import SparseCodec
+from shoal.compression.sparse_update import Positions, SparseUpdate, closed_up
+from shoal.compression.update_codec import Codec, Values
 from shoal.swarm.identifiers import PeerId
 
 from .exchange import RunSpec, seed_of
@@ -50,11 +53,14 @@ class ReduceJob:
     def run(self) -> Reduction:
         codec = self.spec.codec()
         seed = seed_of(self.round, self.fragment, self.shard)
-        sound, refused = judged(self.spec, self.contributions, len(self.feedback.residual), seed)
-        if not sound:
+        count = len(self.feedback.residual)
+        contributions, refused = decoded(self.spec, self.contributions, count, seed)
+        mean, opposed = gated_mean(self.spec, contributions, count)
+        refused |= opposed
+        if mean is None:
             return Reduction(self, None, None, b"", refused)
-        sent = send(codec, self.feedback, robust_mean(self.spec.robust, sound), seed)
-        root = residual_root(sent.feedback.residual, unit_values(codec, len(sent.values)))
+        sent = send(codec, self.feedback, mean, seed)
+        root = residual_root(sent.feedback.residual, unit_values(codec, count))
         return Reduction(self, sent.payload, Step(self.feedback, sent.feedback), root, refused)
 
 
@@ -101,23 +107,41 @@ def decoded(
     seen: set[bytes] = set()
     for peer, tokens, payload in sorted(sent):
         try:
-            values = codec.decode(payload, count, seed)
+            update = update_of(codec, payload, count, seed)
         except MalformedPayload as error:
             refused[peer] = f"malformed: {error}"
             continue
-        if copies[payload] > 1 and payload in seen and np.any(values):
+        said = update.values if isinstance(update, SparseUpdate) else update
+        if copies[payload] > 1 and payload in seen and np.any(said):
             refused[peer] = "a copy of another peer's update"
             continue
         seen.add(payload)
-        contributions.append(Contribution(peer, tokens, values))
+        contributions.append(Contribution(peer, tokens, update))
     return contributions, refused
 
 
-def judged(
-    spec: RunSpec, sent: tuple[Sent, ...], count: int, seed: int
-) -> tuple[list[Contribution], dict[PeerId, str]]:
-    """What counts, and why the rest does not."""
-    contributions, refused = decoded(spec, sent, count, seed)
-    for who, reason in refusals(contributions, gates_of(spec.robust)).items():
-        refused[PeerId(who)] = reason
-    return [c for c in contributions if c.contributor not in refused], refused
+def update_of(codec: Codec, payload: bytes, count: int, seed: int) -> Values | SparseUpdate:
+    """Sparse where the codec is. raises: MalformedPayload"""
+    if isinstance(codec, SparseCodec):
+        return codec.decode_sparse(payload, count, seed)
+    return codec.decode(payload, count, seed)
+
+
+def gated_mean(spec: RunSpec, contributions: list[Contribution], count: int) -> tuple[Values | None, dict[PeerId, str]]:
+    """The mean of what counts, None when nothing does; and why the rest does not count."""
+    union, close = _closed_up(contributions)
+    refused = {PeerId(who): reason for who, reason in refusals(close, gates_of(spec.robust)).items()}
+    sound = [c for c in close if c.contributor not in refused]
+    if not sound:
+        return None, refused
+    mean = robust_mean(spec.robust, sound)
+    return mean if union is None else SparseUpdate(count, union, mean).dense(), refused
+
+
+def _closed_up(contributions: list[Contribution]) -> tuple[Positions | None, list[Contribution]]:
+    """Sparse ones without the places where all of them are zero; None and as they are for others."""
+    updates = [c.update for c in contributions if isinstance(c.update, SparseUpdate)]
+    if len(updates) < len(contributions) or not updates:
+        return None, contributions
+    union, close = closed_up(updates)
+    return union, [Contribution(c.contributor, c.tokens, u) for c, u in zip(contributions, close, strict=True)]

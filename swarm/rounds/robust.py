@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shoal.compression.aggregate import Contribution, weighted_mean
+from shoal.compression.aggregate import Contribution
 from shoal.compression.update_codec import Values
 
 from .exchange import RunSpec
-from .gates import BLOCK, accepted, gates_of, norm, places
+from .gates import BLOCK, accepted, gates_of, norm, placed
 
 TRIMMED_SHARE = 0.3  # of the values of a coordinate, at each end
 CLIPPING_STEPS = 3
@@ -48,28 +48,34 @@ def robust_mean(robust: str, contributions: Sequence[Contribution]) -> Values:
 
 
 def _weighted_mean(contributions: Sequence[Contribution]) -> Values:
-    """`aggregate.weighted_mean` to the last bit; of sparse updates only what is not zero is touched."""
-    where = [places(c.values) for c in contributions]
-    if not contributions or any(isinstance(at, slice) for at in where):
-        return weighted_mean(contributions)
-    values, _ = _checked(contributions)
-    ordered = sorted(zip(contributions, where, strict=True), key=lambda pair: pair[0].contributor)
-    total = np.zeros(values[0].shape, np.float64)
-    for contribution, at in ordered:
-        total[at] += contribution.values[at].astype(np.float64) * contribution.tokens
+    """`aggregate.weighted_mean` to the last bit; of sparse updates only what is not zero is touched.
+
+    raises: ValueError
+    """
+    _check(contributions)
+    ordered = sorted(contributions, key=lambda contribution: contribution.contributor)
+    total = np.zeros(ordered[0].count, np.float64)
+    for contribution in ordered:
+        at, values = placed(contribution)
+        total[at] += values.astype(np.float64) * contribution.tokens
     total /= sum(c.tokens for c in contributions)
     return total.astype(np.float32)
 
 
-def _checked(contributions: Sequence[Contribution]) -> tuple[list[Values], npt.NDArray[np.float64]]:
-    """Values in the order of the contributors, and weights that sum to one."""
+def _check(contributions: Sequence[Contribution]) -> None:
+    """raises: ValueError"""
     if not contributions:
         raise ValueError("a mean over no contributions")
-    ordered = sorted(contributions, key=lambda contribution: contribution.contributor)
-    if len({c.contributor for c in ordered}) != len(ordered):
+    if len({c.contributor for c in contributions}) != len(contributions):
         raise ValueError("a contributor that counts twice")
-    if any(c.tokens <= 0 or c.values.shape != ordered[0].values.shape for c in ordered):
+    if any(c.tokens <= 0 or c.count != contributions[0].count for c in contributions):
         raise ValueError("a contribution without weight or of another length")
+
+
+def _checked(contributions: Sequence[Contribution]) -> tuple[list[Values], npt.NDArray[np.float64]]:
+    """Values in the order of the contributors, and weights that sum to one. raises: ValueError"""
+    _check(contributions)
+    ordered = sorted(contributions, key=lambda contribution: contribution.contributor)
     heaviest = HEAVIEST * statistics.median(c.tokens for c in ordered)
     weights = [min(float(c.tokens), heaviest) for c in ordered]
     return [c.values for c in ordered], np.array(weights) / math.fsum(weights)

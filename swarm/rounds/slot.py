@@ -28,6 +28,7 @@ class Lead:
     reports: dict[int, Reduced] = field(default_factory=dict)
     failed: set[int] = field(default_factory=set)  # shards of which nothing could count
     heard: dict[int, float] = field(default_factory=dict)  # shard to when its owner last showed life
+    given: dict[int, float] = field(default_factory=dict)  # shard to when its owner got it
     barred: set[PeerId] = field(default_factory=set)  # owners that failed in this round
     decision: Decision | None = None
     accepts: set[PeerId] = field(default_factory=set)

@@ -7,6 +7,7 @@ from shoal.swarm.identifiers import PeerId
 from . import checking
 from .ballots import Ballot
 from .decisions import Decision, Done, Roster, ShardResult
+from .events import LiarNamed
 from .messages import Group, Progress
 from .ownership import owners
 from .peer_state import PeerState
@@ -91,8 +92,9 @@ class Stewardship:
             self._owner(lead, shard)
             for shard, heard in lead.heard.items()
             if not self._has(lead, shard) and self._is_silent(self._owner(lead, shard), heard)
-        }
-        if not silent or silent == {state.me}:
+        } - {state.me}
+        silent |= self._note_idle(lead)
+        if not silent:
             return False
         lead.barred |= silent
         current = [self._owner(lead, shard) for shard in range(len(group.owners))]
@@ -148,8 +150,27 @@ class Stewardship:
         lead.group = Group(ballot, version, state.history.basis, roster, tuple(index[peer] for peer in chosen))
         for shard, owner in enumerate(lead.group.owners):
             if old is None or old.owners[shard] != owner:
-                lead.heard[shard] = state.now
+                lead.heard[shard] = lead.given[shard] = state.now
         return True
+
+    def _note_idle(self, lead: Lead) -> set[PeerId]:
+        """Owners that show life and reduce nothing, while half of the shards came in half of the time that there was.
+
+        Such a one owns no more shards: else each round would take half a deadline. Where uploads are slow for all,
+        nobody has come so far by then.
+        """
+        state = self._state
+        found: set[PeerId] = set()
+        if 2 * sum(self._has(lead, shard) for shard in lead.given) < len(lead.given):
+            return found
+        for shard, since in lead.given.items():
+            peer = self._owner(lead, shard)
+            late = state.now - since > (state.slot.deadline - since) / 2
+            if late and not self._has(lead, shard) and peer not in found:
+                found.add(peer)
+                state.silent.add(peer)
+                state.report(LiarNamed(state.slot.round, shard, peer, lied=False, reason="it reduced nothing in time"))
+        return found
 
     def _has(self, lead: Lead, shard: int) -> bool:
         """A report without the aggregate is worth nothing once its owner is gone."""

@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path, 
 def test_a_checkpoint_that_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 30, 1 << 30, 1 << 20))  # noqa: SLF001
-    with pytest.raises(OutOfMemory, match=r"does not fit: .* has 1 MiB free"):
+    with pytest.raises(OutOfMemory, match=r"does not fit: .* has 1.0 MB free"):
         store.save(snapshot(2))
     assert not list(tmp_path.iterdir())
 

@@ -143,7 +143,8 @@ class CheckpointStore:
             free = shutil.disk_usage(self.folder).free
             if need + SPARE_BYTES > free:
                 raise OutOfMemory(
-                    f"a checkpoint of {need >> 20} MiB does not fit: {self.folder} has {free >> 20} MiB free"
+                    f"a checkpoint of {need / 1e6:.1f} MB does not fit: {self.folder} has {free / 1e6:.1f} MB free, "
+                    f"of which {SPARE_BYTES / 1e6:.0f} MB are left to others; the one before stays"
                 )
             part.mkdir()
             data = encode_manifest(write(part))

@@ -137,6 +137,10 @@ class Strategy:
         """The next offer is due at once, without further inner steps."""
         self._next_offer = self.step
 
+    def align(self, steps: int) -> None:
+        """The next offer is due after so many further inner steps: for peers whose steps have one clock."""
+        self._next_offer = self.step + steps
+
     def replay(self, outcome: Outcome, contributed: bool = False) -> None:
         """Apply a round that this peer missed, from the log. Its own unsettled work is given up with it.
 

@@ -36,6 +36,14 @@ class SyncSchedule:
         """Inner steps between the offer of this round and that of the next."""
         return self.offered_after(round_ + 1) - self.offered_after(round_)
 
+    def left(self, clock: int) -> int:
+        """Inner steps until an offer is due, when all peers count the same steps. clock: steps done, from 0
+
+        0: now, after the step that made the clock what it is.
+        """
+        due = {self.offered_after(round_) % self.interval for round_ in range(self.fragments)}
+        return next(more for more in range(self.interval) if (clock + more) % self.interval in due)
+
     def _edge(self, index: int) -> int:
         turn, fragment = divmod(index, self.fragments)
         return turn * self.interval + (fragment + 1) * self.interval // self.fragments

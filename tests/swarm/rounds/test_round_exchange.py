@@ -133,6 +133,32 @@ async def test_a_newcomer_is_in_step_after_one_round_and_votes_after_it() -> Non
             assert (NAMES[4], 1000) in late.outcomes[-1].contributors
 
 
+@pytest.mark.parametrize("killed", [1, 2])
+async def test_peers_that_were_killed_and_come_back_at_once_hold_nobody_up(killed: int) -> None:
+    """As other processes they have no vote, and those that had it are gone: nobody may wait for these."""
+    with anyio.fail_after(300):
+        async with MemoryNetwork(seed=9) as network, AsyncExitStack() as stack:
+            meeting, spec = OpenMeeting(), run_spec()
+            peers = await seats(stack, network, meeting, 3, spec)
+            async with anyio.create_task_group() as tasks:
+                for one in peers:
+                    tasks.start_soon(one.train, 2)
+            back = []
+            for name in NAMES[3 - killed : 3]:
+                network.kill(name)
+                again = trainer(network.join(name), meeting, run_spec(), first_round=2)
+                back.append(await stack.enter_async_context(again))
+                back[-1].parameters = peers[0].parameters.copy()
+            began = anyio.current_time()
+            everybody = [*peers[: 3 - killed], *back]
+            async with anyio.create_task_group() as tasks:
+                for one in everybody:
+                    tasks.start_soon(one.train, 4)
+            assert_equal(everybody)
+            assert not any(one.errors for one in everybody)
+            assert anyio.current_time() - began < 30.0
+
+
 async def test_a_peer_at_another_state_or_an_old_round_is_out_of_step() -> None:
     with anyio.fail_after(300):
         async with MemoryNetwork(seed=6) as network, AsyncExitStack() as stack:
