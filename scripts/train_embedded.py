@@ -1,4 +1,4 @@
-"""The embedded model trained again by shoal itself: three volunteers on this machine, `sparse`, on public-domain novels.
+"""The embedded model trained again by shoal itself: three volunteers on this machine, `sparse`, on old novels.
 
     python scripts/train_embedded.py --corpus ../shared/corpus --folder FOLDER [--rounds 60] [--from-scratch] [--resume]
     python scripts/train_embedded.py --corpus ../shared/corpus --compare MODEL_FOLDER
@@ -165,7 +165,8 @@ def held_out_loss(folder: Path, text: Path) -> float:
 
 def compare(folder: Path, corpus: Path) -> None:
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, transformers {version('transformers')}"
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, "
+        f"transformers {version('transformers')}"
     )
     for name, where in (("embedded", embedded_folder()), ("trained by shoal", folder)):
         loss = held_out_loss(where, corpus / HELD_OUT)
