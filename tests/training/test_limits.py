@@ -186,9 +186,21 @@ async def test_training_waits_for_pause_hours_and_idleness_and_says_why() -> Non
     ]
 
 
-def test_the_load_of_others_leaves_out_our_own() -> None:
+def test_the_load_of_others_leaves_out_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([(0.0, 100.0, 50.0), (10.0, 112.0, 58.0), (20.0, 120.0, 66.0)])  # wall, all processors, ours
+    monkeypatch.setattr(OthersLoad, "_times", lambda _: next(times))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     load = OthersLoad()
-    assert 0 <= load.share() <= 1.5
+    assert load.share() == pytest.approx(0.2)
+    assert load.share() == 0
+
+
+def test_the_load_of_others_is_measured_on_this_machine() -> None:
+    load = OthersLoad()
+    until = time.process_time() + 0.5
+    while time.process_time() < until:
+        pass
+    assert 0 <= load.share() <= 1.2
 
 
 def test_memory_limits_are_told_with_both_figures() -> None:
