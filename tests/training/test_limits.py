@@ -1,3 +1,4 @@
+import time
 from datetime import UTC, datetime
 
 import anyio
