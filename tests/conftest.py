@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -13,6 +14,13 @@ import psutil
 import pytest
 
 CLEAN_UP_S = 10.0  # a node that was told to stop may take this long
+
+
+def pytest_configure() -> None:
+    """Signals that were ignored where the tests were started (`nohup`, a script's `&`) would be by every node too."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

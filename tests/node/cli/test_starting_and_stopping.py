@@ -57,8 +57,6 @@ def test_an_impatient_ctrl_c_leaves_no_process_either(folder: Path, stage: str, 
     ("stage", "number"), [("network_up", signal.SIGTERM), ("ready", signal.SIGTERM), ("network_up", signal.SIGHUP)]
 )
 def test_sigterm_and_a_closed_terminal_are_clean_stops(folder: Path, stage: str, number: signal.Signals) -> None:
-    if signal.getsignal(number) == signal.SIG_IGN:
-        pytest.skip("the signal is ignored here, as under nohup, and a node inherits that")
     process = begun(folder, stage)
     process.send_signal(number)
     assert ended(process).code == 0
