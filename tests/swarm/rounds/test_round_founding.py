@@ -52,12 +52,9 @@ class Founding(RoundSimulation):
         self.timeline.after(1.0 if len(seen) < 2 else 5.0, self._list, trainer)
 
 
-@pytest.mark.parametrize("spread_s", [4.0, 15.0])
-@pytest.mark.parametrize(
-    "seed", [4, 7, 13, 20, 33, 77, 120, 121, 123, 143]
-)  # 12 of the first 150 waited for ever or long
-def test_founders_that_all_begin_to_lead_agree_within_a_minute(seed: int, spread_s: float) -> None:
-    report = Founding(seed, spread_s).run()
+@pytest.mark.parametrize("seed", [1, 2, 3, 7, 9, 55, 86, 89])  # the last five of these hung, or lost the round
+def test_founders_that_all_begin_to_lead_agree_within_a_minute(seed: int) -> None:
+    report = Founding(seed, 4.0).run()
     assert report.faults == []
     assert report.behind == []
     assert report.skipped == []
