@@ -74,7 +74,7 @@ class Contributor:
 
     def on_gathering(self, sender: PeerId, message: Gathering) -> None:
         state, slot = self._state, self._state.slot
-        attempt = message.ballot.number - state.first_number
+        attempt = state.attempt_of(message.ballot)
         if message.ballot.proposer != sender or attempt < slot.attempt:
             return
         slot.attempt, slot.leader, slot.heard_at, slot.acknowledged = attempt, sender, state.now, True
@@ -88,7 +88,7 @@ class Contributor:
     def on_group(self, group: Group) -> None:
         """The slot has a new group: upload what has not gone to its owner yet."""
         slot = self._state.slot
-        slot.attempt = max(slot.attempt, group.ballot.number - self._state.first_number)
+        slot.attempt = max(slot.attempt, self._state.attempt_of(group.ballot))
         slot.leader, slot.heard_at = group.ballot.proposer, self._state.now
         self.upload()
 

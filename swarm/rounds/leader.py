@@ -25,7 +25,7 @@ from .messages import (
     Propose,
     Ready,
 )
-from .peer_state import PeerState
+from .peer_state import BID, PeerState
 from .slot import Lead
 from .stewardship import Stewardship
 
@@ -115,12 +115,19 @@ class Leader:
             self.advance()
 
     def on_nack(self, message: Nack) -> None:
-        """Somebody else leads under a higher ballot."""
-        lead = self._state.slot.lead
-        if lead is not None and message.promised > lead.ballot:
-            self.stand_down()
-            slot = self._state.slot
-            slot.attempt = max(slot.attempt, message.promised.number - self._state.first_number)
+        """Somebody else leads under a higher ballot. Before the first round it may only have thought so, until it knew
+        the others: then whoever promised it that would refuse us for ever, if we did not bid higher.
+        """
+        state, slot, lead = self._state, self._state.slot, self._state.slot.lead
+        if lead is None or message.promised <= lead.ballot:
+            return
+        attempt = state.attempt_of(message.promised)
+        self.stand_down()
+        if state.founding and attempt <= lead.attempt:
+            slot.bids = message.promised.number // BID + 1
+            self._start(lead.attempt)
+        else:
+            slot.attempt = max(slot.attempt, attempt)
 
     def stand_down(self) -> None:
         self._state.slot.lead = None
@@ -148,7 +155,7 @@ class Leader:
 
     def _start(self, attempt: int) -> None:
         state, slot = self._state, self._state.slot
-        ballot = Ballot(attempt + state.first_number, state.me)
+        ballot = Ballot(attempt + state.first_number + slot.bids * BID, state.me)
         if (slot.lead is not None and slot.lead.ballot >= ballot) or not slot.acceptor.allows(ballot):
             return
         slot.lead = Lead(ballot, attempt, state.now, "preparing" if ballot.number else "gathering")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from shoal.swarm.identifiers import PeerId
 
 from .aggregate_store import AggregateStore
+from .ballots import Ballot
 from .decisions import Decision, Member, Roster
 from .events import Effect, Fact, Job, Report, RoundOptions, Run, Send
 from .exchange import RunSpec
@@ -17,6 +18,9 @@ from .run_identity import RunId, run_id
 from .slot import Slot
 
 NONCE_BITS = 52
+BID = (
+    1 << 20
+)  # before the first round two may bid with one number; the one that loses adds so much, and leads all the same
 
 
 @dataclass(slots=True)
@@ -93,6 +97,11 @@ class PeerState:
     def leader_at(self, attempt: int) -> PeerId:
         order = self.leader_order()
         return order[attempt % len(order)]
+
+    def attempt_of(self, ballot: Ballot) -> int:
+        """The how manieth leader its proposer takes itself for."""
+        number = ballot.number - self.first_number
+        return number % BID if self.founding else number
 
     @property
     def first_number(self) -> int:

@@ -145,7 +145,11 @@ class Routes:
         fits = group.roster.fragment < len(spec.fragments)
         fits = fits and len(group.owners) == len(spec.sharding(group.roster.fragment).bounds())
         fits = fits and max(group.owners) < len(group.roster.members)
-        if not fits or not slot.acceptor.allows(group.ballot):
+        if not fits:
+            return
+        promised = slot.acceptor.promised
+        if promised is not None and not slot.acceptor.allows(group.ballot):
+            machine.state.send(sender, Nack(slot.round, promised))  # else it would wait for us until the deadline
             return
         slot.group, slot.name, slot.group_at = group, slot.know(group.roster), machine.state.now
         slot.deadline = min(slot.deadline, machine.state.now + spec.deadline_s)

@@ -54,6 +54,7 @@ class Slot:
     lead: Lead | None = None
 
     attempt: int = 0  # the how manieth leader we believe in
+    bids: int = 0  # how often we had to bid higher, before the first round
     leader: PeerId | None = None
     heard_at: float = -math.inf  # when the leader last showed life
     ready_at: float = -math.inf  # when we last said that we are ready

@@ -91,14 +91,14 @@ class Voter:
         there all may try, and none without promises.
         """
         state = self._state
-        attempt = ballot.number - state.first_number
+        attempt = state.attempt_of(ballot)
         return attempt >= 0 and (state.founding or state.leader_at(attempt) == ballot.proposer)
 
     def _follow(self, ballot: Ballot) -> None:
         slot = self._state.slot
         if slot.lead is not None and slot.lead.ballot < ballot:
             slot.lead = None
-        attempt = ballot.number - self._state.first_number
+        attempt = self._state.attempt_of(ballot)
         if attempt >= slot.attempt:
             slot.acknowledged = slot.acknowledged and slot.leader == ballot.proposer
             slot.attempt, slot.leader, slot.heard_at = attempt, ballot.proposer, self._state.now
