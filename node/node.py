@@ -77,7 +77,7 @@ class Node:
     publications: Publications
     trainings: Trainings
     started_at: float  # unix seconds
-    earlier_starts: frozenset[float]  # of this home: their records may outlive a kill -9
+    earlier_starts: frozenset[float]  # of this home: their records may outlive them
     device: str = "none"
     runs: set[str] = field(default_factory=set)  # keys of the trainings that it takes part in
     loops: NodeLoops = field(init=False)
@@ -223,7 +223,7 @@ async def _assemble(
         stack.callback(invites.close)
         setup.revocations.merge(invites.revocations())
         await serve_joining(transport, lambda peer, body: invites.answer(peer, body, _now()))
-    before = options.home.read_facts()
+    started_at = _now()
     node = Node(
         options=options,
         identity=identity,
@@ -239,8 +239,8 @@ async def _assemble(
         invites=invites,
         publications=Publications(options.home),
         trainings=Trainings(tasks),
-        started_at=_now(),
-        earlier_starts=frozenset({before.started} if before else ()),
+        started_at=started_at,
+        earlier_starts=options.home.note_start(started_at),
     )
     node.loops = NodeLoops(node, report)
     node.trainings.node = node

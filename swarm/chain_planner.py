@@ -1,7 +1,7 @@
 """The planner of a driver: looks the swarm up, measures what it does not know yet, and has `routing` choose."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from . import blobs, routing
 from .chain_plan import ChainPlan, PlannedHop
@@ -70,7 +70,7 @@ class DirectoryPlanner:
             span=wanted.span,
             me=self._pinger.me,
             me_rtt_ms=self._pinger.book.rtt_ms(),
-            exclude=wanted.exclude - self._restarted(records),
+            exclude=wanted.exclude - await self._restarted(records, wanted.exclude - request.exclude),
             trust=request.trust,
             max_hops=wanted.hops_left,
             need_tokens=need_tokens,
@@ -88,9 +88,14 @@ class DirectoryPlanner:
     def blame(self, peer: PeerId) -> None:
         self._blamed[peer] = self._clock()
 
-    def _restarted(self, records: list[NodeRecord]) -> set[PeerId]:
-        """Peers that run anew, maybe at another address: what failed before is no word on them."""
-        return {record.peer for record in records if record.started_at > self._planned.get(record.peer, math.inf)}
+    async def _restarted(self, records: list[NodeRecord], failed: Collection[PeerId]) -> set[PeerId]:
+        """Peers that failed and run anew, maybe at another address.
+
+        They are asked: the plan may have been older than the process that failed.
+        """
+        planned = self._planned
+        anew = [r for r in records if r.peer in failed and r.started_at > planned.get(r.peer, math.inf)]
+        return await self._pinger.answering(anew, FIRST_PING_S) if anew else set()
 
     def _penalties(self) -> dict[PeerId, float]:
         now = self._clock()

@@ -12,6 +12,8 @@ import platformdirs
 from . import private_file
 from .errors import UsageError
 
+STARTS_KEPT = 16
+
 
 class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a running node tells the commands beside it (`node.json`)."""
@@ -55,6 +57,10 @@ class Home:
         return self.root / "node.json"
 
     @property
+    def starts(self) -> Path:
+        return self.root / "starts.json"
+
+    @property
     def invites(self) -> Path:
         return self.root / "invites.sqlite"
 
@@ -90,6 +96,19 @@ class Home:
 
     def write_facts(self, facts: NodeFacts) -> None:
         private_file.write(self.node, msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
+
+    def note_start(self, started: float) -> frozenset[float]:
+        """Remember when this run began (unix seconds); returns when the last ones did.
+
+        Their records may outlive them in the DHT: after a kill -9, or where a withdrawal did not arrive.
+        """
+        data = private_file.read(self.starts)
+        try:
+            earlier = msgspec.json.decode(data or b"[]", type=list[float])
+        except (msgspec.MsgspecError, ValueError):
+            earlier = []
+        private_file.write(self.starts, msgspec.json.encode([*earlier[1 - STARTS_KEPT :], started]))
+        return frozenset(earlier)
 
     def facts_of(self, pid: int) -> NodeFacts | None:
         """What the node with this pid wrote; what another one left behind is nothing."""

@@ -118,7 +118,7 @@ def clash(
 ) -> NodeRecord | None:
     """A live record with our PeerID that another machine or home wrote: somebody copied the identity.
 
-    earlier_starts: `started_at` of earlier runs from this home, whose last record may outlive a kill -9
+    earlier_starts: `started_at` of earlier runs from this home, whose last record may outlive them
     """
     for record in seen:
         if record.peer != own.peer or record.withdrawn or record.expires_at <= now:

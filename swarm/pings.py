@@ -1,6 +1,6 @@
 """Round trips measured by empty calls, into a `LatencyBook`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import anyio
 
@@ -46,6 +46,14 @@ class Pinger:
     async def measure_unknown(self, records: Iterable[NodeRecord], timeout_s: float) -> None:
         known = self.book.rtt_ms()
         await self.measure((record for record in records if record.peer not in known), timeout_s)
+
+    async def answering(self, records: Sequence[NodeRecord], timeout_s: float) -> set[PeerId]:
+        """Those of these peers that answer now, at the addresses of their records."""
+        peers = {record.peer for record in records}
+        for peer in peers:
+            self.book.forget(peer)
+        await self.measure(records, timeout_s)
+        return set(self.book.nearest(peers, len(peers)))
 
     async def _ping(self, record: NodeRecord, timeout_s: float) -> None:
         try:

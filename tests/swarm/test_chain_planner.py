@@ -1,5 +1,7 @@
 """The planner of a driver over a directory that changes between two plans."""
 
+from dataclasses import replace
+
 import anyio
 import pytest
 
@@ -43,15 +45,19 @@ class Measured:
 
     def __init__(self) -> None:
         self.book = LatencyBook()
+        self.alive = True
 
     async def measure_unknown(self, records: object, within_s: float) -> None:
         return
 
+    async def answering(self, records: list[NodeRecord], within_s: float) -> set[PeerId]:
+        return {each.peer for each in records} if self.alive else set()
 
-def planned_ports(planner: DirectoryPlanner, exclude: frozenset[PeerId]) -> list[str]:
+
+def planned_ports(planner: DirectoryPlanner, exclude: frozenset[PeerId], request: TokenRequest = REQUEST) -> list[str]:
     async def plan() -> list[str]:
         wanted = Plan(1, whole(LAYERS), exclude, None, None, 4, 0.0)
-        chain = await planner.plan(REQUEST, wanted, None)
+        chain = await planner.plan(request, wanted, None)
         return [address.rsplit("/", 1)[1] for hop in chain.hops for address in hop.addresses]
 
     return anyio.run(plan)
@@ -68,3 +74,23 @@ def test_a_peer_that_failed_counts_again_when_it_has_restarted() -> None:
     assert planned_ports(planner, failed) == ["5002"], "looked up: the new process at its new address"
     with pytest.raises(ModelNotServable):
         planned_ports(planner, failed)
+
+
+def test_a_newer_record_of_a_peer_that_is_dead_brings_it_into_no_chain() -> None:
+    """The plan was older than the process that failed."""
+    listing, peers = Listing(record(100.0, 5001)), Measured()
+    planner = DirectoryPlanner(listing, None, peers, lambda: 0.0, lambda: 0.0)  # type: ignore[arg-type]
+    assert planned_ports(planner, frozenset()) == ["5001"]
+    listing.current, peers.alive = record(200.0, 5002), False
+    with pytest.raises(ModelNotServable):
+        planned_ports(planner, frozenset({VOLUNTEER}))
+
+
+def test_whom_the_user_excludes_stays_out_when_restarted() -> None:
+    listing = Listing(record(100.0, 5001))
+    planner = DirectoryPlanner(listing, None, Measured(), lambda: 0.0, lambda: 0.0)  # type: ignore[arg-type]
+    assert planned_ports(planner, frozenset()) == ["5001"]
+    listing.current = record(200.0, 5002)
+    unwanted = replace(REQUEST, exclude=frozenset({VOLUNTEER}))
+    with pytest.raises(ModelNotServable):
+        planned_ports(planner, unwanted.exclude, unwanted)

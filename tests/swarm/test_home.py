@@ -51,3 +51,14 @@ def test_what_a_node_writes_about_itself_comes_back(tmp_path: Path) -> None:
     assert home.read_facts() == facts
     home.node.write_text("{")
     assert home.read_facts() is None
+
+
+def test_the_starts_of_earlier_runs_are_remembered(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert home.note_start(1.0) == frozenset()
+    assert home.note_start(2.0) == {1.0}
+    for start in range(3, 100):
+        earlier = home.note_start(float(start))
+    assert earlier == {float(start) for start in range(83, 99)}
+    home.starts.write_bytes(b"{broken")
+    assert home.note_start(100.0) == frozenset()
