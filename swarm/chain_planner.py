@@ -1,7 +1,7 @@
 """The planner of a driver: looks the swarm up, measures what it does not know yet, and has `routing` choose."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from . import blobs, routing
 from .chain_plan import ChainPlan, PlannedHop
@@ -48,7 +48,7 @@ class DirectoryPlanner:
         self._texts[model] = texts
 
     async def plan(self, request: TokenRequest, wanted: Plan, dtype: str | None) -> ChainPlan:
-        known = self._lookup.book.holders(request.model, self._wall_clock())
+        known = self._unblamed(self._lookup.book.holders(request.model, self._wall_clock()))
         need_tokens = len(request.ids) + request.max_new_tokens
         try:  # a look-up may wait for peers that have just died
             return await self._choose(known, request, wanted, dtype, need_tokens)
@@ -87,6 +87,11 @@ class DirectoryPlanner:
 
     def blame(self, peer: PeerId) -> None:
         self._blamed[peer] = self._clock()
+
+    def _unblamed(self, records: Iterable[NodeRecord]) -> list[NodeRecord]:
+        """Without the processes that failed a while ago: before one of these is tried again it is looked up."""
+        blamed, planned = self._penalties(), self._planned
+        return [r for r in records if r.peer not in blamed or r.started_at > planned.get(r.peer, math.inf)]
 
     async def _restarted(self, records: list[NodeRecord], failed: Collection[PeerId]) -> set[PeerId]:
         """Peers that failed and run anew, maybe at another address.

@@ -100,7 +100,7 @@ async def test_a_hop_killed_at_a_random_token_changes_nothing_in_20_of_20_runs(
                         victim = stream.chain[place]
                         holders.kill(victim)
             assert got == expected, f"run {run}, hop {place} killed at token {at}"
-            assert [failover.peer for failover in stream.route.failovers] == [victim]
+            assert [failover.peer for failover in stream.route.failovers] == [victim], stream.route.failovers
             assert stream.route.failovers[0].pause_s <= PAUSE_S
             await anyio.to_thread.run_sync(holders.restart, victim, (FRONT, BACK)[place])
         tasks.cancel_scope.cancel()

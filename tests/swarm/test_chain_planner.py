@@ -94,3 +94,20 @@ def test_whom_the_user_excludes_stays_out_when_restarted() -> None:
     unwanted = replace(REQUEST, exclude=frozenset({VOLUNTEER}))
     with pytest.raises(ModelNotServable):
         planned_ports(planner, unwanted.exclude, unwanted)
+
+
+def test_a_process_that_failed_in_another_session_is_looked_up_before_it_is_tried_again() -> None:
+    listing = Listing(record(100.0, 5001))
+    planner = DirectoryPlanner(listing, None, Measured(), lambda: 0.0, lambda: 0.0)  # type: ignore[arg-type]
+    assert planned_ports(planner, frozenset()) == ["5001"]
+    planner.blame(VOLUNTEER)
+    listing.current = record(200.0, 5002)
+    assert planned_ports(planner, frozenset()) == ["5002"]
+
+
+def test_a_process_that_failed_is_tried_again_when_nobody_else_is_there() -> None:
+    listing = Listing(record(100.0, 5001))
+    planner = DirectoryPlanner(listing, None, Measured(), lambda: 0.0, lambda: 0.0)  # type: ignore[arg-type]
+    planned_ports(planner, frozenset())
+    planner.blame(VOLUNTEER)
+    assert planned_ports(planner, frozenset()) == ["5001"]
