@@ -1,10 +1,11 @@
 """Components of KV blocks as whole numbers of steps, and those as symbols of the entropy coder.
 
 The step of a token is 2^(quarters / 4), finer for the tokens that end the cache: they are read most.
+Numbers are rounded towards zero where what that saves in bits is worth the error (`KvProfile.rounding`).
 A number too rare for its table is an escape, and travels beside the stream as a plain integer of up to 32 bits.
 
-Shape letters as in `kv_profile`: B chunks, S tensors (layer, part), N symbols of a chunk in the
-order of tensor, token, channel.
+Shape letters as in `kv_profile`: B chunks, S tensors (layer, part), T tokens, K kinds of tokens (those with the step of
+most, those with the finer one), N symbols of a chunk in the order of tensor, token, channel.
 """
 
 from dataclasses import dataclass
@@ -48,19 +49,29 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SymbolPlan:
-    """What all chunks with one plan share. contexts: (N,); limits: (L P, T, C) largest magnitude that is no escape."""
+    """What all chunks with one plan share.
+
+    shape_stc: of a chunk's numbers; contexts: (N,); kinds_t: each token's row in limits_skc (the largest magnitude
+    that is no escape) and rounding_skc (what is added to a magnitude before it is cut to a whole number)
+    """
 
     steps: StepPlan
+    shape_stc: tuple[int, int, int]
     contexts: npt.NDArray[np.uint16]
-    limits_stc: npt.NDArray[np.uint8]
+    kinds_t: npt.NDArray[np.uint8]
+    limits_skc: Floats
+    rounding_skc: Floats
     steps_t: Floats
 
 
 @lru_cache(maxsize=4)
 def symbol_plan(profile: KvProfile, plan: StepPlan) -> SymbolPlan:
+    shape = profile.tensors, plan.tokens, profile.part_channels
     contexts = profile.contexts(plan.token_quarters)
-    limits = profile.limits[contexts].reshape(profile.tensors, plan.tokens, -1)
-    return SymbolPlan(plan, contexts.ravel(), limits, plan.steps)
+    found, firsts, kinds = np.unique(-plan.token_quarters, return_index=True, return_inverse=True)
+    by_kind = contexts[:, :, firsts].reshape(shape[0], len(found), shape[2])
+    limits, rounding = profile.limits[by_kind].astype(np.float32), profile.rounding[by_kind]
+    return SymbolPlan(plan, shape, contexts.ravel(), kinds.astype(np.uint8), limits, rounding, plan.steps)
 
 
 def to_symbols(
@@ -73,8 +84,7 @@ def to_symbols(
     tokens = plan.steps.tokens
     chunks = block.shape.tokens // tokens
     at_once = min(chunks, window_chunks(profile, tokens))
-    scales = np.float32(1) / plan.steps_t
-    symbols = np.empty((chunks, *plan.limits_stc.shape), np.uint8)
+    symbols = np.empty((chunks, *plan.shape_stc), np.uint8)
     transform = LayerTransform(profile, offsets, at_once * tokens, block.shape.dtype, accelerate)
     found = [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.float32),)]
     for first in range(0, chunks, at_once):
@@ -84,12 +94,13 @@ def to_symbols(
         for layer in range(profile.layers):
             for kind, rows in enumerate(transform.forward(layer, part.keys[layer], part.values[layer])):
                 tensor = profile.parts * layer + kind
-                row, channel = _quantise(rows, scales, plan.limits_stc[tensor], window[:, tensor], accelerate)
+                row, channel = _quantise(rows, plan, tensor, window[:, tensor], accelerate)
                 if len(row):
                     chunk, token = np.divmod(row, tokens)
                     place = (tensor * tokens + token) * profile.part_channels + channel
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        found.append((first + chunk, place, np.rint(rows[row, channel] * scales[token])))
+                    rounding = plan.rounding_skc[tensor, plan.kinds_t[token], channel]
+                    number = _whole(rows[row, channel], 1 / plan.steps_t[token], rounding)
+                    found.append((first + chunk, place, np.copysign(number, rows[row, channel])))
     chunk, place, number = (np.concatenate(column) for column in zip(*found, strict=True))
     if not (np.abs(number) <= LARGEST_NUMBER).all():
         return None
@@ -97,26 +108,37 @@ def to_symbols(
     return symbols.reshape(chunks, -1), Escapes(chunk[order], place[order], number[order].astype(np.int64))
 
 
+def _whole(components: Floats, scales: Floats, rounding: Floats) -> Floats:
+    """Magnitudes of components as whole numbers; what is not finite stays so."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        sizes = np.abs(components)
+        sizes *= scales
+        sizes += rounding
+        return np.floor(sizes, out=sizes)
+
+
 def _quantise(
-    rows: Floats, scales_t: Floats, limits_tc: npt.NDArray[np.uint8], out_btc: Symbols, accelerate: bool | None
+    rows: Floats, plan: SymbolPlan, tensor: int, out_btc: Symbols, accelerate: bool | None
 ) -> tuple[Numbers, Numbers]:
     """Rows and channels of the escapes."""
+    scales_t, limits_kc, rounding_kc = 1 / plan.steps_t, plan.limits_skc[tensor], plan.rounding_skc[tensor]
     if wants_numba(accelerate):
         from . import kv_numba
 
         counts = np.empty(len(rows), np.uint32)
-        kv_numba.quantise(rows, scales_t, limits_tc, out_btc, counts)
+        kv_numba.quantise(rows, scales_t, plan.kinds_t, limits_kc, rounding_kc, out_btc, counts)
         crowded = np.flatnonzero(counts)
         row, channel = np.nonzero(out_btc[crowded // len(scales_t), crowded % len(scales_t)] == ESCAPE)
         return crowded[row], channel
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled = rows.reshape(out_btc.shape) * scales_t[:, None]
-        np.rint(scaled, out=scaled)
-        outside = ~(np.abs(scaled) <= limits_tc.astype(np.float32))
-    places = np.flatnonzero(outside)
-    scaled += np.float32(ZERO)
-    scaled.ravel()[places] = ESCAPE
-    np.copyto(out_btc, scaled, casting="unsafe")
+    if len(limits_kc) > 1:
+        limits_kc, rounding_kc = limits_kc[plan.kinds_t], rounding_kc[plan.kinds_t]
+    shaped = rows.reshape(out_btc.shape)
+    sizes = _whole(shaped, scales_t[:, None], rounding_kc)
+    places = np.flatnonzero(~(sizes <= limits_kc))
+    np.copysign(sizes, shaped, out=sizes)
+    sizes += np.float32(ZERO)
+    sizes.ravel()[places] = ESCAPE
+    np.copyto(out_btc, sizes, casting="unsafe")
     return np.divmod(places, rows.shape[1])
 
 
@@ -137,10 +159,10 @@ def from_numbers(
     zero: what stands for 0, but where there are escapes
     """
     tokens = plan.steps.tokens
-    tensors = numbers_bn.reshape(len(numbers_bn), *plan.limits_stc.shape)
+    tensors = numbers_bn.reshape(len(numbers_bn), *plan.shape_stc)
     at_once = min(len(tensors), window_chunks(profile, tokens))
     transform = LayerTransform(profile, offsets, at_once * tokens, window.dtype, accelerate)
-    by_tensor = escapes.by_tensor(plan.limits_stc.shape, at_once)
+    by_tensor = escapes.by_tensor(plan.shape_stc, at_once)
     for first in range(0, len(tensors), at_once):
         part = tensors[first : first + at_once]
         cut = slice(first * tokens, (first + len(part)) * tokens)
