@@ -8,13 +8,12 @@ source: Goyal, Theoretical foundations of transform coding, 2001
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from .entropy_table import SLOTS, EntropyTable, table_from_counts
+from .entropy_table import SLOTS, table_from_counts
 from .kv_profile import ALPHABET, CLASSES, ESCAPE, LARGEST_SYMBOL, LOWEST_CLASS, ZERO, KvProfile
 from .rotary import rotate, rotation
 
@@ -109,7 +108,7 @@ def fit_profile(
     parts, _, side = columns.shape
     forward = np.empty((layers, parts, groups, side, side), np.float16)
     spreads = np.empty((layers, parts, groups, side), np.int8)
-    units = []
+    counts = np.zeros((CLASSES, ALPHABET), np.int64)
     for layer in range(layers):
         weights = sensitivity.of_layer(layer)
         for part, group in np.ndindex(parts, groups):
@@ -121,8 +120,8 @@ def fit_profile(
             forward[layer, part, group] = matrix
             spreads[layer, part, group] = np.clip(np.rint(spread), -SPREAD_LIMIT, SPREAD_LIMIT)
             stride = max(1, z.size * parts * layers * groups // (TABLE_SAMPLES * 8))
-            units.append(z[::stride] * np.exp2(-spreads[layer, part, group] / 4).astype(np.float32))
-    profile = KvProfile(
+            counts += _counts(z[::stride], spreads[layer, part, group])
+    return KvProfile(
         layers,
         heads,
         width,
@@ -134,11 +133,9 @@ def fit_profile(
         means.reshape(layers, 2, channels),
         forward,
         spreads.reshape(layers, parts, -1),
-        _table(units, np.full(CLASSES, 0.5, np.float32)),
+        table_from_counts(_usable(counts)),
         steps,
     )
-    # What is cheap to code tells how numbers are rounded, and that tells what is cheap; twice is near enough.
-    return replace(profile, table=_table(units, profile.rounding))
 
 
 def fixed_keys(samples: Sequence[KvSample], inverse_frequencies: Doubles) -> Floats:
@@ -188,18 +185,15 @@ def _transform(x: Doubles, weights: Doubles) -> Doubles:
     return np.asarray(SCALE * root @ basis[:, ::-1])
 
 
-def _table(units: Sequence[Floats], rounding: Floats) -> EntropyTable:
-    """How often each symbol would occur in each class, had the components that class at some step.
-
-    units: components over their spreads
-    """
+def _counts(z: Floats, spreads: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
+    """How often each symbol would occur in each class, had the component that class at some step."""
     counts = np.zeros((CLASSES, ALPHABET), np.int64)
-    for unit, index in product(units, range(CLASSES)):
-        step = np.float32(2.0 ** ((index + LOWEST_CLASS) / 4))
-        sizes = np.floor(np.abs(unit) * step + rounding[index])
-        symbols = np.where(sizes > LARGEST_SYMBOL, ESCAPE, np.copysign(sizes, unit) + ZERO).astype(np.int64)
-        counts[index] += np.bincount(symbols.ravel(), minlength=ALPHABET)
-    return table_from_counts(_usable(counts))
+    unit = z * np.exp2(-spreads / 4).astype(np.float32)
+    for index in range(CLASSES):
+        numbers = np.rint(unit * np.float32(2.0 ** ((index + LOWEST_CLASS) / 4)))
+        symbols = np.where(np.abs(numbers) > LARGEST_SYMBOL, ESCAPE, numbers + ZERO).astype(np.int64)
+        counts[index] = np.bincount(symbols.ravel(), minlength=ALPHABET)
+    return counts
 
 
 def _usable(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

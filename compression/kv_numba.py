@@ -139,7 +139,6 @@ def quantise(
     scales_t: Floats,
     kinds_t: npt.NDArray[np.uint8],
     limits_kc: Floats,
-    rounding_kc: Floats,
     symbols_btc: npt.NDArray[np.uint8],
     escapes: npt.NDArray[np.uint32],
 ) -> None:
@@ -153,10 +152,8 @@ def quantise(
             count = u32(0)
             for channel in range(components.shape[1]):
                 at = U(channel)
-                component = components[row, at]
-                size = np.floor(np.abs(component) * scale + rounding_kc[kind, at])
-                inside = size <= limits_kc[kind, at]
-                number = np.copysign(size, component) + np.float32(60)
-                symbols_btc[U(chunk), U(place), at] = np.uint8(number if inside else np.float32(121))
+                scaled = np.rint(components[row, at] * scale)
+                inside = np.abs(scaled) <= limits_kc[kind, at]
+                symbols_btc[U(chunk), U(place), at] = np.uint8(scaled + np.float32(60) if inside else np.float32(121))
                 count += u32(not inside)
             escapes[row] = count

@@ -35,8 +35,6 @@ LEVELS = ("near-lossless", "default", "small")
 HEAD = struct.Struct("<HHHHHB3b")
 LARGEST_SIDE = 1 << 14
 TOGETHER, NEIGHBOURS = 1, 2
-# Squared steps a bit: the error of a uniform quantiser is step^2 / 12 and falls by 2 ln 2 of itself with each bit.
-PRICE = np.log(2) / 6
 
 Halves = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
@@ -113,18 +111,6 @@ class KvProfile:
         """Per class the largest magnitude that has slots; beyond it is the escape."""
         positive = self.table.frequencies_cs[:, ZERO:ESCAPE] > 0
         return np.asarray(positive.sum(axis=1) - 1).astype(np.uint8)
-
-    @cached_property
-    def rounding(self) -> Floats:
-        """Per class what is added to a magnitude, in steps, before it is cut to a whole number: 0 to 1/2.
-
-        A coder for the least of error + PRICE * bits gives up half of PRICE * (bits of 1 - bits of 0) of the half
-        that rounding to the nearest would add; PRICE is what a bit costs where a step is small against the spread.
-        source: Sullivan, Efficient scalar quantization of exponential and Laplacian random variables, 1996
-        """
-        zero, one = (self.table.frequencies_cs[:, ZERO + away].astype(np.float64) for away in (0, 1))
-        saved = np.log2(zero / np.maximum(one, 0.5))
-        return np.clip(0.5 - PRICE / 2 * saved, 0, 0.5).astype(np.float32)
 
     @cached_property
     def coarse_table(self) -> EntropyTable:

@@ -1,7 +1,6 @@
 """Components of KV blocks as whole numbers of steps, and those as symbols of the entropy coder.
 
 The step of a token is 2^(quarters / 4), finer for the tokens that end the cache: they are read most.
-Numbers are rounded towards zero where what that saves in bits is worth the error (`KvProfile.rounding`).
 A number too rare for its table is an escape, and travels beside the stream as a plain integer of up to 32 bits.
 
 Shape letters as in `kv_profile`: B chunks, S tensors (layer, part), T tokens, K kinds of tokens (those with the step of
@@ -51,8 +50,8 @@ class StepPlan:
 class SymbolPlan:
     """What all chunks with one plan share.
 
-    shape_stc: of a chunk's numbers; contexts: (N,); kinds_t: each token's row in limits_skc (the largest magnitude
-    that is no escape) and rounding_skc (what is added to a magnitude before it is cut to a whole number)
+    shape_stc: of a chunk's numbers; contexts: (N,); kinds_t: each token's row in limits_skc, the largest magnitude
+    that is no escape
     """
 
     steps: StepPlan
@@ -60,7 +59,6 @@ class SymbolPlan:
     contexts: npt.NDArray[np.uint16]
     kinds_t: npt.NDArray[np.uint8]
     limits_skc: Floats
-    rounding_skc: Floats
     steps_t: Floats
 
 
@@ -70,8 +68,8 @@ def symbol_plan(profile: KvProfile, plan: StepPlan) -> SymbolPlan:
     contexts = profile.contexts(plan.token_quarters)
     found, firsts, kinds = np.unique(-plan.token_quarters, return_index=True, return_inverse=True)
     by_kind = contexts[:, :, firsts].reshape(shape[0], len(found), shape[2])
-    limits, rounding = profile.limits[by_kind].astype(np.float32), profile.rounding[by_kind]
-    return SymbolPlan(plan, shape, contexts.ravel(), kinds.astype(np.uint8), limits, rounding, plan.steps)
+    limits = profile.limits[by_kind].astype(np.float32)
+    return SymbolPlan(plan, shape, contexts.ravel(), kinds.astype(np.uint8), limits, plan.steps)
 
 
 def to_symbols(
@@ -98,9 +96,8 @@ def to_symbols(
                 if len(row):
                     chunk, token = np.divmod(row, tokens)
                     place = (tensor * tokens + token) * profile.part_channels + channel
-                    rounding = plan.rounding_skc[tensor, plan.kinds_t[token], channel]
-                    number = _whole(rows[row, channel], 1 / plan.steps_t[token], rounding)
-                    found.append((first + chunk, place, np.copysign(number, rows[row, channel])))
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        found.append((first + chunk, place, np.rint(rows[row, channel] * (1 / plan.steps_t[token]))))
     chunk, place, number = (np.concatenate(column) for column in zip(*found, strict=True))
     if not (np.abs(number) <= LARGEST_NUMBER).all():
         return None
@@ -108,37 +105,27 @@ def to_symbols(
     return symbols.reshape(chunks, -1), Escapes(chunk[order], place[order], number[order].astype(np.int64))
 
 
-def _whole(components: Floats, scales: Floats, rounding: Floats) -> Floats:
-    """Magnitudes of components as whole numbers; what is not finite stays so."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        sizes = np.abs(components)
-        sizes *= scales
-        sizes += rounding
-        return np.floor(sizes, out=sizes)
-
-
 def _quantise(
     rows: Floats, plan: SymbolPlan, tensor: int, out_btc: Symbols, accelerate: bool | None
 ) -> tuple[Numbers, Numbers]:
     """Rows and channels of the escapes."""
-    scales_t, limits_kc, rounding_kc = 1 / plan.steps_t, plan.limits_skc[tensor], plan.rounding_skc[tensor]
+    scales_t, limits_kc = 1 / plan.steps_t, plan.limits_skc[tensor]
     if wants_numba(accelerate):
         from . import kv_numba
 
         counts = np.empty(len(rows), np.uint32)
-        kv_numba.quantise(rows, scales_t, plan.kinds_t, limits_kc, rounding_kc, out_btc, counts)
+        kv_numba.quantise(rows, scales_t, plan.kinds_t, limits_kc, out_btc, counts)
         crowded = np.flatnonzero(counts)
         row, channel = np.nonzero(out_btc[crowded // len(scales_t), crowded % len(scales_t)] == ESCAPE)
         return crowded[row], channel
-    if len(limits_kc) > 1:
-        limits_kc, rounding_kc = limits_kc[plan.kinds_t], rounding_kc[plan.kinds_t]
-    shaped = rows.reshape(out_btc.shape)
-    sizes = _whole(shaped, scales_t[:, None], rounding_kc)
-    places = np.flatnonzero(~(sizes <= limits_kc))
-    np.copysign(sizes, shaped, out=sizes)
-    sizes += np.float32(ZERO)
-    sizes.ravel()[places] = ESCAPE
-    np.copyto(out_btc, sizes, casting="unsafe")
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = rows.reshape(out_btc.shape) * scales_t[:, None]
+        np.rint(scaled, out=scaled)
+        outside = ~(np.abs(scaled) <= (limits_kc[plan.kinds_t] if len(limits_kc) > 1 else limits_kc))
+    places = np.flatnonzero(outside)
+    scaled += np.float32(ZERO)
+    scaled.ravel()[places] = ESCAPE
+    np.copyto(out_btc, scaled, casting="unsafe")
     return np.divmod(places, rows.shape[1])
 
 
