@@ -20,16 +20,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.compression.kv_fitting import KvSample, Sensitivity, fit_profile, unrotated
 from shoal.compression.kv_profile import LEVELS, KvProfile
+from shoal.swarm.errors import UsageError
 
+from .folder_manifest import weight_files
 from .key_rotation import KeyRotation, key_rotation
 from .kv_forward_sensitivity import balanced, output_weights, query_moments
 from .kv_quality import Continuation, Model, cached, coded_by, continuation, divergence, measure, stacked
+from .safetensors_header import read_header
 
 # KL in nats a token that each level may cost on text that the fit did not see.
 TARGET_KL = {"near-lossless": 3.5e-4, "default": 1.6e-3, "small": 6e-3}
 FIRST_STEPS = (-5, 0, 4)
 STEP_LIMIT = 40
 JOINT_CHANNELS = 256
+CHECKED_EVERY = 5
 
 Floats = npt.NDArray[np.float32]
 
@@ -146,14 +150,18 @@ def calibrate_files(
     together: bool = False,
     backward: bool = True,
 ) -> KvProfile:
-    """Calibrate the model of a folder on stretches spread evenly over text files; every fifth sets the levels.
+    """Calibrate the model of a folder on stretches spread evenly over text files; every fifth of them sets the levels.
 
-    raises: ValueError when the texts are not UTF-8 or too short for so many stretches; OSError when the folder holds
-        no model
+    raises: ValueError when the texts are not UTF-8 or too short for so many stretches, or the stretches too few or
+        longer than the model's context; UsageError when the folder holds no whole model
     """
+    if documents < CHECKED_EVERY:
+        raise ValueError(f"of {documents} stretches none would be left to set the levels by: take {CHECKED_EVERY}")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no model with its tokenizer: {name} is missing")
+            raise UsageError(f"{folder} holds no model with its tokenizer: {name} is missing")
+    for name in weight_files(folder):
+        read_header(folder / name)  # says in one line what is wrong with a damaged file
     logging: Any = transformers.utils.logging  # without types
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it warns of texts that are longer than the context, and these are cut
@@ -163,10 +171,15 @@ def calibrate_files(
         raise ValueError(f"{len(ids)} tokens of text, {documents * tokens} are wanted: add text or ask for less")
     model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval()
+    context = getattr(model.config, "max_position_embeddings", None) or tokens
+    if tokens > context:
+        raise ValueError(f"stretches of {tokens} tokens are longer than the model's context of {context}")
     stride = (len(ids) - tokens) // max(documents - 1, 1)
     stretches = [ids[index * stride : index * stride + tokens] for index in range(documents)]
-    fit = [stretch for index, stretch in enumerate(stretches) if index % 5 != 4]
-    return calibrate(model, fit, stretches[4::5], joint=joint, together=together, backward=backward)
+    fit = [stretch for index, stretch in enumerate(stretches) if index % CHECKED_EVERY != CHECKED_EVERY - 1]
+    return calibrate(
+        model, fit, stretches[CHECKED_EVERY - 1 :: CHECKED_EVERY], joint=joint, together=together, backward=backward
+    )
 
 
 def _text(path: Path) -> str:

@@ -25,7 +25,7 @@ def calibrate(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the profile goes.")] = Path(KV_PROFILE),
     documents: Annotated[
-        int, typer.Option(min=4, help="Stretches of text to read, a fifth of them for checking.")
+        int, typer.Option(min=5, help="Stretches of text to read, a fifth of them for checking.")
     ] = 60,
     tokens: Annotated[int, typer.Option(min=128, help="Tokens of each.")] = 576,
     joint: Annotated[
