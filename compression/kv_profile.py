@@ -43,9 +43,10 @@ Floats = npt.NDArray[np.float32]
 @dataclass(frozen=True, eq=False)
 class KvProfile:
     """inverse_frequencies: (L, R/2) radians a position, zero where nothing turns; neighbours: whether pairs that turn
-    together are neighbours; all that follows is then in the order of `halves_order`; offsets: (L, C) mean of the keys as rotated, taken off first;
-    means: (L, 2, C) of keys after that, unrotated, and of values; forward: (L, P, G, W, W); spreads: (L, P, G * W);
-    table: CLASSES contexts of ALPHABET symbols; steps: quarter octaves of the step for each of LEVELS
+    together are neighbours, all that follows is then in the order of `halves_order`; offsets: (L, C) mean of the keys
+    as rotated, taken off first; means: (L, 2, C) of keys after that, unrotated, and of values; forward:
+    (L, P, G, W, W); spreads: (L, P, G * W); table: CLASSES contexts of ALPHABET symbols; steps: quarter octaves of the
+    step for each of LEVELS
     """
 
     layers: int

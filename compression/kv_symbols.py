@@ -97,7 +97,8 @@ def to_symbols(
                     chunk, token = np.divmod(row, tokens)
                     place = (tensor * tokens + token) * profile.part_channels + channel
                     with np.errstate(over="ignore", invalid="ignore"):
-                        found.append((first + chunk, place, np.rint(rows[row, channel] * (1 / plan.steps_t[token]))))
+                        number = np.rint(rows[row, channel] * (np.float32(1) / plan.steps_t[token]))
+                    found.append((first + chunk, place, number))
     chunk, place, number = (np.concatenate(column) for column in zip(*found, strict=True))
     if not (np.abs(number) <= LARGEST_NUMBER).all():
         return None
@@ -109,7 +110,7 @@ def _quantise(
     rows: Floats, plan: SymbolPlan, tensor: int, out_btc: Symbols, accelerate: bool | None
 ) -> tuple[Numbers, Numbers]:
     """Rows and channels of the escapes."""
-    scales_t, limits_kc = 1 / plan.steps_t, plan.limits_skc[tensor]
+    scales_t, limits_kc = np.float32(1) / plan.steps_t, plan.limits_skc[tensor]
     if wants_numba(accelerate):
         from . import kv_numba
 

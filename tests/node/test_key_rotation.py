@@ -1,7 +1,5 @@
 """What turns with the position in a model's keys is found out, whatever kind of rotation it is."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -27,7 +25,7 @@ KINDS: dict[str, tuple[dict[str, Any], int, bool, int]] = {
 }
 
 
-def keys_of(model: Any, ids: torch.Tensor) -> KvSample:
+def keys_of(model: Untyped, ids: torch.Tensor) -> KvSample:
     with torch.no_grad():
         _, keys, values = cached(model, ids)
     return KvSample(stacked(keys), stacked(values))
@@ -70,7 +68,7 @@ def documents(count: int, seed: int) -> list[torch.Tensor]:
     return [torch.randint(0, VOCABULARY, (140,), generator=generator) for _ in range(count)]
 
 
-def without_rope() -> Any:
+def without_rope() -> Untyped:
     torch.manual_seed(2)
     config = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=256, initializer_range=0.15)
     return GPT2LMHeadModel(config).eval()
