@@ -1,5 +1,7 @@
 """What turns with the position in a model's keys is found out, whatever kind of rotation it is."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from shoal.compression.kv_fitting import KvSample, unrotated
 from shoal.node.key_rotation import key_rotation
 from shoal.node.kv_calibration import TARGET_KL, calibrate
 from shoal.node.kv_quality import cached, coded_by, continuation, measure, stacked
+from shoal.node.transformers_imports import Untyped
 
 TWO_KINDS = ["sliding_attention", "full_attention"] * 2
 # Family to: its settings, rotated channels of a head, whether neighbours turn together, different layers.
