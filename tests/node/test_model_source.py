@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kv_samples import profile
 from node.tiny_models import make_model, save_model
 
+from shoal.compression.kv_profile import parse_profile
 from shoal.node.model_source import EMBEDDED, embedded_folder, resolve
 from shoal.node.model_units import files_of, tensors_of, tensors_of_units, unit_bytes
 from shoal.swarm.errors import UsageError
-from shoal.swarm.manifest import decode, encode
+from shoal.swarm.manifest import KV_PROFILE, decode, encode
 from shoal.swarm.units import Span
 
 
@@ -56,6 +58,16 @@ def test_the_id_depends_on_the_content_and_not_on_the_place(folder: Path, origin
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     assert resolve(str(folder), tmp_path / "c1").model_id != here.model_id
+
+
+def test_a_profile_of_its_caches_is_part_of_a_model_under_its_own_address(folder: Path, tmp_path: Path) -> None:
+    bare = resolve(str(folder), tmp_path / "cache")
+    made = profile()
+    (folder / KV_PROFILE).write_bytes(made.packed)
+    model = resolve(str(folder), tmp_path / "cache")
+    assert {entry.name: entry.sha256 for entry in model.manifest.texts}[KV_PROFILE] == made.digest.hex()
+    assert parse_profile(model.text_file(KV_PROFILE)).packed == made.packed
+    assert model.model_id != bare.model_id
 
 
 def test_a_manifest_survives_its_encoding(folder: Path, tmp_path: Path) -> None:
