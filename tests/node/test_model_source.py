@@ -97,6 +97,9 @@ def test_an_unknown_model_is_named(tmp_path: Path) -> None:
     assert "no folder ./nowhere" in error_of("./nowhere", tmp_path)
     assert "no folder a/b/c" in error_of("a/b/c", tmp_path)
     assert "is a file" in error_of(__file__, tmp_path)
+    assert "empty" in error_of("", tmp_path)
+    assert "no folder ~nobody-of-this-name/x" in error_of("~nobody-of-this-name/x", tmp_path)
+    assert "no folder xxx" in error_of("x" * 300, tmp_path)
 
 
 def test_a_folder_without_config_is_no_model(folder: Path, tmp_path: Path) -> None:
