@@ -50,7 +50,12 @@ class _Close:
     session: SessionId
 
 
-_Command = _Open | _Run | _Cancel | _Close
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    pass
+
+
+_Command = _Open | _Run | _Cancel | _Close | _Measure
 
 
 class Engine:
@@ -133,6 +138,10 @@ class Engine:
     def close(self, session: SessionId) -> None:
         self._thread.post(_Close(session))
 
+    def measure_when_idle(self) -> None:
+        """Ask for a fresh `step_ms` if no session is open and the last one is old."""
+        self._thread.post(_Measure())
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """Let the running batch finish and fail whatever waits; again does no harm."""
         self._thread.stop(timeout_s)
@@ -178,6 +187,8 @@ class Engine:
                     self._core.cancel(self._keys[reply])
             case _Close(session):
                 self._core.close(session)
+            case _Measure():
+                self._core.measure_when_idle()
 
     def _submit(self, work: Work, reply: Reply) -> None:
         def settle(done: Done | None, error: ShoalError | None) -> None:
