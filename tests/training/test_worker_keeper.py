@@ -88,9 +88,9 @@ class Run:
         told: list[Any] = []
         place = RunPlace(self.folder / name, spec, run_id(spec))
         keeper = RunKeeper(place, parts, self.file.config.output, told.append, calls, self._others)
-        keeper.begin({}, {})
         if resume:
             await keeper.resume()
+        keeper.begin({}, {})
         await serve_joiners(calls, keeper)
 
         def tell(event: events.TrainingEvent) -> None:
