@@ -135,6 +135,14 @@ def read_record(path: Path) -> list[RecordLine]:
     return lines
 
 
+def spec_of(lines: Iterable[RecordLine]) -> RunSpec:
+    """raises: UsageError for a record without its first line"""
+    for line in lines:
+        if isinstance(line, RunLine):
+            return line.spec
+    raise UsageError("the record does not begin with its run's settings")
+
+
 def problems(lines: Iterable[RecordLine]) -> list[str]:
     """What is wrong with a record: states that do not follow one another, rosters that do not follow from rounds."""
     found: list[str] = []

@@ -1,7 +1,7 @@
 """Five trainers over 30 rounds, undisturbed and under chaos: kill -9 each third round, a newcomer each fourth.
 
     python scripts/bench/training_chaos.py --results FILE [--only calm|chaos] [--corpus DIR] [--rounds 30] [--peers 5]
-                                           [--interval 100] [--seed 0]
+                                           [--interval 60] [--seed 0]
 
 Every trainer is `shoal train` in a process and a home of its own, over a daemon of its own on loopback; whoever joins
 gets parameters and history from those that are there. The victim and the moment within its round are drawn by the seed;
@@ -264,7 +264,7 @@ def main() -> int:
     parser.add_argument("--strategy", default="diloco")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--peers", type=int, default=5)
-    parser.add_argument("--interval", type=int, default=100)
+    parser.add_argument("--interval", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     if not (chosen.corpus / HELD_OUT).exists():
