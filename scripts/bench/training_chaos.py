@@ -17,6 +17,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +169,7 @@ def train(chosen: argparse.Namespace, *, chaos: bool) -> Event:
                 if round_ % JOIN_EVERY == 0:
                     joined.append((crew.start(), round_))
                 if round_ % KILL_EVERY == 0:
-                    time.sleep(draw.random() * statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)))
+                    time.sleep(draw.random() * statistics.median(b - a for a, b in pairwise(ends)))
                     victim = draw.choice([node for node in crew.living if own_rounds(node)])
                     victim.kill()
                     killed.append({"after_round": round_, "peer": victim.name})
@@ -250,7 +252,7 @@ def show(results: dict[str, Event]) -> None:
         )
         late = [a["first"] - a["caught_up"] for a in row["joined"] if a["first"] is not None and a["caught_up"]]
         if late:
-            print(f"       newcomers took part {', '.join(map(str, late))} rounds after the one they had caught up with")
+            print(f"       newcomers took part {', '.join(map(str, late))} rounds after they had caught up")
     if {"calm", "chaos"} <= results.keys():
         calm, chaos = (results[mode]["held_out"] for mode in ("calm", "chaos"))
         print(f"held-out loss under chaos less undisturbed: {max(chaos) - min(calm):+.4f} nats")
@@ -269,6 +271,7 @@ def main() -> int:
     chosen = parser.parse_args()
     if not (chosen.corpus / HELD_OUT).exists():
         raise SystemExit(f"{chosen.corpus} does not hold the novels, {HELD_OUT} among them")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the trainers are stopped with it
     results: dict[str, Event] = json.loads(chosen.results.read_text()) if chosen.results.exists() else {}
     names = {name: version(name) for name in ("shoal", "torch", "hivemind")}
     print(f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}, {names}")
