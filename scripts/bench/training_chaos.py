@@ -1,7 +1,7 @@
 """Five trainers over 30 rounds, undisturbed and under chaos: kill -9 each third round, a newcomer each fourth.
 
     python scripts/bench/training_chaos.py --results FILE [--only calm|chaos] [--corpus DIR] [--rounds 30] [--peers 5]
-                                           [--interval 60] [--seed 0]
+                                           [--interval 40] [--seed 0]
 
 Every trainer is `shoal train` in a process and a home of its own, over a daemon of its own on loopback; whoever joins
 gets parameters and history from those that are there. The victim and the moment within its round are drawn by the seed;
@@ -222,6 +222,10 @@ def summary(crew: Crew, rounds: int) -> Event:
         "peers_a_round": statistics.mean(
             len({n.name for n in crew.all if r in own_rounds(n)}) for r in states if r
         ),
+        "seconds": {
+            key: statistics.median(event[key] for node in crew.all for event in said(node, "round_done"))
+            for key in ("train_s", "exchange_s")
+        },
         "finished": sum(node.process.returncode == 0 for node in crew.all),
         "tokens": max(
             sum(event["tokens"] for event in said(node, "round_done")) for node in crew.all
@@ -248,6 +252,7 @@ def show(results: dict[str, Event]) -> None:
             f"{mode:6} {row['rounds']} rounds in {row['took_s']:.0f} s, {len(row['killed'])} killed,"
             f" {len(row['joined'])} joined, {row['peers_a_round']:.1f} peers a round; lost {row['lost'] or 'none'},"
             f" missing {row['missing'] or 'none'}, unequal states {row['unequal'] or 'none'};"
+            f" median of a round {row['seconds']['train_s']:.1f} s + {row['seconds']['exchange_s']:.1f} s;"
             f" held out {', '.join(f'{loss:.4f}' for loss in row['held_out'])}"
         )
         late = [a["first"] - a["caught_up"] for a in row["joined"] if a["first"] is not None and a["caught_up"]]
@@ -266,7 +271,7 @@ def main() -> int:
     parser.add_argument("--strategy", default="diloco")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--peers", type=int, default=5)
-    parser.add_argument("--interval", type=int, default=60)
+    parser.add_argument("--interval", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     if not (chosen.corpus / HELD_OUT).exists():
