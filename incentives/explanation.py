@@ -36,7 +36,7 @@ class Step:
 
 def steps(store: Store, key: bytes, now: int) -> Iterator[Step]:
     """All entries that the account wrote or that moved something in it; at last, time up to `now`."""
-    balances = Balances()
+    balances = Balances(store.judges)
     for stored in store.all():
         entry = stored.entry
         moved = balances.apply(entry.author, entry.body, entries.hash_of(entry), stored.at)

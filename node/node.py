@@ -25,7 +25,7 @@ from shoal.swarm.driver import Driver
 from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable
 from shoal.swarm.home import Home, NodeFacts
 from shoal.swarm.hop_server import HopServer
-from shoal.swarm.identifiers import PROTOCOL_VERSION
+from shoal.swarm.identifiers import PROTOCOL_VERSION, PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.invite import read_invite
 from shoal.swarm.invite_store import InviteStore
@@ -129,11 +129,12 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         if options.model is not None:
             tasks.start_soon(_in_background, warm_imports)  # takes seconds; the network comes up meanwhile
         transport = await Libp2pTransport.start(identity.libp2p_key(), options.network)
-        books = await _books(options, identity, stack, report)
-        stack.push_async_callback(transport.stop)  # before the books are closed: what ends with it is settled
+        closing = await stack.enter_async_context(AsyncExitStack())  # after the transport: what ends with it is settled
+        stack.push_async_callback(transport.stop)
         setup, founded = await enter_swarm(options, identity, transport, invite, _now)
         owner = setup.swarm.owner == identity.peer_id
         report(SwarmFound(setup.swarm.name, setup.swarm.public, owner, founded))
+        books = await _books(options, identity, setup.swarm.owner, closing, report)
         reached = await _reach(transport, setup, owner, report)
         node = await _assemble(options, identity, transport, setup, tasks, stack, report, books)
         report(NetworkUp(node.full_addresses, _verdict(options, node, reached), reached))
@@ -177,10 +178,12 @@ def _tell_that_it_stops(home: Home, facts: NodeFacts) -> None:
         home.forget_facts(facts.pid)  # a full disk: then they know less
 
 
-async def _books(options: NodeOptions, identity: Identity, stack: AsyncExitStack, report: Report) -> Books | None:
+async def _books(
+    options: NodeOptions, identity: Identity, owner: PeerId, stack: AsyncExitStack, report: Report
+) -> Books | None:
     if not options.ledger:
         return None
-    books, warning = await open_books(options.home, identity)
+    books, warning = await open_books(options.home, identity, owner)
     if warning is not None:
         report(warning)
     if books is not None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from shoal.incentives import entry as entries
 from shoal.incentives.store import Store
-from shoal.swarm import peer_id
+from shoal.node.books import judges_of
+from shoal.swarm import membership_file, peer_id
 from shoal.swarm.errors import MalformedMessage, UsageError
 from shoal.swarm.home import Home
 from shoal.swarm.identifiers import PeerId
@@ -24,7 +25,9 @@ def opened_ledger(folder: Path | None, peer: str | None = None) -> Iterator[tupl
     identity = Identity.load(home.identity) if home.ledger.exists() else None
     if identity is None:
         raise UsageError(f"there is no ledger at {home.ledger}; a node makes it when it starts: shoal up")
-    store = Store(home.ledger, read_only=True)
+    membership = membership_file.load(home.swarm)
+    judges = judges_of(membership.swarm.owner) if membership else frozenset[bytes]()
+    store = Store(home.ledger, read_only=True, judges=judges)
     try:
         yield store, identity.public_key if peer is None else _key(store, peer)
     finally:
