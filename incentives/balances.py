@@ -19,9 +19,7 @@ VESTING_HOURS = 24
 GRACE_S = 3600  # beyond its lifetime a reservation waits so long for a CLOSE that is on its way
 LATE_S = 7 * 86_400  # and its OPEN is remembered so long: a server that was cut off may still settle
 
-What = Literal[
-    "decayed", "vested", "reserved", "released", "paid", "earned", "burned", "minted", "confiscated", "moved"
-]
+What = Literal["decayed", "vested", "reserved", "released", "paid", "earned", "burned", "minted", "confiscated"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,10 @@ class Ledger:
             raise Unavailable("the ledger is closed")
         if self._one is None:
             return work(self.store)
+        results: list[Result] = []
         with anyio.CancelScope(shield=True):  # a write that has begun ends before the store is closed
-            return await anyio.to_thread.run_sync(work, self.store, limiter=self._one)
+            results.append(await anyio.to_thread.run_sync(work, self.store, limiter=self._one))
+        return results[0]
 
     async def append(self, body: AnyBody) -> Entry:
         """The next entry of the own chain, on the disk. Calls at the same time share one write. raises: ShoalError"""

@@ -27,7 +27,7 @@ def history(peer: PeerFlag = None, last: LastFlag = None, home: HomeFlag = None,
         for step in deque((s for s in steps(store, key, now_s()) if s.stored is not None), maxlen=last):
             assert step.stored is not None
             entry = step.stored.entry
-            change = sum(m.amount for m in step.movements if m.what not in ("burned", "moved"))
+            change = sum(m.amount for m in step.movements if m.what != "burned")
             output.event(
                 "entry",
                 author=peer_of(entry.author),
