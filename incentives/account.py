@@ -13,7 +13,6 @@ class Account(msgspec.Struct, array_like=True):
     vesting: dict[Hour, int] = {}  # income, by the hour from which it may be spent
     hour: Hour = 0  # up to which it has decayed
     contributed: int = 0  # credits earned in a lifetime: does not decay, cannot be spent
-    complaints: int = 0  # of clients, over its sessions
     forked: bool = False
 
     @property

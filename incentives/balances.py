@@ -118,7 +118,7 @@ class Balances:
             case Close():
                 yield from self._close(author, body, digest, at)
             case Ack():
-                pass  # counted by whoever reads the history; moves nothing
+                pass
             case Rotate(new_key, _):
                 if new_key not in self.accounts and new_key not in self.owners:
                     self.owners[new_key] = self.owner(author)

@@ -8,7 +8,7 @@ from shoal.swarm.errors import MalformedMessage
 
 from . import entry as entries
 from .balances import Balances, Movement
-from .bodies import Ack, AnyBody, Checkpoint, Close, ForkProof, Open, Rotate, Train, Verdict
+from .bodies import COMPLAINTS, Ack, AnyBody, Checkpoint, Close, ForkProof, Open, Rotate, Train, Verdict
 from .store import Store, Stored
 
 KINDS = {
@@ -78,7 +78,9 @@ def entry_sentence(body: AnyBody, author: bytes, me: bytes) -> str:
         case Close():
             return f"{who} settled a session with proof of {body.ticks * 32} tokens"
         case Ack():
-            return f"{who} acknowledged a settlement" + (" and complained" if body.complaint else "")
+            known = body.complaint < len(COMPLAINTS)
+            complaint = COMPLAINTS[body.complaint] if known else f"reason {body.complaint}"
+            return f"{who} acknowledged a settlement" + (f" and complained: {complaint}" if body.complaint else "")
         case Train():
             return f"{who} worked on round {body.round} of a training, {body.tokens} tokens"
         case Verdict():

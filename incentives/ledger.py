@@ -14,9 +14,9 @@ import anyio.to_thread
 from shoal.swarm.errors import ShoalError, Unavailable
 from shoal.swarm.identity import Identity
 
-from .bodies import AnyBody, Close
+from .bodies import Ack, AnyBody, Close
 from .chain import Accepted, Chain, Forked, Refused
-from .entry import Entry
+from .entry import Entry, hash_of
 from .store import Owed, Store
 
 Result = TypeVar("Result")
@@ -97,6 +97,13 @@ class Ledger:
             if isinstance(verdict, Forked) and verdict.chain.author != self.key:
                 await self.append(verdict.proof)
         return verdicts
+
+    async def acknowledge(self, close: Entry, complaint: int = 0) -> Entry:
+        """Our last word on somebody's CLOSE of an OPEN of ours. complaint: an index in `COMPLAINTS`
+
+        raises: ShoalError
+        """
+        return await self.append(Ack(hash_of(close), complaint))
 
     async def chain(self, author: bytes) -> Chain:
         return await self.use(lambda store: store.chain(author))

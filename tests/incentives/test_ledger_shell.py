@@ -71,6 +71,18 @@ async def test_a_server_that_was_killed_in_a_session_settles_it_when_it_starts_a
 
 
 @pytest.mark.anyio
+async def test_a_client_may_acknowledge_a_settlement_and_complain(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite", CLIENT)
+    opened = await ledger.append(Open(SERVER.public_key, b"s", WORDS.root, 0, 32, 10, 3600, 0))
+    close = entries.write(SERVER, 0, NO_HASH, NOW, Close(entries.hash_of(opened), 2, WORDS.word(2)))
+    await ledger.receive([close])
+    acknowledged = await ledger.acknowledge(close, 2)
+    assert acknowledged.body == Ack(entries.hash_of(close), 2)
+    assert ledger.store.chain(CLIENT.public_key).length == 2
+    await ledger.close()
+
+
+@pytest.mark.anyio
 async def test_a_closed_ledger_takes_nothing_more(tmp_path: Path) -> None:
     ledger = ledger_at(tmp_path / "ledger.sqlite")
     await ledger.close()

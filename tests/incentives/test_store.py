@@ -275,7 +275,7 @@ def test_balances_that_somebody_changed_on_the_disk_are_found_and_corrected(tmp_
     path = tmp_path / "ledger.sqlite"
     busy(path, 0, 10).close()
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE projection SET value = x'9700008000000000c2' WHERE kind = 'account'")
+        database.execute("UPDATE projection SET value = x'960000800000c2' WHERE kind = 'account'")
     database.close()
     repaired = Store(path)
     assert repaired.drifted

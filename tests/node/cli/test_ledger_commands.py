@@ -82,7 +82,9 @@ def test_the_explanation_needs_no_glossary(shoal: Here, node: Identity) -> None:
     said = shoal("ledger", "explain").out
     assert "This node settled a session with proof of 224 tokens." in said
     assert f"This node opened a session of at most 320 tokens at peer ...{CLIENT.peer_id[-8:]}, for 100 credits" in said
-    assert "This node acknowledged a settlement and complained." in said
+    assert (
+        "This node acknowledged a settlement and complained: it took the word for a replay and served nothing." in said
+    )
 
 
 def test_a_sound_ledger_verifies_and_a_tampered_one_does_not(shoal: Here, node: Identity, home: Path) -> None:
