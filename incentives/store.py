@@ -115,13 +115,18 @@ class Store:
         self.chains.clear()
         self._peers.clear()
         self._successors.clear()
-        for number, key in self._database.execute("SELECT id, key FROM peers"):
-            self._peers[key] = number
-        for stored in self.all():
-            self._take(stored)
+        run = self._database.execute
+        run("BEGIN")  # what a node writes meanwhile is seen whole or not at all
+        try:
+            for number, key in run("SELECT id, key FROM peers"):
+                self._peers[key] = number
+            for stored in self.all():
+                self._take(stored)
+            kept = {(kind, key): value for kind, key, value in run("SELECT * FROM projection")}
+        finally:
+            run("COMMIT")
         self.balances.changed.clear()
         rebuilt = projection.rows(self.balances)
-        kept = {(kind, key): value for kind, key, value in self._database.execute("SELECT * FROM projection")}
         if kept == rebuilt or (not kept and not self.chains):
             return
         self.drifted = True
