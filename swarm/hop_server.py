@@ -21,6 +21,7 @@ from .handshake import Gate, failure, next_message, receive_greeting
 from .hop import ATTACH_PATIENCE_S, Hop
 from .identifiers import ModelId, SessionId
 from .messages import Attach, Open, Opened
+from .metering import Meter, Metering
 from .transport import Stream, Transport
 from .units import Span
 
@@ -45,11 +46,20 @@ class OpenSession:
 
 
 class HopServer:
-    def __init__(self, transport: Transport, gate: Gate, hosting: Hosting, keep_bytes: int = KEEP_BYTES) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        gate: Gate,
+        hosting: Hosting,
+        keep_bytes: int = KEEP_BYTES,
+        *,
+        metering: Metering | None = None,
+    ) -> None:
         self._transport = transport
         self._gate = gate
         self._hosting = hosting
         self._keep_bytes = keep_bytes
+        self._metering = metering
         self._hops: dict[SessionId, Hop] = {}
         self._appeared = anyio.Event()
 
@@ -86,11 +96,14 @@ class HopServer:
 
     async def _open(self, stream: Stream, request: Open) -> Hop | None:
         kind: messages.FailureKind = "not_hosted"
+        meter: Meter | None = None
         try:
             compute = self._hosting.find(request.model, request.dtype, request.span)
             kind = "refused"
             if request.session in self._hops:
                 raise Refused("a session of this name is open already")
+            if self._metering is not None:
+                meter = await self._metering.open(stream.peer, request)
             kind = "no_room"
             await compute.open(request.session, request.span, request.max_tokens, request.sampling, request.history)
         except ShoalError as error:
@@ -98,10 +111,12 @@ class HopServer:
                 kind = "too_long"
             elif not isinstance(error, OutOfMemory | Refused):
                 kind = "local"
+            if meter is not None:
+                meter.close()
             await stream.send(messages.encode(failure(kind, error)))
             await stream.close()
             return None
-        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes)
+        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes, meter)
         self._hops[request.session] = hop
         self._appeared.set()
         self._appeared = anyio.Event()
