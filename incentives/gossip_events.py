@@ -128,6 +128,7 @@ class GossipOptions:
     """One peer's patience and generosity; peers may differ in it."""
 
     beat_s: float = 0.5  # how often the clock is looked at; news are gathered for so long
+    shown_s: float = 1.5  # an entry that its author showed us is published by us, unless it was by him
     sync_s: float = 30.0  # how often another peer is asked what it knows
     tell_s: float = 4.0  # a fork that we found is told by then, if nobody else did
     mute_s: float = 600.0

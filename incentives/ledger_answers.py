@@ -28,21 +28,9 @@ class LedgerAnswers:
         self._convicted = convicted
         self._quotas: Quotas[PeerId] = Quotas(allowance)
 
-    def answer(self, caller: PeerId, question: EntriesWanted | TipsWanted | ProofWanted, now: float) -> (
-        Page | Tips | ProofFound
-    ):
-        """raises: Refused when the caller asks too often"""
-        if not self._quotas.take(caller, now):
-            raise Refused("too many questions about the ledger; ask again in a minute")
-        match question:
-            case EntriesWanted():
-                return self._page(question)
-            case TipsWanted():
-                return self._tips(question)
-            case ProofWanted(author):
-                return ProofFound(self._convicted.get(author))
-
-    def _page(self, question: EntriesWanted) -> Page:
+    def page(self, caller: PeerId, question: EntriesWanted, now: float) -> Page:
+        """raises: Refused when the caller asks too often; as all of these"""
+        self._charge(caller, now)
         stop = min(question.stop, question.start + MAX_PAGE)
         encoded: list[bytes] = []
         size = 0
@@ -54,8 +42,9 @@ class LedgerAnswers:
             encoded.append(data)
         return Page(self._book.chain(question.author).length, tuple(encoded))
 
-    def _tips(self, question: TipsWanted) -> Tips:
+    def tips(self, caller: PeerId, question: TipsWanted, now: float) -> Tips:
         """All that fit of the buckets that differ; the rest when these are equal."""
+        self._charge(caller, now)
         own = digests(self._book, self._convicted)
         differing = {n for n, (ours, theirs) in enumerate(zip(own, question.digests, strict=True)) if ours != theirs}
         found: list[Tip] = []
@@ -66,3 +55,11 @@ class LedgerAnswers:
             if len(found) == MAX_TIPS:
                 break
         return Tips(tuple(found))
+
+    def proof(self, caller: PeerId, question: ProofWanted, now: float) -> ProofFound:
+        self._charge(caller, now)
+        return ProofFound(self._convicted.get(question.author))
+
+    def _charge(self, caller: PeerId, now: float) -> None:
+        if not self._quotas.take(caller, now):
+            raise Refused("too many questions about the ledger; ask again in a minute")

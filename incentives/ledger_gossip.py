@@ -89,6 +89,7 @@ class LedgerGossip:
         self._random = generator or random.Random()
         self._members: frozenset[PeerId] = frozenset()
         self._news: deque[bytes] = deque(maxlen=_MOST_NEWS)
+        self._shown: dict[bytes, tuple[float, bytes]] = {}  # entries of others that their authors did not publish yet
         self._untold: dict[bytes, float] = {}  # forger -> when we tell of it
         self._catch_up = CatchUp(book, self.options.pages)
         self._messages: Quotas[PeerId] = Quotas(self.options.messages)
@@ -172,6 +173,9 @@ class LedgerGossip:
         if not several:
             return 0
         adopted: list[Entry] = []
+        if self._shown:
+            for entry in several:
+                self._shown.pop(entries.hash_of(entry), None)
         for entry, verdict in zip(several, self._book.receive_all(several, int(self._now)), strict=True):
             if isinstance(entry.body, ForkProof):
                 self._told(entry.body)
@@ -225,8 +229,12 @@ class LedgerGossip:
     # What we say and ask
 
     def _keep(self, kept: Sequence[Entry]) -> None:
+        """What others wrote waits a little: an honest author publishes it himself."""
         for entry in kept:
-            self._news.append(entries.encode(entry))
+            if entries.peer_of(entry.author) == self._me:
+                self._news.append(entries.encode(entry))
+            elif len(self._shown) < _MOST_NEWS:
+                self._shown[entries.hash_of(entry)] = (self._now + self.options.shown_s, entries.encode(entry))
             if isinstance(entry.body, ForkProof):
                 self._told(entry.body)
 
@@ -234,6 +242,8 @@ class LedgerGossip:
         for author in [author for author, due in self._untold.items() if due <= self._now]:
             del self._untold[author]
             self._effects.append(Convict(self.convicted[author]))
+        for digest in [digest for digest, (due, _) in self._shown.items() if due <= self._now]:
+            self._news.append(self._shown.pop(digest)[1])
         if self._news:
             self._publish()
         if self._now >= self._sync_at:

@@ -42,7 +42,7 @@ from .gossip_events import (
     Ticked,
     Unanswered,
 )
-from .gossip_messages import Cosigned, CosignWanted
+from .gossip_messages import Answer, Cosigned, CosignWanted, EntriesWanted, ProofWanted, TipsWanted
 from .gossip_report import Fork, GossipReport
 from .ledger_answers import LedgerAnswers
 from .ledger_gossip import LedgerGossip
@@ -178,8 +178,16 @@ class GossipSimulation:
         self.report.asked += 1
 
         def answer() -> None:
-            found = self.peers[ask.peer].answers.answer(peer.peer, ask.question, self.now)
-            self.handle(peer, Answered(ask.peer, ask.question, found))
+            answers, question = self.peers[ask.peer].answers, ask.question
+            found: Answer
+            match question:
+                case EntriesWanted():
+                    found = answers.page(peer.peer, question, self.now)
+                case TipsWanted():
+                    found = answers.tips(peer.peer, question, self.now)
+                case ProofWanted():
+                    found = answers.proof(peer.peer, question, self.now)
+            self.handle(peer, Answered(ask.peer, question, found))
 
         self._call(answer, lambda: self.handle(peer, Unanswered(ask.peer, ask.question)))
 

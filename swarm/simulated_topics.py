@@ -5,7 +5,6 @@ a peer tells a few others, at random, which messages it has seen lately, and the
 source: Vyzovitis et al., GossipSub: attack-resilient message propagation, arXiv:2007.02754
 """
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -115,10 +114,14 @@ class SimulatedTopics:
         if self._cut(sender, receiver):
             return
         self.copies += 1
-        deaf = receiver in self._members[sender].deaf_to
-        if deaf or any(self._random.random() < self.conditions.loss for _ in range(trips)):
+        draw, (low, high) = self._random.random, self.conditions.latency_s
+        if receiver in self._members[sender].deaf_to:
             return
-        delay_s = math.fsum(self._random.uniform(*self.conditions.latency_s) for _ in range(trips))
+        delay_s = 0.0
+        for _ in range(trips):
+            if draw() < self.conditions.loss:
+                return
+            delay_s += low + (high - low) * draw()
         self._timeline.after(delay_s, self._arrive, sender, receiver, number)
 
     def _beat(self, peer: PeerId) -> None:
