@@ -47,7 +47,7 @@ from .gossip_report import Fork, GossipReport
 from .ledger_answers import LedgerAnswers
 from .ledger_gossip import LedgerGossip
 from .quotas import Allowance
-from .rendezvous import witnesses
+from .rendezvous import NEEDED, witnesses
 from .simulated_book import SimulatedBook
 from .witness_duty import SignedHeads, WitnessDuty
 from .witness_quest import AskWitness, WitnessQuest
@@ -69,6 +69,7 @@ class GossipScenario:
     forgers: int = 20
     apart_s: float = 2.0  # without witnesses: the second branch is shown at most so long after the first
     witnessed: bool = False  # servers want a witnessed head
+    needed: int = NEEDED  # signatures of the five
     colluding: int = 0  # of each forger's five witnesses: they sign whatever he wants
     blind: float = 0.0  # share of the members that a peer's own list lacks, each another
     call_s: tuple[float, float] = (0.01, 0.3)  # there and back
@@ -214,7 +215,8 @@ class GossipSimulation:
             self._show(client, server, client.book, entry, None, self._count_session)
             return
         started = self.timeline.now
-        quest = WitnessQuest(entry.author, entry.seq + 1, client.book, witnesses(entry.author, client.members))
+        appointed = witnesses(entry.author, client.members)
+        quest = WitnessQuest(entry.author, entry.seq + 1, client.book, appointed, self.scenario.needed)
 
         def found(witnessed: WitnessedHead) -> None:
             self.report.witnessed_s.append(self.timeline.now - started)
@@ -293,7 +295,7 @@ class GossipSimulation:
         if not self.scenario.witnessed:
             return True
         appointed = witnesses(entry.author, server.members)
-        return witnessed is not None and not head_problem(witnessed, entry, appointed)
+        return witnessed is not None and not head_problem(witnessed, entry, appointed, self.scenario.needed)
 
     # Forks
 

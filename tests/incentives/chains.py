@@ -20,10 +20,12 @@ def chain_of(author: Identity, length: int, first_number: int = 0) -> list[Entry
     return continued(author, [], length, first_number)
 
 
-def continued(author: Identity, before: list[Entry], length: int, first_number: int = 0) -> list[Entry]:
+def continued(
+    author: Identity, before: list[Entry], length: int, first_number: int = 0, now: int = NOW_S
+) -> list[Entry]:
     """`length` entries more."""
     chain = list(before)
     for number in range(length):
         prev = entries.hash_of(chain[-1]) if chain else NO_HASH
-        chain.append(entries.write(author, len(chain), prev, NOW_S, opening(first_number + number)))
+        chain.append(entries.write(author, len(chain), prev, now, opening(first_number + number)))
     return chain
