@@ -4,14 +4,18 @@ Nothing here is thread-safe and nothing waits: `Engine` calls it from its device
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 
+from shoal.incentives.fair_queue import FairQueue
+from shoal.incentives.lane_shares import has_room
 from shoal.swarm.compute import Choice, Done, Work
 from shoal.swarm.errors import ContextTooLong, LocalFault, OutOfMemory, Refused, ShoalError
 from shoal.swarm.identifiers import SessionId
+from shoal.swarm.lanes import MEMBER, Claim, Lane
 from shoal.swarm.sampling import Sampling, checked
 from shoal.swarm.units import Span, describe, has_embed, has_head
 
@@ -36,6 +40,8 @@ class EngineCore:
         wire_dtype: str | None = None,
         batch_tokens: int = BATCH_TOKENS,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        keeps_lanes: bool = False,
     ) -> None:
         self.shard = shard
         self.cache = shard.new_cache(kv_tokens)
@@ -49,13 +55,21 @@ class EngineCore:
         self._jobs: dict[int, tuple[Session, Job]] = {}
         self._keys = 0
         self._turn = 0
+        self._queue = FairQueue()
+        self._keeps_lanes = keeps_lanes
 
     @property
     def queue_length(self) -> int:
         return len(self._jobs)
 
     def open(
-        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        claim: Claim = MEMBER,
     ) -> None:
         """raises: OutOfMemory, ContextTooLong, Refused"""
         if session in self.sessions:
@@ -73,8 +87,18 @@ class EngineCore:
             raise Refused(str(error)) from error
         if any(not 0 <= token < self.shard.manifest.vocabulary for token in history):
             raise Refused("the history holds a token id outside the vocabulary")
+        if self._keeps_lanes:
+            self._check_lane(claim.lane, max_tokens)
         kept = list(history) if sampling.needs_history else []
-        self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept)
+        self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept, claim)
+
+    def _check_lane(self, lane: Lane, tokens: int) -> None:
+        """raises: OutOfMemory"""
+        held = {True: 0, False: 0}
+        for session in self.sessions.values():
+            held[session.claim.lane is Lane.FREE] += session.room.tokens
+        if not has_room(lane, tokens, held[True], held[False], self.cache.capacity):
+            raise OutOfMemory(f"no room for {tokens} tokens is left to the {lane} lane")
 
     def close(self, session: SessionId) -> None:
         found = self.sessions.pop(session, None)
@@ -126,16 +150,29 @@ class EngineCore:
                 session.span,
                 session.jobs[0].work.count - session.jobs[0].done,
                 session.jobs[0].turn,
-                session.priority,
+                self._queue.rank(session.claim),
+                session.claim.lane,
             )
             for session in self.sessions.values()
             if session.jobs
         ]
-        batch = next_batch(waiting, self._turn, self._batch_tokens)
+        batch = next_batch(waiting, self._batch_tokens)
         if batch is not None:
             self._turn += 1
+            self._charge(batch, waiting)
             self._run(batch)
         return bool(self._jobs)
+
+    def _charge(self, batch: Batch, waiting: list[Waiting]) -> None:
+        taken = {take.key: take.count for take in batch.takes}
+        positions: Counter[Claim] = Counter()
+        left = []
+        for work in waiting:
+            flow, count = self._jobs[work.key][0].claim, taken.get(work.key, 0)
+            positions[flow] += count
+            if count < work.left:
+                left.append(flow)
+        self._queue.served(positions, positions, left)
 
     def fail_all(self, error: ShoalError) -> None:
         for _, job in list(self._jobs.values()):

@@ -20,6 +20,7 @@ from .errors import (
 from .handshake import Gate, failure, next_message, receive_greeting
 from .hop import ATTACH_PATIENCE_S, Hop
 from .identifiers import ModelId, SessionId
+from .lanes import Accounts, NoBooks
 from .messages import Attach, Open, Opened
 from .transport import Stream, Transport
 from .units import Span
@@ -45,11 +46,19 @@ class OpenSession:
 
 
 class HopServer:
-    def __init__(self, transport: Transport, gate: Gate, hosting: Hosting, keep_bytes: int = KEEP_BYTES) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        gate: Gate,
+        hosting: Hosting,
+        keep_bytes: int = KEEP_BYTES,
+        accounts: Accounts | None = None,
+    ) -> None:
         self._transport = transport
         self._gate = gate
         self._hosting = hosting
         self._keep_bytes = keep_bytes
+        self._accounts = accounts or NoBooks()
         self._hops: dict[SessionId, Hop] = {}
         self._appeared = anyio.Event()
 
@@ -91,8 +100,11 @@ class HopServer:
             kind = "refused"
             if request.session in self._hops:
                 raise Refused("a session of this name is open already")
+            claim = self._accounts.claim(stream.peer, request)
             kind = "no_room"
-            await compute.open(request.session, request.span, request.max_tokens, request.sampling, request.history)
+            await compute.open(
+                request.session, request.span, request.max_tokens, request.sampling, request.history, claim
+            )
         except ShoalError as error:
             if isinstance(error, ContextTooLong):
                 kind = "too_long"
