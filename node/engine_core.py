@@ -22,6 +22,7 @@ from shoal.swarm.units import Span, describe, has_embed, has_head
 from .activation_tensors import bytes_of, is_finite, tensor_of
 from .attention_plan import Piece
 from .engine_session import Job, Session, Settle
+from .kv_cache import PAGE_TOKENS
 from .sampler import Draw, choose
 from .scheduler import BATCH_TOKENS, Batch, Waiting, next_batch
 from .shard import Shard
@@ -96,8 +97,9 @@ class EngineCore:
         """raises: OutOfMemory"""
         held = {True: 0, False: 0}
         for session in self.sessions.values():
-            held[session.claim.lane is Lane.FREE] += session.room.tokens
-        if not has_room(lane, tokens, held[True], held[False], self.cache.capacity):
+            held[session.claim.lane is Lane.FREE] += session.room.size_tokens
+        size_tokens = max(1, -(-tokens // PAGE_TOKENS)) * PAGE_TOKENS
+        if not has_room(lane, size_tokens, held[True], held[False], self.cache.capacity):
             raise OutOfMemory(f"no room for {tokens} tokens is left to the {lane} lane")
 
     def close(self, session: SessionId) -> None:
