@@ -4,17 +4,15 @@ The free lane is held to its share while somebody of another lane waits, and has
 nobody else wants it may use.
 """
 
-from fractions import Fraction
-
 from shoal.swarm.lanes import Lane
 
-FREE_SHARE = Fraction(1, 6)
+FREE_PART = 6  # the free lane has one in so many
 WEIGHTS = {Lane.PAID: 3, Lane.EARNED: 2, Lane.FREE: 1}
 
 
 def free_positions(batch_tokens: int) -> int:
     """Positions of a batch that the free lane has, and does not exceed, while another lane waits."""
-    return max(1, int(batch_tokens * FREE_SHARE))
+    return max(1, batch_tokens // FREE_PART)
 
 
 def has_room(lane: Lane, tokens: int, free_lane: int, others: int, capacity: int) -> bool:
@@ -24,7 +22,7 @@ def has_room(lane: Lane, tokens: int, free_lane: int, others: int, capacity: int
     Paying sessions leave the share of the free lane alone. The free lane may hold half of what the others leave
     unused, so that whoever pays finds room at once.
     """
-    share = int(capacity * FREE_SHARE)
+    share = capacity // FREE_PART
     if lane is not Lane.FREE:
         return others + tokens <= capacity - max(share, free_lane)
     unused = max(0, capacity - share - others)
