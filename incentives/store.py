@@ -257,10 +257,16 @@ class Store:
 
     # Sessions that run
 
-    def owe(self, opened: bytes, ticks: int, word: bytes) -> None:
-        """Keep the best word of a session, so that a killed server can still settle."""
-        with _Transaction(self._database, durable=False) as run:
-            run("INSERT OR REPLACE INTO owed VALUES (?, ?, ?)", (opened, ticks, word))
+    def owe_all(self, several: Sequence[Owed]) -> None:
+        """Keep the best words of sessions, so that a killed server can still settle. raises: OutOfMemory"""
+        if not several:
+            return
+        try:
+            with _Transaction(self._database, durable=False) as run:
+                for owed in several:
+                    run("INSERT OR REPLACE INTO owed VALUES (?, ?, ?)", (owed.open, owed.ticks, owed.word))
+        except sqlite3.Error as error:
+            raise self._told(error) from error
 
     def owed(self) -> list[Owed]:
         return [Owed(*row) for row in self._database.execute("SELECT open, ticks, word FROM owed")]

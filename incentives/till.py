@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from . import payword
 from .bodies import Close, Open
 
+AHEAD = 4  # ticks: a client may hear of a token before every hop of a chain under repair has computed it
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:
@@ -52,7 +54,8 @@ class Till:
 
     def take(self, word: bytes) -> Stop | None:
         """A word came. One that is known already is nobody's fault: positions are replayed after a repair."""
-        steps = max(0, self.computed // self.terms.tick_tokens - self.ticks)
+        steps = max(0, self.computed // self.terms.tick_tokens - self.ticks) + AHEAD
+        steps = min(steps, self.terms.most_ticks - self.ticks)
         below = word
         for step in range(steps + 1):
             if below == self.word:
@@ -76,7 +79,8 @@ class Till:
         self.computed += count
 
     def close(self) -> Close | None:
-        """What settles this session; None when there is nothing to settle."""
-        if not self.ticks and not self.terms.price:
+        """What settles this session, at most what was computed; None when there is nothing to settle."""
+        ticks = min(self.ticks, self.computed // self.terms.tick_tokens)
+        if not ticks and not self.terms.price:
             return None
-        return Close(self.opened, self.ticks, self.word)
+        return Close(self.opened, ticks, payword.step_down(self.word, self.ticks - ticks))

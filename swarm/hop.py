@@ -15,7 +15,22 @@ from .errors import BadActivation, LocalFault, MalformedMessage, Refused, ShoalE
 from .handshake import Gate, failure, greet, read_welcome
 from .identifiers import PeerId, SessionId
 from .kept_outputs import KeptOutputs, without_held
-from .messages import Adopt, Attach, Failed, Feed, Open, Output, Probe, Progress, Rewire, Timing, Token
+from .messages import (
+    Adopt,
+    Attach,
+    Failed,
+    Feed,
+    Open,
+    Output,
+    PaidFeed,
+    Probe,
+    Progress,
+    Rewire,
+    Tick,
+    Timing,
+    Token,
+)
+from .metering import Meter
 from .transport import Stream, Transport
 
 ATTACH_PATIENCE_S = 10.0
@@ -50,8 +65,10 @@ class Hop:
         transport: Transport,
         gate: Gate,
         keep_bytes: int,
+        meter: Meter | None = None,
     ) -> None:
         self.request = request
+        self._meter = meter
         self.held = 0
         self._upstream = request.upstream
         self._upstream_changed = anyio.Event()
@@ -156,6 +173,9 @@ class Hop:
         """returns: whether the session can go on with this upstream"""
         self._active_s = anyio.current_time()
         blamed = None if self._upstream == self.driver else self._upstream
+        tick = feed.tick if isinstance(feed, PaidFeed) else b""
+        if tick and not await self._take_word(tick):
+            return False
         try:
             fresh = without_held(feed, self.held)
         except MalformedPayload as error:
@@ -167,6 +187,12 @@ class Hop:
             text = f"positions from {fresh.start} came, {self.held} are held"
             await self._tell(Failed("bad_input", text, blamed))
             return False
+        if self._meter is not None:
+            try:
+                await self._meter.admit(fresh.count)
+            except Refused as error:
+                await self._tell(failure("refused", error))
+                return False
         try:
             done = await self._compute.run(
                 Work(self.request.session, fresh.start, fresh.count, fresh.ids, fresh.hidden, fresh.wants_token)
@@ -181,13 +207,30 @@ class Hop:
             await self._tell(failure("refused", error))
             return False
         self.held += fresh.count
-        await self._pass_on(fresh, done)
+        if self._meter is not None:
+            self._meter.computed(fresh.count)
+        await self._pass_on(fresh, done, tick)
         return True
 
-    async def _pass_on(self, fed: Feed, done: Done) -> None:
+    async def _take_word(self, word: bytes) -> bool:
+        """returns: whether the session goes on"""
+        if self._meter is None:
+            return True
+        try:
+            self._meter.take(word)
+        except Refused as error:
+            await self._tell(failure("refused", error))
+            return False
+        return True
+
+    async def _pass_on(self, fed: Feed, done: Done, tick: bytes) -> None:
         trace = (*fed.trace, Timing(done.queue_s * 1e3, done.compute_s * 1e3))
         if self.request.downstream is not None:
-            out = Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace)
+            out = (
+                PaidFeed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace, tick)
+                if tick
+                else Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace)
+            )
             async with self._downstream_lock:
                 self._kept.add(out)
                 await self._push(out)
@@ -196,6 +239,8 @@ class Hop:
             await self._tell(Token(fed.start + fed.count, choice.id, choice.logprob, choice.top, trace))
         elif done.hidden:
             await self._tell(Output(fed.start, fed.count, done.hidden, fed.wants_token, trace))
+        elif self._meter is not None and self._meter.shows_progress:
+            await self._tell(Progress(0, self.held))
 
     # Control
 
@@ -216,6 +261,8 @@ class Hop:
                     self.adopt(upstream)
                 case Rewire() as to:
                     self.rewire(to, tasks)
+                case Tick(word):
+                    await self._take_word(word)
                 case other:
                     raise MalformedMessage(f"{type(other).__name__} on a control stream")
 
@@ -229,3 +276,5 @@ class Hop:
         if self._downstream is not None:
             self._downstream.abort()
         self._compute.close(self.request.session)
+        if self._meter is not None:
+            self._meter.close()

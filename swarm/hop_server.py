@@ -22,6 +22,7 @@ from .hop import ATTACH_PATIENCE_S, Hop
 from .identifiers import ModelId, SessionId
 from .lanes import Accounts, NoBooks
 from .messages import Attach, Open, Opened
+from .metering import Meter, Metering
 from .transport import Stream, Transport
 from .units import Span
 
@@ -52,12 +53,15 @@ class HopServer:
         gate: Gate,
         hosting: Hosting,
         keep_bytes: int = KEEP_BYTES,
+        *,
+        metering: Metering | None = None,
         accounts: Accounts | None = None,
     ) -> None:
         self._transport = transport
         self._gate = gate
         self._hosting = hosting
         self._keep_bytes = keep_bytes
+        self._metering = metering
         self._accounts = accounts or NoBooks()
         self._hops: dict[SessionId, Hop] = {}
         self._appeared = anyio.Event()
@@ -95,11 +99,14 @@ class HopServer:
 
     async def _open(self, stream: Stream, request: Open) -> Hop | None:
         kind: messages.FailureKind = "not_hosted"
+        meter: Meter | None = None
         try:
             compute = self._hosting.find(request.model, request.dtype, request.span)
             kind = "refused"
             if request.session in self._hops:
                 raise Refused("a session of this name is open already")
+            if self._metering is not None:
+                meter = await self._metering.open(stream.peer, request)
             claim = self._accounts.claim(stream.peer, request)
             kind = "no_room"
             await compute.open(
@@ -110,10 +117,12 @@ class HopServer:
                 kind = "too_long"
             elif not isinstance(error, OutOfMemory | Refused):
                 kind = "local"
+            if meter is not None:
+                meter.close()
             await stream.send(messages.encode(failure(kind, error)))
             await stream.close()
             return None
-        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes)
+        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes, meter)
         self._hops[request.session] = hop
         self._appeared.set()
         self._appeared = anyio.Event()

@@ -11,7 +11,7 @@ from shoal.incentives import payword
 from shoal.incentives.bodies import TICK_TOKENS, Open
 from shoal.incentives.payer import Payer
 from shoal.incentives.payword import PayWords
-from shoal.incentives.till import Till
+from shoal.incentives.till import AHEAD, Till
 
 SEED = bytes(range(20))
 
@@ -84,12 +84,15 @@ def test_a_client_that_sends_made_up_words_is_stopped() -> None:
     assert till.ticks == 1
 
 
-def test_a_word_for_tokens_that_did_not_come_is_not_taken() -> None:
+def test_a_word_for_tokens_that_did_not_come_is_never_settled() -> None:
     payer, till = pair()
     words = PayWords(SEED, payer.most_ticks)
     step(payer, till, 32)
-    assert till.take(words.word(2)) is not None
-    assert till.take(words.word(1)) is None
+    assert till.take(words.word(1 + AHEAD + 1)) is not None
+    assert till.take(words.word(3)) is None
+    close = till.close()
+    assert close is not None
+    assert (close.ticks, close.word) == (1, words.word(1))
 
 
 def test_a_lost_word_is_made_good_by_the_next() -> None:
@@ -144,9 +147,11 @@ def test_all_orders_and_duplicates_of_words_never_pay_more_than_came() -> None:
                 till.compute(came * TICK_TOKENS)
                 for ticks in order:
                     till.take(words.word(ticks))
-                best = max((ticks for ticks in order if ticks <= came), default=0)
-                assert till.ticks == best, (came, order)
-                assert payword.pays(till.word, words.root, till.ticks, 6)
+                close = till.close()
+                assert close is not None
+                assert close.ticks <= came
+                assert close.ticks >= max((ticks for ticks in order if ticks <= came), default=0), (came, order)
+                assert payword.pays(close.word, words.root, close.ticks, 6)
 
 
 @settings(max_examples=60)

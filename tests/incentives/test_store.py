@@ -12,7 +12,7 @@ from shoal.incentives.bodies import Ack, Close, Open
 from shoal.incentives.chain import Accepted, Forked, Refused
 from shoal.incentives.entry import Entry
 from shoal.incentives.payword import PayWords
-from shoal.incentives.store import Store
+from shoal.incentives.store import Owed, Store
 from shoal.swarm.errors import LocalFault, UsageError
 from shoal.swarm.identity import Identity
 
@@ -252,8 +252,8 @@ def test_the_best_word_of_a_running_session_survives_and_goes_with_its_close(tmp
     path = tmp_path / "ledger.sqlite"
     store = Store(path)
     (entry,) = store.append_own(CLIENT, [opened()], NOW)
-    store.owe(entries.hash_of(entry), 3, WORDS.word(3))
-    store.owe(entries.hash_of(entry), 4, WORDS.word(4))
+    store.owe_all([Owed(entries.hash_of(entry), 3, WORDS.word(3))])
+    store.owe_all([Owed(entries.hash_of(entry), 4, WORDS.word(4))])
     store.close()
     store = Store(path)
     (owed,) = store.owed()
