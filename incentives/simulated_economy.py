@@ -11,6 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from math import log, sin, tau
 
@@ -133,7 +134,7 @@ class Economy:
         self._sessions: dict[int, tuple[Peer, Peer, bytes, PayWords, Lane]] = {}
         self.peers = list(self._born(peers))
         for peer in self.peers:
-            self._at(peer.comes_s, lambda peer=peer: self._comes(peer))  # type: ignore[misc]
+            self._at(peer.comes_s, partial(self._comes, peer))
 
     # Peers
 
@@ -155,10 +156,10 @@ class Economy:
         self._by_key[peer.key] = peer
         if HABITS[peer.kind].serves and self._is_real(peer):
             self._join(peer)
-            self._at(self.now + DAY_S, lambda: self._trains(peer))
-        self._at(self.now + self._gap_s(peer), lambda: self._asks(peer))
+            self._at(self.now + DAY_S, partial(self._trains, peer))
+        self._at(self.now + self._gap_s(peer), partial(self._asks, peer))
         if HABITS[peer.kind].fakes_day:
-            self._at(self.now + DAY_S, lambda: self._fakes(peer))
+            self._at(self.now + DAY_S, partial(self._fakes, peer))
 
     def _join(self, peer: Peer) -> None:
         peer.server.from_hour = self.random.randrange(24)
@@ -191,14 +192,20 @@ class Economy:
         self._numbers += 1
         heapq.heappush(self._events, (when_s, self._numbers, what))
 
-    def run(self) -> None:
-        for day in range(int(self.days)):
-            end_s = BEGAN_S + (day + 1) * DAY_S
+    @property
+    def day(self) -> int:
+        """Days that are over."""
+        return len(self.supply)
+
+    def run(self, goes_on: Callable[[], bool] = lambda: True) -> None:
+        """Day after day, to the end or as long as it shall go on; it can be pickled then, and run further."""
+        while self.day < int(self.days) and goes_on():
+            end_s = BEGAN_S + (self.day + 1) * DAY_S
             while self._events and self._events[0][0] < end_s:
                 self.now, _, what = heapq.heappop(self._events)
                 what()
             self.now = end_s
-            self._close_the_day(day + 1)
+            self._close_the_day(self.day + 1)
 
     def _close_the_day(self, day: int) -> None:
         for key in list(self.balances.accounts):
@@ -225,7 +232,7 @@ class Economy:
     # Asking
 
     def _asks(self, peer: Peer) -> None:
-        self._at(self.now + self._gap_s(peer), lambda: self._asks(peer))
+        self._at(self.now + self._gap_s(peer), partial(self._asks, peer))
         if peer.kind is Kind.HOARDER and not HABITS[peer.kind].sessions_day and not self._splurges():
             return
         if self.now < peer.banned_until_s:
@@ -244,7 +251,7 @@ class Economy:
         if server is not None:
             self._opens(peer, server, lane, size, since_s)
         elif self.now - since_s < PATIENCE_S:
-            self._at(self.now + RETRY_S * self.random.uniform(0.5, 1.5), lambda: self._seeks(peer, size, since_s))
+            self._at(self.now + RETRY_S * self.random.uniform(0.5, 1.5), partial(self._seeks, peer, size, since_s))
         else:
             self.gains[peer.kind].given_up += 1
 
@@ -314,7 +321,7 @@ class Economy:
         for work in done:
             self._done(work)
         if server.server.works:
-            self._at(self.now + QUANTUM_S, lambda: self._computes(server))
+            self._at(self.now + QUANTUM_S, partial(self._computes, server))
         else:
             server.server.busy = False
 
@@ -358,7 +365,7 @@ class Economy:
         """A day's verified tokens. A cheat offers none: an update is looked at by all."""
         if self.now >= peer.banned_until_s and not peer.cheats:
             self._mints(peer, TRAINING_POSITIONS_DAY * PRICE)
-        self._at(self.now + DAY_S, lambda: self._trains(peer))
+        self._at(self.now + DAY_S, partial(self._trains, peer))
 
     # Cheating
 
@@ -389,7 +396,7 @@ class Economy:
         for those in (self._serving, self._there()):
             if peer in those:
                 those.remove(peer)
-        self._at(peer.banned_until_s, lambda: self._comes_again(peer))
+        self._at(peer.banned_until_s, partial(self._comes_again, peer))
 
     def _comes_again(self, peer: Peer) -> None:
         peer.key = self._new_key(peer.kind)
@@ -400,7 +407,7 @@ class Economy:
 
     def _fakes(self, peer: Peer) -> None:
         """Sessions with its own keys that nobody computes: paid ones in a circle, and a free one where it is drawn."""
-        self._at(self.now + DAY_S / HABITS[peer.kind].fakes_day, lambda: self._fakes(peer))
+        self._at(self.now + DAY_S / HABITS[peer.kind].fakes_day, partial(self._fakes, peer))
         if self.now < peer.banned_until_s:
             return
         ring = [p for p in self.peers if p.kind is peer.kind and p.ring == peer.ring]

@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import pickle
 import random
 import statistics
 import time
@@ -86,8 +87,14 @@ def waits_by_day(economy: Economy) -> dict[str, list[tuple[int, float]]]:
 
 def measured(chosen: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
-    economy = Economy(chosen.peers, chosen.days, chosen.seed, chosen.load)
-    economy.run()
+    if chosen.state and chosen.state.exists():
+        economy: Economy = pickle.loads(chosen.state.read_bytes())  # noqa: S301  our own file
+    else:
+        economy = Economy(chosen.peers, chosen.days, chosen.seed, chosen.load)
+    economy.run(lambda: time.perf_counter() - began < chosen.seconds)
+    if economy.day < int(chosen.days):
+        chosen.state.write_bytes(pickle.dumps(economy))
+        raise SystemExit(f"day {economy.day} of {chosen.days:.0f}; go on with the same command")
     settings = {"peers": chosen.peers, "days": chosen.days, "load": chosen.load, "seed": chosen.seed}
     return {
         "settings": settings,
@@ -151,6 +158,8 @@ def main() -> None:
     parser.add_argument("--days", type=float, default=60.0)
     parser.add_argument("--load", type=float, default=1.6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--state", type=Path, help="where a run that takes longer than --seconds is kept")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--results", type=Path)
     parser.add_argument("--from", dest="source", type=Path)
     parser.add_argument("--plots", type=Path)
