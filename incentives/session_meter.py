@@ -102,7 +102,7 @@ class LedgerMetering:
         offer = offers.decode(request.payment)
         entry = entries.decode(offer.entry)
         terms = self._checked(driver, request, entry)
-        if not await self._keep(driver, entry):
+        if not await self._keep(driver, [entries.decode(raw) for raw in offer.before], entry):
             return None
         digest = entries.hash_of(entry)
         covered = await self._is_covered(digest, request, terms)
@@ -127,9 +127,11 @@ class LedgerMetering:
             raise Refused("the payment is for another session")
         return terms
 
-    async def _keep(self, driver: PeerId, entry: Entry) -> bool:
+    async def _keep(self, driver: PeerId, before: list[Entry], entry: Entry) -> bool:
         """Whether the OPEN follows what is known of its author. raises: Refused, ShoalError"""
-        (verdict,) = await self._ledger.receive([entry])
+        if any(earlier.author != entry.author for earlier in before):
+            raise Refused("the payment comes with entries of others")
+        verdict = (await self._ledger.receive([*before, entry]))[-1]
         if getattr(verdict, "reason", "") == "gap" and self._catch_up is not None:
             held = (await self._ledger.chain(entry.author)).length
             missing = await self._catch_up(driver, entry.author, held, entry.seq)
