@@ -107,7 +107,7 @@ class HopServer:
                 raise Refused("a session of this name is open already")
             if self._metering is not None:
                 meter = await self._metering.open(stream.peer, request)
-            claim = self._accounts.claim(stream.peer, request)
+            claim = await self._accounts.claim(stream.peer, request)
             kind = "no_room"
             await compute.open(
                 request.session, request.span, request.max_tokens, request.sampling, request.history, claim

@@ -29,12 +29,19 @@ MEMBER = Claim("", Lane.EARNED)
 
 
 class Accounts(Protocol):
-    def claim(self, driver: PeerId, request: Open) -> Claim:
+    async def claim(self, driver: PeerId, request: Open) -> Claim:
         """raises: Refused when the driver may not open this session, with the line that says why"""
+
+
+class Stamping(Protocol):
+    """The driver's side: what a newcomer shows for a session."""
+
+    async def stamp(self) -> bytes:
+        """One for each session, good once at each server; b"" when none is needed."""
 
 
 class NoBooks:
     """Every driver is a member with an account of its own."""
 
-    def claim(self, driver: PeerId, request: Open) -> Claim:  # noqa: ARG002  `Accounts`
+    async def claim(self, driver: PeerId, request: Open) -> Claim:  # noqa: ARG002  `Accounts`
         return Claim(driver, Lane.EARNED)
