@@ -1,4 +1,4 @@
-"""Trust as routing reads it: a cost in milliseconds, `swarm.standing.Standing`."""
+"""Trust as routing reads it: a cost in milliseconds, `swarm.standing.KnownStanding`."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +34,9 @@ class Standings:
         """In [0, 1]: .5 for whoever stands as the mean of those that are known, 0 for a stranger or a forger."""
         share = self.shares.get(peer, 0.0) if peer not in self.forked else 0.0
         return share / (share + 1 / len(self.shares)) if share else 0.0
+
+    def shown(self, peer: PeerId) -> float | None:
+        return self.of(peer) if self.shares else None
 
     def cost_ms(self, peer: PeerId) -> float:
         if peer in self.forked:

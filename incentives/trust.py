@@ -1,6 +1,6 @@
 """How far a peer trusts others: a random walk with restart from itself over who has served whom.
 
-An edge leads from a client to a server and weighs what the client has paid for work that it got. A walk begins at the
+An edge leads from a client to a server and weighs the work that the client says it got. A walk begins at the
 peer whose view it is, follows edges by their weight, and stops at each peer that it comes to with the probability
 RESTART (and wherever no edge leads on); a peer's standing is the share of walks that stop at it.
 
@@ -23,7 +23,7 @@ _STEPS = 7  # what is still on its way then, less than one walk in 10^5, stops w
 FAILURE_WEIGHT = 20  # sound audits that one false one outweighs
 BENEFIT_OF_DOUBT = 4  # sound audits that everybody is taken to have had
 
-Receipts = Mapping[PeerId, Mapping[PeerId, int]]  # client -> server -> credits paid for work
+Receipts = Mapping[PeerId, Mapping[PeerId, int]]  # client -> server -> positions, or what was paid for them
 
 
 @dataclass(frozen=True, slots=True)

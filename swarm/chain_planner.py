@@ -14,7 +14,7 @@ from .member_calls import MemberCalls
 from .pings import Pinger
 from .records import NodeRecord
 from .session_events import Plan
-from .standing import Neutral, Standing
+from .standing import KnownStanding, Neutral
 from .units import describe, missing, whole
 
 FIRST_PING_S = 0.7  # a peer that is slower than this to answer is planned for with a guess
@@ -32,10 +32,10 @@ class DirectoryPlanner:
         pinger: Pinger,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
-        standing: Standing | None = None,
+        standing: KnownStanding | None = None,
     ) -> None:
         self._lookup = lookup
-        self.standing = standing or Neutral()
+        self.standing: KnownStanding = standing or Neutral()
         self._wall_clock = wall_clock
         self._calls = calls
         self._pinger = pinger

@@ -10,8 +10,18 @@ class Standing(Protocol):
         """>= 0, added to what a hop at this peer costs."""
 
 
+class KnownStanding(Standing, Protocol):
+    """For whoever shows it, too."""
+
+    def shown(self, peer: PeerId) -> float | None:
+        """In [0, 1], None when nothing is known of anybody."""
+
+
 class Neutral:
     """Nobody is known better than anybody else."""
 
     def cost_ms(self, peer: PeerId) -> float:  # noqa: ARG002  `Standing`
         return 0.0
+
+    def shown(self, peer: PeerId) -> float | None:  # noqa: ARG002  `KnownStanding`
+        return None

@@ -119,6 +119,9 @@ def test_standing_is_a_cost_that_a_plan_weighs_against_speed() -> None:
         def cost_ms(self, peer: PeerId) -> float:
             return 50.0 if peer == VOLUNTEER else 0.0
 
+        def shown(self, peer: PeerId) -> float | None:
+            return None
+
     other = record(100.0, 5002)
     hosted = structs.replace(other.hosted[0], step_ms=20.0)
     slower = structs.replace(other, peer=PeerId("slower"), hosted=(hosted,))
