@@ -1,8 +1,8 @@
 """Whose turn it is: virtual time of the accounts that compete for one engine.
 
 Each account of a lane is a flow. It starts where the virtual time stands, and each position that is computed for it
-moves it on, the less the more its lane weighs; the flow that is furthest behind is next. The virtual time is that of the
-flow furthest behind among those that wait. Whoever comes anew therefore comes in first, an idle time earns nothing, and
+moves it on, the less the more its lane weighs; the flow that is furthest behind is next. The virtual time is that of
+the flow furthest behind among those that wait. So whoever comes anew comes in first, an idle time earns nothing, and
 accounts of one lane share the lane's weight, however many they are.
 
 source: Goyal, Vin and Cheng, Start-time Fair Queuing, IEEE/ACM Transactions on Networking 5(5), 1997

@@ -28,7 +28,10 @@ def assigned(beacon: bytes, client: bytes, servers: Collection[bytes], count: in
 
 
 def is_drawn(beacon: bytes, statement: bytes, rate: float) -> bool:
-    """Whether a session is audited, and so mints. beacon: of the hour after the server's signature; statement: its hash"""
+    """Whether a session is audited, and so mints.
+
+    beacon: of the hour after the server has signed; statement: hash of what it signed
+    """
     drawn = sha256(_WHETHER + beacon + statement).digest()
     return int.from_bytes(drawn[:7], "big") < int(rate * 2**56)
 

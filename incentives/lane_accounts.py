@@ -1,4 +1,4 @@
-"""Which lane a session has, from the ledger: `swarm.lanes.Accounts` for a hop, and the stamps that its driver brings."""
+"""Which lane a session has, from the ledger: `swarm.lanes.Accounts` for a hop, and a driver's stamps."""
 
 from collections.abc import Callable, Collection
 

@@ -77,9 +77,7 @@ def monte_carlo_shapley(
     return Worth(values, {player: _error(added) for player, added in samples.items()}, done, len(known))
 
 
-def exact_shapley(
-    players: Sequence[Player], worth_of: Callable[[frozenset[Player]], float]
-) -> dict[Player, float]:
+def exact_shapley(players: Sequence[Player], worth_of: Callable[[frozenset[Player]], float]) -> dict[Player, float]:
     """Over all 2 ** n groups: for a few players."""
     known = {
         frozenset(group): worth_of(frozenset(group))
@@ -90,7 +88,9 @@ def exact_shapley(
     weights = [1 / (count * math.comb(count - 1, size)) for size in range(count)]
     return {
         player: sum(
-            weights[len(group)] * (known[group | {player}] - worth) for group, worth in known.items() if player not in group
+            weights[len(group)] * (known[group | {player}] - worth)
+            for group, worth in known.items()
+            if player not in group
         )
         for player in players
     }

@@ -15,7 +15,6 @@ from functools import partial
 from hashlib import sha256
 from math import log, sin, tau
 
-
 from shoal.swarm.identifiers import PeerId, SwarmId
 from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.routing import QUEUE_FACTOR
@@ -142,7 +141,9 @@ class Economy:
         for kind, share in SHARES.items():
             for number in range(round(share * count)):
                 late = kind is Kind.NEWCOMER
-                comes = BEGAN_S + (self.random.random() * self.days * 0.9 * DAY_S if late else self.random.random() * DAY_S)
+                comes = BEGAN_S + (
+                    self.random.random() * self.days * 0.9 * DAY_S if late else self.random.random() * DAY_S
+                )
                 ring = number // RING if kind is Kind.SYBIL else number // 2 if kind is Kind.SELF_DEALER else -1
                 yield Peer(kind, self._new_key(kind), comes, ring, cheats=not HABITS[kind].honest)
                 self.counts[kind] += 1
@@ -174,7 +175,9 @@ class Economy:
 
     def _is_real(self, peer: Peer) -> bool:
         """Of a sybil ring only the first has a machine, the others are keys."""
-        return peer.kind is not Kind.SYBIL or peer is next(p for p in self.peers if p.kind is peer.kind and p.ring == peer.ring)
+        return peer.kind is not Kind.SYBIL or peer is next(
+            p for p in self.peers if p.kind is peer.kind and p.ring == peer.ring
+        )
 
     def _gap_s(self, peer: Peer) -> float:
         """To its next session: demand swings by half over the day."""
@@ -346,7 +349,9 @@ class Economy:
         if server.kind is Kind.FARMER and server.served_chunks >= FARMED_CHUNKS:
             server.cheats = True
 
-    def _settles(self, client: Peer, server: Peer, opened: bytes, words: PayWords, lane: Lane, *, garbage: bool) -> None:
+    def _settles(
+        self, client: Peer, server: Peer, opened: bytes, words: PayWords, lane: Lane, *, garbage: bool
+    ) -> None:
         body = Close(opened, words.length, words.word(words.length))
         for movement in self.balances.apply(server.key, body, self._digest(), int(self.now)):
             if movement.what == "earned" and movement.amount:

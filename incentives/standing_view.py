@@ -1,4 +1,4 @@
-"""One peer's view of the others, from the entries that it has: who was served by whom, what audits found, who forked."""
+"""One peer's view of the others, from its entries: who was served by whom, what audits found, who forked."""
 
 from collections import defaultdict
 

@@ -4,10 +4,10 @@ An edge leads from a client to a server and weighs the work that the client says
 peer whose view it is, follows edges by their weight, and stops at each peer that it comes to with the probability
 RESTART (and wherever no edge leads on); a peer's standing is the share of walks that stop at it.
 
-Whatever a peer that got some edges from others by work does afterwards, with however many peers of its own, walks that
-enter its group can do no more than all stop there. As at least RESTART of them stop at the first peer already, lies gain
-it at most 1 / RESTART, that is 1.18. A longer walk would see farther and be worth more to a liar. Max-flow has no such
-bound: every peer that it invents has as much flow as the first.
+Whatever a peer that got some edges by work does afterwards, with however many peers of its own, walks that enter its
+group can do no more than all stop there. As at least RESTART of them stop at the first peer already, lies gain it at
+most 1 / RESTART, that is 1.18. A longer walk would see farther and be worth more to a liar. Max-flow has no such bound:
+every peer that it invents has as much flow as the first.
 
 source: Page, Brin, Motwani and Winograd, The PageRank Citation Ranking, 1999 (personalised);
 Nasrulin, Ishmaev and Pouwelse, MeritRank: Sybil Tolerant Reputation for Merit-based Tokenomics, arXiv:2207.09950

@@ -20,8 +20,8 @@ class KnownStanding(Standing, Protocol):
 class Neutral:
     """Nobody is known better than anybody else."""
 
-    def cost_ms(self, peer: PeerId) -> float:  # noqa: ARG002  `Standing`
+    def cost_ms(self, peer: PeerId) -> float:
         return 0.0
 
-    def shown(self, peer: PeerId) -> float | None:  # noqa: ARG002  `KnownStanding`
+    def shown(self, peer: PeerId) -> float | None:
         return None

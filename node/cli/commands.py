@@ -38,6 +38,22 @@ def command_line() -> Any:  # noqa: ANN401  typer exports no name for it
         if context.invoked_subcommand is None:
             typer.echo(context.get_help())
 
-    for module in (up, join, generate, chat, train, models, peers, ledger, status, invite, key, kv, doctor, down, version):
+    for module in (
+        up,
+        join,
+        generate,
+        chat,
+        train,
+        models,
+        peers,
+        ledger,
+        status,
+        invite,
+        key,
+        kv,
+        doctor,
+        down,
+        version,
+    ):
         module.register(app)
     return typer.main.get_command(app)

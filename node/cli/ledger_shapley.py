@@ -63,7 +63,12 @@ def shapley(
             tokens[peer] = tokens.get(peer, 0) + count
     _show(output, "participant", value_participants(run.judge, points, seed, orders), tokens)
     if data:
-        _show(output, "stretch", value_stretches(run.judge, run.text, points[len(points) // 2], data, SAMPLE, seed, orders), {})
+        _show(
+            output,
+            "stretch",
+            value_stretches(run.judge, run.text, points[len(points) // 2], data, SAMPLE, seed, orders),
+            {},
+        )
 
 
 def _show(output: Output, what: str, found: "Valuation[Any]", tokens: Mapping[str, int]) -> None:

@@ -41,9 +41,7 @@ def outer_in_place(parameters: LiveParameters, outer: Values) -> Iterator[None]:
             parameters.write(0, own)
 
 
-def gradient_over(
-    steps: InnerSteps, parameters: LiveParameters, text: Windows, windows: Sequence[int]
-) -> Values:
+def gradient_over(steps: InnerSteps, parameters: LiveParameters, text: Windows, windows: Sequence[int]) -> Values:
     """(N,) of the mean loss over some windows, at the parameters that are in the model."""
     steps.model.eval()
     steps.model.zero_grad(set_to_none=True)

@@ -5,6 +5,7 @@ A group's worth is how much lower the held-out loss is with it than without anyb
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -53,7 +54,9 @@ class Judge:
         """Of the held-out loss, or of the loss on some windows of another text."""
         with outer_in_place(self.parameters, values):
             if text is None or windows is None:
-                return gradient_over(self.steps, self.parameters, self.held_out, range(min(self.sequences, len(self.held_out))))
+                return gradient_over(
+                    self.steps, self.parameters, self.held_out, range(min(self.sequences, len(self.held_out)))
+                )
             return gradient_over(self.steps, self.parameters, text, windows)
 
 
@@ -69,7 +72,7 @@ def value_participants(judge: Judge, points: Sequence[Point], seed: int, orders:
     return _compared(players, _valued(players, worth, seed, orders), first)
 
 
-def value_stretches(  # noqa: PLR0913
+def value_stretches(
     judge: Judge, text: Windows, point: Point, stretches: int, sample: int, seed: int, orders: int
 ) -> Valuation[int]:
     """Stretches of the training text, of equal length, by one step along their gradients from one point of the run.
@@ -82,7 +85,7 @@ def value_stretches(  # noqa: PLR0913
     draw = np.random.default_rng(seed)
     edges = np.linspace(0, len(text), stretches + 1).astype(int)
     gradients = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         chosen = draw.choice(np.arange(start, stop), size=min(sample, stop - start), replace=False)
         gradients.append(judge.gradient(point.before, text, [int(index) for index in chosen]))
     length = float(np.linalg.norm(sum(point.moves().values())))

@@ -54,9 +54,7 @@ def read_rounds(folder: Path, others: Sequence[Path], run: str, spec: RunSpec) -
             for peer, tokens in (outcome.contributors if whole else ())
         }
         found.append(
-            ValuedRound(
-                outcome.round, outcome.fragment, before, decoded(spec, outcome), offers, outcome.contributors
-            )
+            ValuedRound(outcome.round, outcome.fragment, before, decoded(spec, outcome), offers, outcome.contributors)
         )
     if not found:
         raise UsageError(f"{folder} holds no rounds of this run")

@@ -59,6 +59,8 @@ def _check(folder: Path, spec: RunSpec) -> None:
     try:
         found = msgspec.json.decode((folder / SPEC).read_bytes(), type=RunSpec)
     except (OSError, msgspec.MsgspecError) as error:
-        raise UsageError(f"{folder} is not the folder of a training; give the config that it was started with") from error
+        raise UsageError(
+            f"{folder} is not the folder of a training; give the config that it was started with"
+        ) from error
     if found != spec:
         raise UsageError(f"{folder} holds another run than the config describes ({differences(spec, found)})")

@@ -1,12 +1,12 @@
 """An economy of a thousand peers over months in virtual time: who gains what, who waits, how much credit there is.
 
-    python scripts/bench/economy.py [--peers 1000] [--days 60] [--load 1.6] [--results FILE] [--plots docs/plots]
-    python scripts/bench/economy.py --from FILE --plots docs/plots
+python scripts/bench/economy.py [--peers 1000] [--days 60] [--load 1.6] [--results FILE] [--plots docs/plots]
+python scripts/bench/economy.py --from FILE --plots docs/plots
 """
 
 import argparse
 import json
-import pickle
+import pickle  # noqa: TID251  a run that is stopped and goes on, in a file of our own
 import random
 import statistics
 import time
@@ -79,9 +79,7 @@ def waits_by_day(economy: Economy) -> dict[str, list[tuple[int, float]]]:
         days: defaultdict[int, list[float]] = defaultdict(list)
         for wait, when in found:
             days[int((when - BEGAN_S) / DAY_S)].append(wait)
-        rows[str(lane)] = [
-            (day, sorted(values)[int(0.95 * (len(values) - 1))]) for day, values in sorted(days.items())
-        ]
+        rows[str(lane)] = [(day, sorted(values)[int(0.95 * (len(values) - 1))]) for day, values in sorted(days.items())]
     return rows
 
 
@@ -103,9 +101,7 @@ def measured(chosen: argparse.Namespace) -> dict[str, Any]:
         "gains": gains(economy),
         "waits": waits(economy),
         "waits by day": waits_by_day(economy),
-        "supply": [
-            {name: getattr(each, name) for name in each.__slots__} for each in economy.supply
-        ],
+        "supply": [{name: getattr(each, name) for name in each.__slots__} for each in economy.supply],
     }
 
 

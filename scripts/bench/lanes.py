@@ -82,9 +82,10 @@ class Load:
         while anyio.current_time() - began_s < GIVEN_UP_S:
             try:
                 self.free_s.append(await self.session(claim, began_s))
-                return
             except OutOfMemory:
                 await anyio.sleep(RETRY_S * self.random.uniform(0.5, 1.5))
+            else:
+                return
         self.given_up += 1
 
     async def run(self, seconds: float) -> None:
@@ -122,9 +123,7 @@ def measured(lanes: bool, seconds: float, gap_s: float) -> dict[str, float]:
         model = resolve("novels-6m", Path(folder))
         span = whole(model.manifest.layers)
         model.fetch(span)
-        engine = Engine(
-            Shard.load(model, span, "float32", torch.device("cpu")), KV_TOKENS, keeps_lanes=lanes
-        )
+        engine = Engine(Shard.load(model, span, "float32", torch.device("cpu")), KV_TOKENS, keeps_lanes=lanes)
         load = Load(engine, lanes, gap_s, seed=7)
         began_s, before = time.perf_counter(), engine.tokens_done
         anyio.run(load.run, seconds)
@@ -141,7 +140,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    results = {name: measured(lanes, chosen.seconds, chosen.gap) for name, lanes in (("lanes", True), ("no lanes", False))}
+    results = {
+        name: measured(lanes, chosen.seconds, chosen.gap) for name, lanes in (("lanes", True), ("no lanes", False))
+    }
     print(f"{platform.machine()}, torch {torch.__version__}, {PAYING} paying clients, {KV_TOKENS} tokens of cache")
     for key in results["lanes"]:
         print(f"{key:22}" + "".join(f"{results[name][key]:12.3f} ({name})" for name in results))

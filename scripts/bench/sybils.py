@@ -90,7 +90,13 @@ def flow_share(graph: Graph, view: PeerId) -> float:
     return of_group / (of_group + of_honest)
 
 
-def gains(share: Callable[[Graph, PeerId], float], shape: Callable[[Graph, int], Graph], size: int, chosen: argparse.Namespace, views: int) -> tuple[float, float]:
+def gains(
+    share: Callable[[Graph, PeerId], float],
+    shape: Callable[[Graph, int], Graph],
+    size: int,
+    chosen: argparse.Namespace,
+    views: int,
+) -> tuple[float, float]:
     graph = honest_society(chosen.peers, chosen.seed)
     some = random.Random(2).sample([name for name in graph if name != ATTACKER], views)
     before = [share(graph, view) for view in some]

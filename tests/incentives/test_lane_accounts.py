@@ -1,4 +1,4 @@
-"""Lanes of real sessions in virtual time: newcomers show a stamp, whoever contributed does not have to, payers first."""
+"""Lanes of real sessions: newcomers show a stamp, whoever contributed does not have to, and payers do neither."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -58,7 +58,9 @@ class Noted(LedgerAccounts):
 
 
 @asynccontextmanager
-async def served(contributed: int, *, stamped: bool, everything_paid: bool = False) -> AsyncIterator[tuple[World, Noted]]:
+async def served(
+    contributed: int, *, stamped: bool, everything_paid: bool = False
+) -> AsyncIterator[tuple[World, Noted]]:
     class Everything(set[SessionId]):
         def __contains__(self, _: object) -> bool:
             return True
@@ -66,7 +68,9 @@ async def served(contributed: int, *, stamped: bool, everything_paid: bool = Fal
     async with MemoryNetwork(0) as network, anyio.create_task_group() as tasks:
         world = World(network, tasks)
         identity = Identity(bytes([1]) * 32)
-        volunteer = Volunteer(identity.peer_id, SimulatedCompute(MODEL, (whole(MODEL.layers),), 4096), whole(MODEL.layers))
+        volunteer = Volunteer(
+            identity.peer_id, SimulatedCompute(MODEL, (whole(MODEL.layers),), 4096), whole(MODEL.layers)
+        )
         world.volunteers[identity.peer_id] = volunteer
         accounts = Noted(new_ledger(contributed), Everything() if everything_paid else set())
         await HopServer(network.join(identity.peer_id), OpenGate(), volunteer, accounts=accounts).start()

@@ -23,13 +23,11 @@ def append(store: Store, author: Identity, *bodies: AnyBody) -> list[Entry]:
 def served(store: Store, client: Identity, server: Identity, ticks: int, told: int | None = None) -> None:
     """told: ticks that the server claims, when it lies"""
     words = PayWords(next(names).to_bytes(WORD_BYTES, "big"), 64)
-    (opened,) = append(
-        store, client, Open(server.public_key, b"s", words.root, 10, 32, 64, 3600, 1)
-    )
+    (opened,) = append(store, client, Open(server.public_key, b"s", words.root, 10, 32, 64, 3600, 1))
     append(store, server, Close(entries.hash_of(opened), told or ticks, words.word(ticks)))
 
 
-def test_whoever_served_me_and_those_that_I_know_stands_before_a_stranger() -> None:
+def test_whoever_served_the_own_peer_or_its_servers_stands_before_a_stranger() -> None:
     store = Store(None)
     served(store, ME, GOOD, 10)
     served(store, GOOD, BAD, 10)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -38,7 +39,7 @@ def star(size: int) -> Graph:
 
 def chain(size: int) -> Graph:
     names = [LIAR, *(PeerId(f"sybil {number}") for number in range(size))]
-    return {a: {b: 10**9} for a, b in zip(names, names[1:], strict=False)}
+    return {a: {b: 10**9} for a, b in pairwise(names)}
 
 
 def of_group(found: Mapping[PeerId, float]) -> float:

@@ -13,11 +13,14 @@ from training.local_exchange import peers
 from training.test_worker_keeper import Run
 from training.tiny_run import as_toml, tiny_config, tiny_tables
 
+from shoal.compression.update_codec import Values
 from shoal.node.cli.main import main
+from shoal.node.training.strategies.strategy import Strategy
 from shoal.node.training.valuation import value_participants, value_stretches
 from shoal.node.training.valued_run import ValuedRun, open_run
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.rounds.exchange import Offer
 from shoal.swarm.transports.memory import MemoryNetwork
 
 FOUR = peers(4)
@@ -36,6 +39,15 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def turn_round(strategy: Strategy) -> None:
+    honest = strategy.offer
+
+    def offer(work: Values) -> Offer:
+        return honest(2 * strategy.outer.fragment(strategy.fragment) - work)
+
+    strategy.offer = offer  # type: ignore[method-assign]
+
+
 async def trained(folder: Path, names: Sequence[PeerId], liar: PeerId | None = None) -> None:
     """liar: offers the opposite of what it learned"""
     async with MemoryNetwork() as network:
@@ -43,11 +55,7 @@ async def trained(folder: Path, names: Sequence[PeerId], liar: PeerId | None = N
         for name in names:
             trainer = await run.start(name)
             if name == liar:
-                strategy = trainer.worker.strategy
-                honest = strategy.offer
-                strategy.offer = lambda work: honest(  # type: ignore[method-assign]
-                    2 * strategy.outer.fragment(0) - work
-                )
+                turn_round(trainer.worker.strategy)
         await run.train(names, ROUNDS)
         for trainer in run.trainers.values():
             trainer.keeper.close()
