@@ -38,7 +38,7 @@ async def thin_driver(home: Home, tasks: TaskGroup, invite_line: str | None = No
 
     invite = read_invite(invite_line, _now()) if invite_line else None
     home.prepare()
-    known = membership_file.load(home.swarm)
+    known = None if invite else membership_file.load(home.swarm)
     if invite is None and known is None:
         raise SwarmUnreachable("no node runs here and this home belongs to no swarm; run `shoal up`, or give an invite")
     identity = Identity.load_or_create(home.identity)
