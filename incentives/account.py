@@ -34,6 +34,15 @@ class Reservation(msgspec.Struct, array_like=True):
     session: bytes
 
 
+class Work(msgspec.Struct, array_like=True):
+    """A TRAIN that nobody has judged yet, or the judgement of one that has not come."""
+
+    worker: bytes  # account
+    tokens: int
+    outcome: int | None = None  # of a VERDICT that came first
+    verdict: bytes = b""  # its hash
+
+
 class Totals(msgspec.Struct, array_like=True):
     """What has left the accounts and come into them; with the accounts it sums to zero."""
 

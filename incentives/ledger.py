@@ -11,7 +11,7 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-from shoal.swarm.errors import ShoalError
+from shoal.swarm.errors import ShoalError, Unavailable
 from shoal.swarm.identity import Identity
 
 from .bodies import AnyBody, Close
@@ -45,6 +45,7 @@ class Ledger:
         self._words: dict[bytes, Owed] = {}
         self._closes: list[Close] = []
         self._more = anyio.Event()
+        self._closed = False
 
     @property
     def key(self) -> bytes:
@@ -55,10 +56,14 @@ class Ledger:
 
     async def use(self, work: Callable[[Store], Result]) -> Result:
         """Run something on the store. raises: ShoalError, and what `work` raises"""
+        if self._closed:
+            raise Unavailable("the ledger is closed")
         if self._one is None:
             return work(self.store)
+        results: list[Result] = []
         with anyio.CancelScope(shield=True):  # a write that has begun ends before the store is closed
-            return await anyio.to_thread.run_sync(work, self.store, limiter=self._one)
+            results.append(await anyio.to_thread.run_sync(work, self.store, limiter=self._one))
+        return results[0]
 
     async def append(self, body: AnyBody) -> Entry:
         """The next entry of the own chain, on the disk. Calls at the same time share one write. raises: ShoalError"""
@@ -151,5 +156,8 @@ class Ledger:
                 tell(entry)
 
     async def close(self) -> None:
-        await self.flush()
-        await self.use(Store.close)
+        """After the last session. Own words that cannot be settled now are settled at the next start."""
+        with anyio.CancelScope(shield=True):
+            await self.flush()
+            await self.use(Store.close)
+            self._closed = True

@@ -1,11 +1,12 @@
-"""`shoal ledger`: what was contributed, and what it is worth."""
+"""`shoal ledger`: what this node has earned and spent, and why."""
 
 import typer
 
-from .ledger_shapley import shapley
+from . import ledger_balance, ledger_explain, ledger_export, ledger_history, ledger_shapley, ledger_verify
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Contributions and what they are worth.", no_args_is_help=True)
-    group.command(epilog="Example: shoal ledger shapley novels.toml --with /mnt/bob/novels")(shapley)
+    group = typer.Typer(help="Show, explain and check what this node has earned and spent, or what a training's peers were worth.", no_args_is_help=True)
+    for module in (ledger_balance, ledger_history, ledger_explain, ledger_verify, ledger_export, ledger_shapley):
+        module.register(group)
     app.add_typer(group, name="ledger")

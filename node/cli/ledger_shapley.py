@@ -27,6 +27,10 @@ Stretches = Annotated[int, typer.Option("--data", min=0, help="Value so many str
 Seed = Annotated[int, typer.Option("--seed", help="Of the orders that are drawn.")]
 
 
+def register(group: typer.Typer) -> None:
+    group.command(epilog="Example: shoal ledger shapley novels.toml --with /mnt/bob/novels")(shapley)
+
+
 def shapley(
     config: Config,
     others: With = None,

@@ -82,11 +82,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--most-ms", type=float, default=60.0, help="a process works so long at most")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="shoal-ledger-") as folder:
-        counts = kill_often(Path(folder) / "ledger.sqlite", chosen.kills, chosen.most_ms / 1e3, report=100)
+        counts = kill_often(Path(folder) / "ledger.sqlite", chosen.kills, chosen.most_ms / 1e3, chosen.seed, report=50)
     print(f"{counts} in {time.perf_counter() - began:.0f} s")
     if chosen.json:
         chosen.json.write_text(json.dumps(counts))
