@@ -7,6 +7,7 @@ import torch
 
 from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import ShoalError
+from shoal.swarm.lanes import MEMBER, Claim
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.units import Span
 
@@ -37,7 +38,7 @@ class Session:
     room: Reservation
     sampling: Sampling
     history: list[int]
-    priority: float = 1.0
+    claim: Claim = MEMBER
     jobs: list[Job] = field(default_factory=list)
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .identifiers import SessionId
+from .lanes import MEMBER, Claim
 from .sampling import Sampling
 from .units import Span
 
@@ -43,11 +44,18 @@ class Done:
 
 class Compute(Protocol):
     async def open(
-        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        claim: Claim = MEMBER,
     ) -> None:
         """Reserve KV for `max_tokens` positions of `span`, which must lie inside the hosted one.
 
         history: the ids so far, needed by the head when the sampling has penalties
+        claim: on whose account, which decides whose turn it is where many wait
         raises: OutOfMemory, ContextTooLong, Refused
         """
 

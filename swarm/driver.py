@@ -17,6 +17,7 @@ from .generation import ServedModel, TokenRequest
 from .handshake import Gate
 from .hop_server import KEEP_BYTES
 from .identifiers import ModelId, SessionId
+from .lanes import Stamping
 from .manifest import Manifest
 from .metering import Paying
 from .session import Patience, Session
@@ -46,6 +47,7 @@ class Driver:
         local_parts: LocalParts | None = None,
         seed: int | None = None,
         paying: Paying | None = None,
+        stamping: Stamping | None = None,
     ) -> None:
         self._transport = transport
         self._gate = gate
@@ -57,6 +59,7 @@ class Driver:
         self._random = random.Random(seed)
         self._seeded = seed is not None
         self._paying = paying
+        self._stamping = stamping
 
     async def models(self) -> list[ServedModel]:
         return await self._planner.models()
@@ -77,6 +80,7 @@ class Driver:
         name = self._new_session_id()
         payment = self._paying.session(request, manifest) if self._paying else None
         slice_tokens = payment.slice_tokens if payment else None
+        stamp = await self._stamping.stamp() if self._stamping else b""
         feeder: Feeder = IdFeeder(slice_tokens)
         head: LocalHead | None = None
         span, dtype = whole(manifest.layers), None
@@ -105,6 +109,7 @@ class Driver:
             self._clock,
             dtype,
             payment,
+            stamp,
             self._tasks,
         )
         error: Exception | None = None

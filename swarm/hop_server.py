@@ -20,6 +20,7 @@ from .errors import (
 from .handshake import Gate, failure, prompt_message, receive_greeting
 from .hop import ATTACH_PATIENCE_S, Hop
 from .identifiers import ModelId, SessionId
+from .lanes import Accounts, NoBooks
 from .messages import Attach, Open, Opened
 from .metering import Meter, Metering
 from .transport import Stream, Transport
@@ -54,12 +55,14 @@ class HopServer:
         keep_bytes: int = KEEP_BYTES,
         *,
         metering: Metering | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self._transport = transport
         self._gate = gate
         self._hosting = hosting
         self._keep_bytes = keep_bytes
         self._metering = metering
+        self._accounts = accounts or NoBooks()
         self._hops: dict[SessionId, Hop] = {}
         self._appeared = anyio.Event()
 
@@ -104,8 +107,11 @@ class HopServer:
                 raise Refused("a session of this name is open already")
             if self._metering is not None:
                 meter = await self._metering.open(stream.peer, request)
+            claim = await self._accounts.claim(stream.peer, request)
             kind = "no_room"
-            await compute.open(request.session, request.span, request.max_tokens, request.sampling, request.history)
+            await compute.open(
+                request.session, request.span, request.max_tokens, request.sampling, request.history, claim
+            )
         except ShoalError as error:
             if isinstance(error, ContextTooLong):
                 kind = "too_long"

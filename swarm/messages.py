@@ -48,6 +48,7 @@ class Open(Message, frozen=True):
     sampling: Sampling
     history: tuple[int, ...]  # only when the sampling has penalties and this hop has the head
     payment: bytes = b""  # see `metering`; b"": nothing is offered
+    stamp: bytes = b""  # a newcomer's proof of work, see `lanes`
 
 
 class Opened(Message, frozen=True):

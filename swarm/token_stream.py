@@ -84,10 +84,12 @@ class DriverStream:
         clock: Callable[[], float],
         dtype: str | None,
         payment: Payment | None,
+        stamp: bytes,
         outliving: TaskGroup,
     ) -> None:
         self._outliving = outliving  # streams are closed after the caller has left
         self._payment = payment
+        self._stamp = stamp
         self.route = Route()
         self.finish_reason: FinishReason | None = None
         self._name = name
@@ -267,6 +269,7 @@ class DriverStream:
             downstream_addresses=below.addresses if below else (),
             sampling=sampling,
             history=tuple(self._session.ids) if with_history else (),
+            stamp=self._stamp,
         )
         link = HopLink(at, self._transport, self._gate, self._post, self._take_result)
         self._links[effect.hop] = link
