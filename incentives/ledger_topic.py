@@ -42,6 +42,7 @@ from .gossip_events import (
 )
 from .ledger_answers import LedgerAnswers
 from .ledger_gossip import LedgerGossip
+from .ledger_topic_name import topic_of
 from .own_head import AskForOwn, OwnHead
 from .rendezvous import NEEDED, witnesses
 from .store import Store
@@ -54,10 +55,6 @@ WITNESSED_S = 10.0  # until an author gives up on its witnesses
 LISTED_S = 5.0
 _MOST_HEARD = 256  # messages that wait to be looked at; of more the newest are dropped
 ENTRIES, TIPS, PROOF, COSIGN = "ledger/entries", "ledger/tips", "ledger/proof", "ledger/cosign"
-
-
-def topic_of(swarm: SwarmId) -> str:
-    return f"shoal/ledger/{swarm}"
 
 
 @dataclass(frozen=True, slots=True)

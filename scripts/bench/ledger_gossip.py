@@ -87,7 +87,10 @@ def main() -> int:
     if chosen.json:
         chosen.json.write_text(json.dumps({"machine": about, "runs": runs}, indent=1))
     wrong = [what for run in runs for what in failures(run)]
-    print("\n" + ("\n".join(wrong) if wrong else "every fork known to all in time, none honoured twice by honest witnesses"))
+    print(
+        "\n"
+        + ("\n".join(wrong) if wrong else "every fork known to all in time, none honoured twice by honest witnesses")
+    )
     return int(bool(wrong))
 
 

@@ -12,7 +12,7 @@ from swarm.people import person
 
 from shoal.incentives import entry as entries
 from shoal.incentives.bodies import ForkProof
-from shoal.incentives.chain import Forked, fork_proof, forger
+from shoal.incentives.chain import Forked, forger, fork_proof
 from shoal.incentives.entry import Entry
 from shoal.incentives.gossip_events import (
     Adopted,
@@ -135,7 +135,9 @@ def test_two_branches_shown_to_two_peers_meet_at_a_third() -> None:
     one, other = continued(AUTHOR, past, 1, 10), continued(AUTHOR, past, 1, 20)
     reader(sealed(person(3), one))
     (fact,) = facts(reader(sealed(person(4), other)), Forger)
-    assert isinstance(fact, Forger) and fact.author == AUTHOR.public_key and fact.first_hand
+    assert isinstance(fact, Forger)
+    assert fact.author == AUTHOR.public_key
+    assert fact.first_hand
     assert forger(fact.proof) == AUTHOR.public_key
     assert facts(reader(sealed(person(5), other)), Forger) == []
 
@@ -358,7 +360,8 @@ def test_a_fork_shown_to_two_victims_is_known_to_all_within_seconds() -> None:
     figures = GossipSimulation(GossipScenario(peers=120, forgers=8, duration_s=20.0, after_s=20.0)).run().figures()
     assert figures["never learnt"] == 0
     assert figures["known_p99_s"] <= 10
-    assert figures["honest sessions"] > 0 and figures["of these refused or lost"] == 0
+    assert figures["honest sessions"] > 0
+    assert figures["of these refused or lost"] == 0
     assert figures["proofs told for a fork"] < 10
 
 

@@ -67,12 +67,15 @@ def test_a_witness_signs_the_head_of_a_chain_and_says_what_it_lacks() -> None:
     watcher, chain = Watcher(APPOINTED[0]), chain_of(AUTHOR, 5)
     assert watcher.sign(chain, shown=1) == Cosigned(0, None)
     answer = watcher.sign(chain)
-    assert answer.witness is not None and is_cosigned(head_of(chain), answer.witness)
+    assert answer.witness is not None
+    assert is_cosigned(head_of(chain), answer.witness)
     longer = continued(AUTHOR, chain, 2, first_number=50)
     answer = watcher.sign(longer, shown=2)
-    assert answer.witness is not None and is_cosigned(head_of(longer), answer.witness)
+    assert answer.witness is not None
+    assert is_cosigned(head_of(longer), answer.witness)
     again = watcher.sign(chain, shown=0)  # part of what it signed
-    assert again.witness is not None and is_cosigned(head_of(chain), again.witness)
+    assert again.witness is not None
+    assert is_cosigned(head_of(chain), again.witness)
 
 
 def test_a_witness_signs_nothing_of_a_second_branch() -> None:
@@ -138,7 +141,8 @@ def quest(chain: list[Entry], watchers: dict[PeerId, Watcher]) -> WitnessQuest:
 def test_an_author_gets_its_head_witnessed_by_those_of_the_five_that_live() -> None:
     chain = chain_of(AUTHOR, 600)  # more than a page
     found = quest(chain, {peer: Watcher(peer) for peer in APPOINTED[:3]})
-    assert found.result is not None and not found.failed
+    assert found.result is not None
+    assert not found.failed
     assert witnessed_codec.decode(witnessed_codec.encode(found.result)) == found.result
     assert head_problem(found.result, chain[-1], APPOINTED) == ""
     assert quest(chain, {peer: Watcher(peer) for peer in APPOINTED[:2]}).failed
