@@ -1,7 +1,7 @@
 """Watch a swarm's ledger from outside, with a second implementation of libp2p: every signature checked, forks named.
 
-Needs `pip install 'shoal[light]'` and neither the daemon nor any key of the swarm. One line of JSON for each entry, fork
-and unsound message.
+Needs `pip install 'shoal[light]'` and neither the daemon nor any key of the swarm. One line of JSON for each entry,
+fork and unsound message.
 
     python scripts/observe_ledger.py --swarm ID /ip4/127.0.0.1/tcp/4001/p2p/12D3KooW... [--seconds 60]
 """
@@ -45,7 +45,7 @@ async def observe(swarm: SwarmId, addresses: list[str], seconds: float) -> None:
 
     async with light_topics(secrets.token_bytes(32), addresses) as topics:
         await topics.listen(observer.topic, heard)
-        while not await topics.neighbours(observer.topic):
+        while not await topics.neighbours(observer.topic):  # noqa: ASYNC110  the library has no event for it
             await anyio.sleep(0.1)
         say({"event": "listening", "neighbours": await topics.neighbours(observer.topic)})
         await anyio.sleep(seconds)

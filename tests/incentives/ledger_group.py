@@ -99,7 +99,7 @@ async def running_members(folder: Path, numbers: range) -> AsyncIterator[list[Me
 async def until(condition: Callable[[], bool], what: str) -> None:
     try:
         with anyio.fail_after(PATIENCE_S):
-            while not condition():
+            while not condition():  # noqa: ASYNC110  it may become true in several ways
                 await anyio.sleep(0.05)
     except TimeoutError:
         raise AssertionError(f"not within {PATIENCE_S:.0f} s: {what}") from None

@@ -59,11 +59,11 @@ def sealed(sender: Identity, several: Sequence[Entry]) -> Heard:
 class Listener:
     """A peer with its book; time stands still unless told."""
 
-    def __init__(self, me: Identity = person(8), options: GossipOptions | None = None) -> None:
-        self.me = me
+    def __init__(self, me: Identity | None = None, options: GossipOptions | None = None) -> None:
+        self.me = me or person(8)
         self.now = float(NOW_S)
         self.book = SimulatedBook()
-        self.gossip = LedgerGossip(me.peer_id, self.book, opened, options, random.Random(1))
+        self.gossip = LedgerGossip(self.me.peer_id, self.book, opened, options, random.Random(1))
         self.answers = LedgerAnswers(self.book, self.gossip.convicted)
         self.gossip.handle(Listed(PEERS), self.now)
 
