@@ -15,7 +15,7 @@ import google_crc32c
 from .errors import MalformedPayload
 
 MAGIC = b"shlC"
-VERSION = 1
+VERSION = 2
 FIXED = struct.Struct("<4sBBB")
 LENGTH = struct.Struct("<I")
 CHECKSUM_BYTES = 4

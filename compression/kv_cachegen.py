@@ -24,6 +24,8 @@ ANCHOR_LEVELS = 127
 DELTA_LIMIT = 100
 THIRDS = (0.5, 1.0, 1.5)
 OWN_WEIGHT = 32
+# As in `kv_shoal`, so that neither pays more for its lanes.
+SYMBOLS_PER_LANE = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +51,7 @@ class CacheGen:
         anchors, deltas, scales = _symbols(block_rows(block), self.steps)
         streams = []
         for symbols, table in ((anchors, self.anchors), (deltas, self.deltas)):
-            lanes = lanes_for(symbols.size)
+            lanes = lanes_for(symbols.size, SYMBOLS_PER_LANE)
             (body,) = encode_streams(symbols.reshape(1, -1), channel_contexts(symbols.shape), table, lanes, accelerate)
             streams.append(len(body).to_bytes(4, "little") + body)
         return seal("kv-cachegen", block.shape.specs, scales.astype("<f2").tobytes() + b"".join(streams))
@@ -66,7 +68,7 @@ class CacheGen:
         parts = []
         for full, table in ((anchor_shape, self.anchors), (delta_shape, self.deltas)):
             body = reader.take(reader.number("I"))
-            lanes = lanes_for(int(np.prod(full)))
+            lanes = lanes_for(int(np.prod(full)), SYMBOLS_PER_LANE)
             parts.append(decode_streams([body], channel_contexts(full), table, lanes, accelerate).reshape(full))
         reader.close()
         anchors = (parts[0].astype(np.float32) - ANCHOR_LEVELS) * (scales[..., None] / ANCHOR_LEVELS)

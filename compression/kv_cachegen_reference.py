@@ -15,7 +15,7 @@ from .container import seal, unseal
 from .entropy_table import SLOTS, EntropyTable, table_from_counts
 from .errors import MalformedPayload
 from .kv_block import Floats, KvBlock, KvShape, from_floats
-from .kv_cachegen import block_rows, channel_contexts
+from .kv_cachegen import SYMBOLS_PER_LANE, block_rows, channel_contexts
 from .rans import decode_streams, encode_streams, lanes_for
 
 EARLY_SHARE = (10 / 32, 2 / 32)
@@ -40,7 +40,8 @@ class CacheGenReference:
         entries = contexts.astype(np.int64) * alphabet + symbols.ravel()
         counts = np.bincount(entries, minlength=table_rows * alphabet).reshape(table_rows, alphabet)
         table = table_from_counts(counts)
-        (body,) = encode_streams(symbols.reshape(1, -1), contexts, table, lanes_for(symbols.size), accelerate)
+        lanes = lanes_for(symbols.size, SYMBOLS_PER_LANE)
+        (body,) = encode_streams(symbols.reshape(1, -1), contexts, table, lanes, accelerate)
         parts = (scales.astype("<f2"), table.frequencies_cs.astype("<u2"))
         return seal("kv-cachegen-reference", block.shape.specs, b"".join(p.tobytes() for p in parts) + body)
 
@@ -58,7 +59,7 @@ class CacheGenReference:
         if (frequencies.sum(axis=1) != SLOTS).any():
             raise MalformedPayload("an entropy table that does not add up")
         body = reader.take(reader.left)
-        lanes = lanes_for(int(np.prod(full)))
+        lanes = lanes_for(int(np.prod(full)), SYMBOLS_PER_LANE)
         table = EntropyTable(frequencies)
         symbols = decode_streams([body], channel_contexts(full), table, lanes, accelerate).reshape(full)
         levels = self._levels(shape.layers)[..., None, None]

@@ -79,10 +79,12 @@ def fit_profile(
     steps: tuple[int, int, int],
     *,
     together: bool = False,
+    neighbours: bool = False,
 ) -> KvProfile:
     """groups: 1 joins all heads of a layer, the number of heads keeps each to itself.
 
-    together: one transform for the keys and values of a group
+    inverse_frequencies: (L, R/2), or (R/2,) for all layers; together: one transform for the keys and values of a
+    group; neighbours: the model turns channels (2 i, 2 i + 1); samples and sensitivity are in the order of halves
 
     raises: ValueError for samples that are not finite
     """
@@ -125,7 +127,8 @@ def fit_profile(
         width,
         groups,
         together,
-        inverse_frequencies.astype(np.float64),
+        neighbours,
+        np.tile(inverse_frequencies.astype(np.float64), (1 if inverse_frequencies.ndim == 2 else layers, 1)),
         offsets,
         means.reshape(layers, 2, channels),
         forward,
@@ -143,18 +146,18 @@ def fixed_keys(samples: Sequence[KvSample], inverse_frequencies: Doubles) -> Flo
     the positions do not tell them apart, the ridge leaves it to the mean.
     """
     layers, _, heads, width = samples[0].keys.shape
-    half = len(inverse_frequencies)
+    half = inverse_frequencies.shape[-1]
     fixed = np.zeros((layers, heads, width))
-    tokens, turned_sum = 0, np.zeros(half, np.complex128)
+    tokens, turned_sum = 0, np.zeros((layers, 1, half), np.complex128)
     plain, still = (np.zeros((layers, heads, half), np.complex128) for _ in range(2))
     for sample in samples:
         cosines, sines = rotation(inverse_frequencies, sample.first_position, sample.keys.shape[1])
-        turns = cosines + 1j * sines.astype(np.complex128)
+        turns = np.broadcast_to(cosines + 1j * sines.astype(np.complex128), (layers, *cosines.shape[-2:]))
         pairs = sample.keys[..., :half] + 1j * sample.keys[..., half : 2 * half]
-        tokens += len(turns)
-        turned_sum += turns.sum(axis=0)
+        tokens += turns.shape[1]
+        turned_sum += turns.sum(axis=1, keepdims=True)
         plain += pairs.sum(axis=1)
-        still += np.einsum("lthr,tr->lhr", pairs, turns.conj())
+        still += np.einsum("lthr,ltr->lhr", pairs, turns.conj())
     # [n (1 + ridge), s; s*, n] [fixed, mean] = [plain, still]
     share = turned_sum / tokens
     solved = (plain - share * still) / (tokens * (1 + FIXED_RIDGE - np.abs(share) ** 2))

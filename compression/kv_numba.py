@@ -137,7 +137,8 @@ def dequantise(
 def quantise(
     components: Floats,
     scales_t: Floats,
-    limits_tc: npt.NDArray[np.uint8],
+    kinds_t: npt.NDArray[np.uint8],
+    limits_kc: Floats,
     symbols_btc: npt.NDArray[np.uint8],
     escapes: npt.NDArray[np.uint32],
 ) -> None:
@@ -146,12 +147,13 @@ def quantise(
     for chunk in range(symbols_btc.shape[0]):
         for place in range(tokens):
             scale = scales_t[U(place)]
+            kind = U(kinds_t[U(place)])
             row = U(chunk) * tokens + U(place)
             count = u32(0)
             for channel in range(components.shape[1]):
                 at = U(channel)
                 scaled = np.rint(components[row, at] * scale)
-                inside = np.abs(scaled) <= np.float32(limits_tc[U(place), at])
+                inside = np.abs(scaled) <= limits_kc[kind, at]
                 symbols_btc[U(chunk), U(place), at] = np.uint8(scaled + np.float32(60) if inside else np.float32(121))
                 count += u32(not inside)
             escapes[row] = count

@@ -23,6 +23,7 @@ from .container import seal, unseal
 from .entropy_table import EntropyTable, pack_table, parse_table, table_from_counts
 from .errors import MalformedPayload
 from .kv_block import KvShape
+from .rotary import halves_order, rotation
 
 LOWEST_CLASS, HIGHEST_CLASS = -16, 32
 CLASSES = HIGHEST_CLASS - LOWEST_CLASS + 1
@@ -33,6 +34,7 @@ ALPHABET = ESCAPE + 1
 LEVELS = ("near-lossless", "default", "small")
 HEAD = struct.Struct("<HHHHHB3b")
 LARGEST_SIDE = 1 << 14
+TOGETHER, NEIGHBOURS = 1, 2
 
 Halves = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
@@ -40,9 +42,11 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class KvProfile:
-    """inverse_frequencies: (R/2,) radians a position; offsets: (L, C) mean of the keys as rotated, taken off first;
-    means: (L, 2, C) of keys after that, unrotated, and of values; forward: (L, P, G, W, W); spreads: (L, P, G * W);
-    table: CLASSES contexts of ALPHABET symbols; steps: quarter octaves of the step for each of LEVELS
+    """inverse_frequencies: (L, R/2) radians a position, zero where nothing turns; neighbours: whether pairs that turn
+    together are neighbours, all that follows is then in the order of `halves_order`; offsets: (L, C) mean of the keys
+    as rotated, taken off first; means: (L, 2, C) of keys after that, unrotated, and of values; forward:
+    (L, P, G, W, W); spreads: (L, P, G * W); table: CLASSES contexts of ALPHABET symbols; steps: quarter octaves of the
+    step for each of LEVELS
     """
 
     layers: int
@@ -50,6 +54,7 @@ class KvProfile:
     width: int
     groups: int
     together: bool
+    neighbours: bool
     inverse_frequencies: npt.NDArray[np.float64]
     offsets: Floats
     means: Floats
@@ -84,6 +89,17 @@ class KvProfile:
         return self.channels // self.groups
 
     @cached_property
+    def key_order(self) -> npt.NDArray[np.int64] | slice:
+        """The channels of a key in the order of all that the profile knows about them."""
+        return halves_order(self.width, self.inverse_frequencies.shape[1]) if self.neighbours else slice(None)
+
+    def turns(self, first_position: int, tokens: int) -> tuple[Floats, Floats]:
+        """Cosines and sines, (L, T, R/2); computed once for layers that turn alike."""
+        alike, of_layer = np.unique(self.inverse_frequencies, axis=0, return_inverse=True)
+        cosines, sines = rotation(alike, first_position, tokens)
+        return cosines[of_layer], sines[of_layer]
+
+    @cached_property
     def forward_matrices(self) -> Floats:
         return self.forward.astype(np.float32)
 
@@ -109,8 +125,9 @@ class KvProfile:
 
     @cached_property
     def packed(self) -> bytes:
-        half = len(self.inverse_frequencies)
-        head = HEAD.pack(self.layers, self.heads, self.width, self.groups, half, self.together, *self.steps)
+        flags = TOGETHER * self.together | NEIGHBOURS * self.neighbours
+        half = self.inverse_frequencies.shape[1]
+        head = HEAD.pack(self.layers, self.heads, self.width, self.groups, half, flags, *self.steps)
         arrays = (
             self.inverse_frequencies.astype("<f8"),
             self.offsets.astype("<f4"),
@@ -143,15 +160,15 @@ class KvProfile:
 def parse_profile(data: bytes) -> KvProfile:
     """raises: MalformedPayload for bytes that `KvProfile.packed` did not write"""
     reader = ByteReader(unseal(data, "kv-profile", []))
-    layers, heads, width, groups, half, together, *steps = HEAD.unpack(reader.take(HEAD.size))
+    layers, heads, width, groups, half, flags, *steps = HEAD.unpack(reader.take(HEAD.size))
     channels = heads * width
-    if not (layers and channels and groups and channels <= LARGEST_SIDE and together <= 1):
+    if not (layers and channels and groups and channels <= LARGEST_SIDE and flags <= TOGETHER | NEIGHBOURS):
         raise MalformedPayload("a profile of a shape that cannot be")
     if heads % groups or 2 * half > width:
         raise MalformedPayload("a profile whose groups or rotation do not fit its heads")
-    parts = 2 - together
+    parts = 1 if flags & TOGETHER else 2
     side = 2 * channels // (parts * groups)
-    frequencies = reader.array("<f8", half).astype(np.float64)
+    frequencies = reader.array("<f8", layers * half).astype(np.float64).reshape(layers, half)
     offsets = reader.array("<f4", layers * channels).astype(np.float32).reshape(layers, channels)
     means = reader.array("<f4", 2 * layers * channels).astype(np.float32).reshape(layers, 2, channels)
     count = parts * layers * groups * side * side
@@ -167,7 +184,8 @@ def parse_profile(data: bytes) -> KvProfile:
         heads,
         width,
         groups,
-        bool(together),
+        bool(flags & TOGETHER),
+        bool(flags & NEIGHBOURS),
         frequencies,
         offsets,
         means,

@@ -27,7 +27,7 @@ from .kv_progressive import (
 )
 from .kv_symbols import StepPlan, SymbolPlan, from_numbers, symbol_plan, to_symbols
 from .rans import decode_streams, encode_streams
-from .rotary import rotate, rotation
+from .rotary import rotate
 
 # Where more than one number in so many escapes, the profile does not fit and other ways are tried.
 CROWDED = 64
@@ -155,11 +155,11 @@ def _encode_alone(
 def _unknown_bias(block: KvBlock, profile: KvProfile) -> Floats:
     """(L, C): the mean of the keys as attention reads them, less what the profile would expect at these positions."""
     shape = block.shape
-    turns = rotation(profile.inverse_frequencies, shape.first_position, shape.tokens)
+    turns = profile.turns(shape.first_position, shape.tokens)
     means = profile.means[:, :1].reshape(shape.layers, 1, shape.heads, shape.width)
     expected = rotate(np.repeat(means, shape.tokens, axis=1), *turns).mean(axis=1).reshape(profile.offsets.shape)
     with np.errstate(over="ignore", invalid="ignore"):
-        found = to_floats(block.keys, shape.dtype).mean(axis=1).reshape(profile.offsets.shape)
+        found = to_floats(block.keys[..., profile.key_order], shape.dtype).mean(axis=1).reshape(profile.offsets.shape)
         return np.asarray(found - profile.offsets - expected)
 
 

@@ -3,8 +3,8 @@
 The step of a token is 2^(quarters / 4), finer for the tokens that end the cache: they are read most.
 A number too rare for its table is an escape, and travels beside the stream as a plain integer of up to 32 bits.
 
-Shape letters as in `kv_profile`: B chunks, S tensors (layer, part), N symbols of a chunk in the
-order of tensor, token, channel.
+Shape letters as in `kv_profile`: B chunks, S tensors (layer, part), T tokens, K kinds of tokens (those with the step of
+most, those with the finer one), N symbols of a chunk in the order of tensor, token, channel.
 """
 
 from dataclasses import dataclass
@@ -48,19 +48,28 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SymbolPlan:
-    """What all chunks with one plan share. contexts: (N,); limits: (L P, T, C) largest magnitude that is no escape."""
+    """What all chunks with one plan share.
+
+    shape_stc: of a chunk's numbers; contexts: (N,); kinds_t: each token's row in limits_skc, the largest magnitude
+    that is no escape
+    """
 
     steps: StepPlan
+    shape_stc: tuple[int, int, int]
     contexts: npt.NDArray[np.uint16]
-    limits_stc: npt.NDArray[np.uint8]
+    kinds_t: npt.NDArray[np.uint8]
+    limits_skc: Floats
     steps_t: Floats
 
 
 @lru_cache(maxsize=4)
 def symbol_plan(profile: KvProfile, plan: StepPlan) -> SymbolPlan:
+    shape = profile.tensors, plan.tokens, profile.part_channels
     contexts = profile.contexts(plan.token_quarters)
-    limits = profile.limits[contexts].reshape(profile.tensors, plan.tokens, -1)
-    return SymbolPlan(plan, contexts.ravel(), limits, plan.steps)
+    found, firsts, kinds = np.unique(-plan.token_quarters, return_index=True, return_inverse=True)
+    by_kind = contexts[:, :, firsts].reshape(shape[0], len(found), shape[2])
+    limits = profile.limits[by_kind].astype(np.float32)
+    return SymbolPlan(plan, shape, contexts.ravel(), kinds.astype(np.uint8), limits, plan.steps)
 
 
 def to_symbols(
@@ -73,8 +82,7 @@ def to_symbols(
     tokens = plan.steps.tokens
     chunks = block.shape.tokens // tokens
     at_once = min(chunks, window_chunks(profile, tokens))
-    scales = np.float32(1) / plan.steps_t
-    symbols = np.empty((chunks, *plan.limits_stc.shape), np.uint8)
+    symbols = np.empty((chunks, *plan.shape_stc), np.uint8)
     transform = LayerTransform(profile, offsets, at_once * tokens, block.shape.dtype, accelerate)
     found = [(np.empty(0, np.int64),) * 2 + (np.empty(0, np.float32),)]
     for first in range(0, chunks, at_once):
@@ -84,12 +92,13 @@ def to_symbols(
         for layer in range(profile.layers):
             for kind, rows in enumerate(transform.forward(layer, part.keys[layer], part.values[layer])):
                 tensor = profile.parts * layer + kind
-                row, channel = _quantise(rows, scales, plan.limits_stc[tensor], window[:, tensor], accelerate)
+                row, channel = _quantise(rows, plan, tensor, window[:, tensor], accelerate)
                 if len(row):
                     chunk, token = np.divmod(row, tokens)
                     place = (tensor * tokens + token) * profile.part_channels + channel
                     with np.errstate(over="ignore", invalid="ignore"):
-                        found.append((first + chunk, place, np.rint(rows[row, channel] * scales[token])))
+                        number = np.rint(rows[row, channel] * (np.float32(1) / plan.steps_t[token]))
+                    found.append((first + chunk, place, number))
     chunk, place, number = (np.concatenate(column) for column in zip(*found, strict=True))
     if not (np.abs(number) <= LARGEST_NUMBER).all():
         return None
@@ -98,21 +107,22 @@ def to_symbols(
 
 
 def _quantise(
-    rows: Floats, scales_t: Floats, limits_tc: npt.NDArray[np.uint8], out_btc: Symbols, accelerate: bool | None
+    rows: Floats, plan: SymbolPlan, tensor: int, out_btc: Symbols, accelerate: bool | None
 ) -> tuple[Numbers, Numbers]:
     """Rows and channels of the escapes."""
+    scales_t, limits_kc = np.float32(1) / plan.steps_t, plan.limits_skc[tensor]
     if wants_numba(accelerate):
         from . import kv_numba
 
         counts = np.empty(len(rows), np.uint32)
-        kv_numba.quantise(rows, scales_t, limits_tc, out_btc, counts)
+        kv_numba.quantise(rows, scales_t, plan.kinds_t, limits_kc, out_btc, counts)
         crowded = np.flatnonzero(counts)
         row, channel = np.nonzero(out_btc[crowded // len(scales_t), crowded % len(scales_t)] == ESCAPE)
         return crowded[row], channel
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = rows.reshape(out_btc.shape) * scales_t[:, None]
         np.rint(scaled, out=scaled)
-        outside = ~(np.abs(scaled) <= limits_tc.astype(np.float32))
+        outside = ~(np.abs(scaled) <= (limits_kc[plan.kinds_t] if len(limits_kc) > 1 else limits_kc))
     places = np.flatnonzero(outside)
     scaled += np.float32(ZERO)
     scaled.ravel()[places] = ESCAPE
@@ -137,10 +147,10 @@ def from_numbers(
     zero: what stands for 0, but where there are escapes
     """
     tokens = plan.steps.tokens
-    tensors = numbers_bn.reshape(len(numbers_bn), *plan.limits_stc.shape)
+    tensors = numbers_bn.reshape(len(numbers_bn), *plan.shape_stc)
     at_once = min(len(tensors), window_chunks(profile, tokens))
     transform = LayerTransform(profile, offsets, at_once * tokens, window.dtype, accelerate)
-    by_tensor = escapes.by_tensor(plan.limits_stc.shape, at_once)
+    by_tensor = escapes.by_tensor(plan.shape_stc, at_once)
     for first in range(0, len(tensors), at_once):
         part = tensors[first : first + at_once]
         cut = slice(first * tokens, (first + len(part)) * tokens)

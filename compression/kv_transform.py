@@ -11,7 +11,7 @@ import numpy as np
 from .acceleration import wants_numba
 from .kv_block import KvShape, Stored, from_floats, to_floats
 from .kv_profile import Floats, KvProfile
-from .rotary import rotate, rotation
+from .rotary import rotate
 
 # Values of a layer's keys worked on at once: 512 KB of float32.
 WINDOW_VALUES = 1 << 17
@@ -41,7 +41,7 @@ class LayerTransform:
 
     def move(self, window: KvShape) -> None:
         self._tokens = window.tokens
-        self._turns = rotation(self._profile.inverse_frequencies, window.first_position, window.tokens)
+        self._turns = self._profile.turns(window.first_position, window.tokens)
         unturned = np.empty((window.tokens, 0), np.float32)
         self._still = (np.zeros(self._profile.channels, np.float32), unturned, unturned)
 
@@ -53,7 +53,7 @@ class LayerTransform:
     def forward(self, layer: int, keys: Stored, values: Stored) -> Floats:
         """keys, values: (T, H, D) in the stored type. returns: components; not finite where the input is not"""
         rows = self._rows[:, : self._tokens]
-        for kind, stored in enumerate((keys, values)):
+        for kind, stored in enumerate((keys[..., self._profile.key_order], values)):
             (self._centre_compiled if self._compiled else self._centre)(layer, kind, stored)
         with np.errstate(over="ignore", invalid="ignore"):
             for part, matrices in enumerate(self._profile.forward_matrices[layer]):
@@ -71,12 +71,15 @@ class LayerTransform:
                 # Whole vectors of the processor: what they hold more is zero.
                 depth = min(-(-depths[part] // DEPTH_UNIT) * DEPTH_UNIT, self._profile.group_width)
                 _grouped_product(self.components[part], matrices, rows[part], depth)
-        for kind, stored in enumerate((keys, values)):
+        ordered = np.empty(keys.shape, keys.dtype) if self._profile.neighbours else keys
+        for kind, stored in enumerate((ordered, values)):
             (self._restore_compiled if self._compiled else self._restore)(layer, kind, stored)
+        if self._profile.neighbours:
+            keys[..., self._profile.key_order] = ordered
 
     def _position(self, layer: int, kind: int) -> tuple[Floats, Floats, Floats]:
         """Offset, cosines and sines of keys (kind 0); values have none."""
-        return (self._offsets[layer], *self._turns) if kind == 0 else self._still
+        return (self._offsets[layer], self._turns[0][layer], self._turns[1][layer]) if kind == 0 else self._still
 
     def _columns(self, kind: int) -> tuple[Floats, int]:
         """The rows that hold keys or values, and where in each group they begin."""

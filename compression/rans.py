@@ -23,12 +23,17 @@ LOWEST_STATE = 1 << 16
 WORD_BITS = 16
 EMIT_SHIFT = 32 - SLOT_BITS
 MAXIMUM_LANES = 2048
+# What leaves a state as it is: all slots to one symbol, each at its own place. For the lanes that a last step lacks.
+IDLE_RANGE = SLOTS << (SLOT_BITS + 1)
+IDLE_SLOTS = (np.arange(SLOTS, dtype=np.uint32) << np.uint32(8)) | np.uint32((SLOTS - 1) << 20)
+BLOCK_SYMBOLS = 1 << 16
 
 Symbols = npt.NDArray[np.uint8]
 Contexts = npt.NDArray[np.uint16]
+Numbers = npt.NDArray[np.uint32]
 
 
-def lanes_for(symbols: int, per_lane: int = 1024) -> int:
+def lanes_for(symbols: int, per_lane: int = 512) -> int:
     """A power of two up to 1024 that gives each lane, which costs two bytes, so many symbols or more."""
     return 1 << max(0, min(10, (symbols // per_lane).bit_length() - 1))
 
@@ -87,37 +92,34 @@ def decode_streams(
 def _encode(symbols_bn: Symbols, contexts: Contexts, table: EntropyTable, lanes: int) -> list[bytes]:
     streams, count = symbols_bn.shape
     ranges = table.ranges_cs.ravel()
-    offsets = contexts.astype(np.uint32) * np.uint32(table.alphabet)
-    states_bl = np.full((streams, lanes), LOWEST_STATE, np.uint32)
-    # The few lanes that emit a word in a step, last step first: their streams and the words.
+    states_k = np.full(streams * lanes, LOWEST_STATE, np.uint32)
+    # The few lanes that emit a word in a step, last step first: their places and the words.
     emitted = [(np.empty(0, np.int64), np.empty(0, np.uint16))]
-    least_bl = np.full((streams, lanes), SLOTS, np.uint32)
-    with np.errstate(divide="ignore"):
-        for first in range((count - 1) // lanes * lanes, -1, -lanes):
-            last = min(count, first + lanes)
-            state = np.ascontiguousarray(states_bl[:, : last - first])
-            entry = ranges.take(symbols_bn[:, first:last] + offsets[..., first:last], mode="clip")
-            frequency = entry >> np.uint32(SLOT_BITS + 1)
-            rarest = least_bl[:, : last - first]
-            np.minimum(rarest, frequency, out=rarest)
-            full = np.flatnonzero(state >> np.uint32(EMIT_SHIFT) >= frequency)
+    for first, last in reversed(_blocks(streams, count, lanes)):
+        entries = symbols_bn[:, first:last] + contexts[..., first:last].astype(np.uint32) * np.uint32(table.alphabet)
+        entries_sk = _by_step(ranges.take(entries, mode="clip"), lanes, IDLE_RANGE)
+        frequencies_sk = entries_sk >> np.uint32(SLOT_BITS + 1)
+        if not frequencies_sk.all():
+            raise ValueError("a symbol that has no slot in its context")
+        # A frequency of all slots wraps round to the largest integer, which no state exceeds: it emits nothing.
+        limits_sk = (frequencies_sk << np.uint32(EMIT_SHIFT)) - np.uint32(1)
+        others_sk = np.uint32(SLOTS) - frequencies_sk
+        entries_sk &= np.uint32(2 * SLOTS - 1)
+        for step in range(len(entries_sk) - 1, -1, -1):
+            full = (states_k > limits_sk[step]).nonzero()[0]
             if len(full):
-                words = state.ravel()[full]
-                emitted.append((full // (last - first), words.astype(np.uint16)))
-                state.ravel()[full] = words >> np.uint32(WORD_BITS)
-            quotient = state // frequency
-            quotient *= np.uint32(SLOTS) - frequency
-            state += quotient
-            entry &= np.uint32(2 * SLOTS - 1)
-            state += entry
-            if last - first < lanes:
-                states_bl[:, : last - first] = state
-    if not least_bl.all():
-        raise ValueError("a symbol that has no slot in its context")
-    stream_k, words_k = (np.concatenate(column) for column in zip(*reversed(emitted), strict=True))
-    order = np.argsort(stream_k.astype(np.uint16), kind="stable")
-    ends = np.cumsum(np.bincount(stream_k, minlength=streams))
-    states, runs = states_bl.astype("<u4"), np.split(words_k[order].astype("<u2"), ends[:-1])
+                words = states_k[full]
+                emitted.append((full, words.astype(np.uint16)))
+                states_k[full] = words >> np.uint32(WORD_BITS)
+            quotients_k = states_k // frequencies_sk[step]
+            quotients_k *= others_sk[step]
+            states_k += quotients_k
+            states_k += entries_sk[step]
+    place_w, words_w = (np.concatenate(column) for column in zip(*reversed(emitted), strict=True))
+    stream_w = (place_w // lanes).astype(np.uint16)
+    ends = np.cumsum(np.bincount(stream_w, minlength=streams))
+    runs = np.split(words_w[np.argsort(stream_w, kind="stable")].astype("<u2"), ends[:-1])
+    states = states_k.astype("<u4").reshape(streams, lanes)
     return [state.tobytes() + run.tobytes() for state, run in zip(states, runs, strict=True)]
 
 
@@ -125,39 +127,62 @@ def _decode(
     bodies: Sequence[bytes | memoryview], contexts: Contexts, table: EntropyTable, lanes: int
 ) -> tuple[Symbols, bool]:
     streams, count = len(bodies), contexts.shape[-1]
-    head = 4 * lanes
-    states_bl = np.stack([np.frombuffer(body, "<u4", lanes) for body in bodies]).astype(np.uint32)
-    if (states_bl < LOWEST_STATE).any():
+    states_k = np.concatenate([np.frombuffer(body, "<u4", lanes) for body in bodies]).astype(np.uint32)
+    if (states_k < LOWEST_STATE).any():
         return np.empty((0, 0), np.uint8), False
-    pieces = [np.frombuffer(body, "<u2", offset=head) for body in bodies]
-    words = np.concatenate([*pieces, np.zeros(1, np.uint16)]).astype(np.uint32)
+    pieces = [np.frombuffer(body, "<u2", offset=4 * lanes) for body in bodies]
+    words = np.concatenate([*pieces, np.zeros(streams * lanes, np.uint16)]).astype(np.uint32)
     ends = np.cumsum([len(piece) for piece in pieces])
     cursors = ends - np.array([len(piece) for piece in pieces])
     ramp = np.arange(streams * lanes)
-    slots = table.slots_cm.ravel()
-    offsets = contexts.astype(np.uint32) << np.uint32(SLOT_BITS)
+    slots = np.concatenate([table.slots_cm.ravel(), IDLE_SLOTS])
     symbols_bn = np.empty((streams, count), np.uint8)
-    for first in range(0, count, lanes):
-        last = min(count, first + lanes)
-        state = np.ascontiguousarray(states_bl[:, : last - first])
-        # Every index is inside by construction; clipping only spares numpy its check.
-        entry = slots.take((state & np.uint32(SLOTS - 1)) + offsets[..., first:last], mode="clip")
-        symbols_bn[:, first:last] = entry  # the low byte
-        state >>= np.uint32(SLOT_BITS)
-        state *= (entry >> np.uint32(20)) + np.uint32(1)
-        entry >>= np.uint32(8)
-        entry &= np.uint32(SLOTS - 1)
-        state += entry
-        short = np.flatnonzero(state < LOWEST_STATE)
-        if len(short):
-            stream = short // (last - first)
-            taken = np.bincount(stream, minlength=streams)
-            places = ramp[: len(short)] + (cursors + taken - np.cumsum(taken))[stream]
+    for first, last in _blocks(streams, count, lanes):
+        offsets = np.atleast_2d(contexts[..., first:last].astype(np.uint32) << np.uint32(SLOT_BITS))
+        offsets_sk = _by_step(offsets, lanes, table.contexts << SLOT_BITS)
+        entries_sk = np.empty((len(offsets_sk), streams * lanes), np.uint32)
+        for step, entry in enumerate(entries_sk):
+            slot = states_k & np.uint32(SLOTS - 1)
+            slot.reshape(-1, offsets_sk.shape[1])[...] += offsets_sk[step]
+            # Every index is inside by construction; clipping only spares numpy its check.
+            slots.take(slot, out=entry, mode="clip")
+            states_k >>= np.uint32(SLOT_BITS)
+            frequency = entry >> np.uint32(20)
+            frequency += np.uint32(1)
+            states_k *= frequency
+            offset = entry >> np.uint32(8)
+            offset &= np.uint32(SLOTS - 1)
+            states_k += offset
+            short = (states_k < LOWEST_STATE).nonzero()[0]
+            if not len(short):
+                continue
+            if streams == 1:
+                places = cursors[0] + ramp[: len(short)]
+                cursors += len(short)
+            else:
+                stream = short // lanes
+                taken = np.bincount(stream, minlength=streams)
+                places = ramp[: len(short)] + (cursors + taken - np.cumsum(taken))[stream]
+                cursors += taken
             # Reads behind a stream's end are of one to be refused.
-            refills = words.take(places, mode="clip")
-            state.ravel()[short] = (state.ravel()[short] << np.uint32(WORD_BITS)) | refills
-            cursors += taken
-        if last - first < lanes:
-            states_bl[:, : last - first] = state
-    intact = bool((cursors == ends).all() and (states_bl == LOWEST_STATE).all())
-    return symbols_bn, intact
+            states_k[short] = (states_k[short] << np.uint32(WORD_BITS)) | words.take(places, mode="clip")
+        by_stream = entries_sk.astype(np.uint8).reshape(-1, streams, lanes).swapaxes(0, 1)
+        symbols_bn[:, first:last] = by_stream.reshape(streams, -1)[:, : last - first]
+    return symbols_bn, bool((cursors == ends).all() and (states_k == LOWEST_STATE).all())
+
+
+def _blocks(streams: int, count: int, lanes: int) -> list[tuple[int, int]]:
+    """First and last symbol of some whole steps at a time; only the last block may end within a step."""
+    size = max(1, BLOCK_SYMBOLS // (streams * lanes)) * lanes
+    return [(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _by_step(values_bn: Numbers, lanes: int, idle: int) -> Numbers:
+    """(steps, B * L) from (B, N): what all lanes need in one step side by side; `idle` fills up the last step."""
+    streams, count = values_bn.shape
+    steps = -(-count // lanes)
+    if count % lanes:
+        padded = np.full((streams, steps * lanes), idle, np.uint32)
+        padded[:, :count] = values_bn
+        values_bn = padded
+    return np.ascontiguousarray(values_bn.reshape(streams, steps, lanes).swapaxes(0, 1)).reshape(steps, -1)

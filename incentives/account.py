@@ -13,7 +13,6 @@ class Account(msgspec.Struct, array_like=True):
     vesting: dict[Hour, int] = {}  # income, by the hour from which it may be spent
     hour: Hour = 0  # up to which it has decayed
     contributed: int = 0  # credits earned in a lifetime: does not decay, cannot be spent
-    complaints: int = 0  # of clients, over its sessions
     forked: bool = False
 
     @property
@@ -32,6 +31,15 @@ class Reservation(msgspec.Struct, array_like=True):
     amount: int  # set aside for it; less than price * most_ticks when the client had not enough; 0 when released
     release_at: int  # unix seconds
     session: bytes
+
+
+class Work(msgspec.Struct, array_like=True):
+    """A TRAIN that nobody has judged yet, or the judgement of one that has not come."""
+
+    worker: bytes  # account
+    tokens: int
+    outcome: int | None = None  # of a VERDICT that came first
+    verdict: bytes = b""  # its hash
 
 
 class Totals(msgspec.Struct, array_like=True):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import payword
-from .account import Account, Reservation, Totals
+from .account import Account, Reservation, Totals, Work
 from .bodies import Ack, AnyBody, Checkpoint, Close, ForkProof, Open, Rotate, Train, Verdict
 from .chain import forger
 from .decay import decayed
@@ -17,11 +17,11 @@ from .decay import decayed
 BURN_PERCENT = 5
 VESTING_HOURS = 24
 GRACE_S = 3600  # beyond its lifetime a reservation waits so long for a CLOSE that is on its way
+SOUND, FALSE = 0, 1  # outcomes of a VERDICT
+OF_TRAINING = 1  # a kind of VERDICT
 LATE_S = 7 * 86_400  # and its OPEN is remembered so long: a server that was cut off may still settle
 
-What = Literal[
-    "decayed", "vested", "reserved", "released", "paid", "earned", "burned", "minted", "confiscated", "moved"
-]
+What = Literal["decayed", "vested", "reserved", "released", "paid", "earned", "burned", "minted", "confiscated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,10 @@ Row = tuple[str, bytes]  # kind and key of a row of the projection
 class Balances:
     """`apply` takes each accepted entry once. `changed` names the rows that a store has to write again."""
 
-    def __init__(self) -> None:
+    def __init__(self, judges: frozenset[bytes] = frozenset()) -> None:
+        """judges: keys whose verdicts create and take away credit; those of others are noted and move nothing"""
+        self.judges = judges
+        self.works: dict[bytes, Work] = {}  # TRAINs to be judged, by hash
         self.accounts: dict[bytes, Account] = {}
         self.reservations: dict[bytes, Reservation] = {}  # by hash of the OPEN
         self.early: dict[bytes, tuple[bytes, Close, bytes]] = {}  # before their OPEN: author, CLOSE, its hash
@@ -115,7 +118,7 @@ class Balances:
             case Close():
                 yield from self._close(author, body, digest, at)
             case Ack():
-                pass  # counted by whoever reads the history; moves nothing
+                pass
             case Rotate(new_key, _):
                 if new_key not in self.accounts and new_key not in self.owners:
                     self.owners[new_key] = self.owner(author)
@@ -124,7 +127,11 @@ class Balances:
                 convicted = forger(body)
                 if convicted is not None:
                     yield from self._convict(convicted, digest, at)
-            case Train() | Verdict() | Checkpoint():
+            case Train():
+                yield from self._train(author, body, digest, at)
+            case Verdict():
+                yield from self._verdict(author, body, digest, at)
+            case Checkpoint():
                 pass
 
     def _open(self, author: bytes, body: Open, digest: bytes, at: int) -> Iterator[Movement]:
@@ -204,8 +211,34 @@ class Balances:
             due = account.hour + VESTING_HOURS
             account.vesting[due] = account.vesting.get(due, 0) + amount
 
+    def _train(self, author: bytes, body: Train, digest: bytes, at: int) -> Iterator[Movement]:
+        worker, before = self.owner(author), self.works.pop(digest, None)
+        self.changed.add(("work", digest))
+        if before is None:
+            self.works[digest] = Work(worker, body.tokens)
+        elif before.worker == worker and before.outcome == SOUND:
+            yield from self.mint(worker, body.tokens, before.verdict, at)
+
+    def _verdict(self, author: bytes, body: Verdict, digest: bytes, at: int) -> Iterator[Movement]:
+        """Nobody judges himself. A sound TRAIN is credited once, whoever judges it again."""
+        subject = self.owner(body.subject)
+        if author not in self.judges or self.owner(author) == subject or body.outcome not in (SOUND, FALSE):
+            return
+        if body.outcome == FALSE:
+            yield from self.confiscate(subject, digest, at, vested_too=False)
+        if body.kind != OF_TRAINING:
+            return
+        work = self.works.get(body.audited)
+        if work is None:
+            self.works[body.audited] = Work(subject, 0, body.outcome, digest)
+        elif work.outcome is None and work.worker == subject:
+            del self.works[body.audited]
+            if body.outcome == SOUND:
+                yield from self.mint(subject, work.tokens, digest, at)
+        self.changed.add(("work", body.audited))
+
     def mint(self, key: bytes, amount: int, digest: bytes, at: int) -> list[Movement]:
-        """New credit for audited work; the rules that call this are `minting`'s."""
+        """New credit for audited work."""
         movements = list(self.advance(key, at))
         account = self.account(key)
         if account.forked or amount <= 0:

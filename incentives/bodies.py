@@ -28,6 +28,14 @@ Seconds = Annotated[int, Meta(ge=0, le=2**40)]
 Ticks = Annotated[int, Meta(ge=0, le=2**20)]
 
 
+COMPLAINTS = (
+    "none",
+    "it took the word for a replay and served nothing",
+    "it answered with false numbers",
+    "it broke off",
+)
+
+
 class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of the bodies; each has a number as its tag."""
 
@@ -54,10 +62,10 @@ class Close(Body, frozen=True, tag=2):
 
 
 class Ack(Body, frozen=True, tag=3):
-    """The client's last word on a CLOSE."""
+    """The client's last word on a CLOSE; it moves nothing, but stands beside it for ever."""
 
     close: Hash
-    complaint: Small  # 0: none
+    complaint: Small  # see COMPLAINTS
 
 
 class Train(Body, frozen=True, tag=4):

@@ -19,6 +19,8 @@ def row(balances: Balances, kind: str, key: bytes) -> bytes | None:
             value = balances.early.get(key)
         case "owner":
             value = balances.owners.get(key)
+        case "work":
+            value = balances.works.get(key)
         case "totals":
             value = balances.totals if balances.totals != Totals() else None
         case _:
@@ -33,4 +35,5 @@ def rows(balances: Balances) -> dict[Row, bytes]:
     keys += [("reservation", key) for key in balances.reservations]
     keys += [("early", key) for key in balances.early]
     keys += [("owner", key) for key in balances.owners]
+    keys += [("work", key) for key in balances.works]
     return {(kind, key): value for kind, key in keys if (value := row(balances, kind, key)) is not None}

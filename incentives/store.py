@@ -61,12 +61,13 @@ class Owed:
 class Store:
     """drifted: whether the balances on the disk were not those that the entries give; they are now"""
 
-    def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
-        """path: None keeps all in memory. read_only: beside a node that runs.
+    def __init__(self, path: Path | None, *, read_only: bool = False, judges: frozenset[bytes] = frozenset()) -> None:
+        """path: None keeps all in memory. read_only: beside a node that runs. judges: see `Balances`.
 
         raises: UsageError, OutOfMemory (disk full), MalformedMessage, LocalFault (the file is not what was written)
         """
-        self.balances = Balances()
+        self.judges = judges
+        self.balances = Balances(judges)
         self.chains: dict[bytes, Chain] = {}
         self.drifted = False
         self._peers: dict[bytes, int] = {}
@@ -110,17 +111,22 @@ class Store:
 
     def _replay(self) -> None:
         """Rebuild chains and balances from the entries, and compare."""
-        self.balances = Balances()
+        self.balances = Balances(self.judges)
         self.chains.clear()
         self._peers.clear()
         self._successors.clear()
-        for number, key in self._database.execute("SELECT id, key FROM peers"):
-            self._peers[key] = number
-        for stored in self.all():
-            self._take(stored)
+        run = self._database.execute
+        run("BEGIN")  # what a node writes meanwhile is seen whole or not at all
+        try:
+            for number, key in run("SELECT id, key FROM peers"):
+                self._peers[key] = number
+            for stored in self.all():
+                self._take(stored)
+            kept = {(kind, key): value for kind, key, value in run("SELECT * FROM projection")}
+        finally:
+            run("COMMIT")
         self.balances.changed.clear()
         rebuilt = projection.rows(self.balances)
-        kept = {(kind, key): value for kind, key, value in self._database.execute("SELECT * FROM projection")}
         if kept == rebuilt or (not kept and not self.chains):
             return
         self.drifted = True

@@ -1,8 +1,10 @@
 """A node's `Compute`: one shard on one device, its thread, and the numbers for the node's record.
 
-Callers on any event loop wait for futures; everything else happens on the device thread, in `EngineCore`.
+Callers on any event loop wait for futures; everything else happens on the device thread, in `EngineCore`. Only the
+step of a session that is alone and short is computed where it is asked for.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ from .shard import Shard
 
 LINGER_SHARE = 0.25  # of a step
 LONGEST_LINGER_S = 0.001
+LONGEST_HERE_MS = 3.0  # an event loop may stand still so long
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +50,12 @@ class _Close:
     session: SessionId
 
 
-_Command = _Open | _Run | _Cancel | _Close
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    pass
+
+
+_Command = _Open | _Run | _Cancel | _Close | _Measure
 
 
 class Engine:
@@ -65,6 +73,7 @@ class Engine:
         self.shard = shard
         self.kv_tokens = kv_tokens
         self._core = EngineCore(shard, kv_tokens, wire_dtype, batch_tokens)
+        self._share = len(shard.span) / (shard.manifest.layers + 2)
         self._settled: list[Reply] = []
         self._keys: dict[Reply, int] = {}
         self._over: LocalFault | None = None
@@ -113,7 +122,9 @@ class Engine:
         """See `Compute.run`. raises: BadActivation, LocalFault, OutOfMemory, Refused"""
         self._check_alive()
         reply = Reply()
-        self._thread.post(_Run(work, reply))
+        command = _Run(work, reply)
+        if not (self._is_short(work) and self._thread.take_here(command)):
+            self._thread.post(command)
         if self._over:
             raise self._over
         try:
@@ -127,9 +138,18 @@ class Engine:
     def close(self, session: SessionId) -> None:
         self._thread.post(_Close(session))
 
+    def measure_when_idle(self) -> None:
+        """Ask for a fresh `step_ms` if no session is open and the last one is old."""
+        self._thread.post(_Measure())
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """Let the running batch finish and fail whatever waits; again does no harm."""
         self._thread.stop(timeout_s)
+
+    def _is_short(self, work: Work) -> bool:
+        """One step of the only session: there is nobody to batch it with, and it leaves nothing to do."""
+        alone = work.count == 1 and self.sessions == 1 and self.queue_length == 0
+        return alone and self.step_ms < LONGEST_HERE_MS and self.shard.device.type == "cpu"
 
     def _check_alive(self) -> None:
         if self._over:
@@ -142,11 +162,13 @@ class Engine:
         self._flush()
         busy = self._core.turn()
         self._flush()
-        if busy or self.sessions == 1:
-            return Next(busy)
         # Steps of sessions that ran together elsewhere come in a burst. A batch of eight costs less than two alone,
-        # so a short wait for the rest of the burst pays; without it sessions drift apart and stay so.
-        return Next(busy, self.sessions, min(LONGEST_LINGER_S, LINGER_SHARE * self.step_ms / 1e3))
+        # so a short wait for the rest of the burst pays; without it sessions drift apart and stay so. But while all
+        # are here the rest of the chain stands idle: a burst is this shard's share of them.
+        burst = math.ceil(self.sessions * self._share)
+        if busy or burst <= 1:
+            return Next(busy)
+        return Next(busy, burst, min(LONGEST_LINGER_S, LINGER_SHARE * self.step_ms / 1e3))
 
     def _obey(self, command: _Command) -> None:
         match command:
@@ -165,6 +187,8 @@ class Engine:
                     self._core.cancel(self._keys[reply])
             case _Close(session):
                 self._core.close(session)
+            case _Measure():
+                self._core.measure_when_idle()
 
     def _submit(self, work: Work, reply: Reply) -> None:
         def settle(done: Done | None, error: ShoalError | None) -> None:

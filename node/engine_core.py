@@ -24,6 +24,7 @@ from .shard import Shard
 from .step_time import finished, step_ms
 
 _SMOOTHING = 0.1  # weight of the newest step in `step_ms`
+_STALE_S = 30.0  # an idle shard's step time is measured again after so long
 
 
 class EngineCore:
@@ -41,6 +42,7 @@ class EngineCore:
         self.cache = shard.new_cache(kv_tokens)
         self.sessions: dict[SessionId, Session] = {}
         self.step_ms = step_ms(shard, self.cache, clock)
+        self._measured_s = clock()
         self.tokens_done = 0
         self._layers = shard.manifest.layers
         self._wire_dtype = wire_dtype or shard.dtype
@@ -136,6 +138,16 @@ class EngineCore:
             self._turn += 1
             self._run(batch)
         return bool(self._jobs)
+
+    def measure_when_idle(self) -> None:
+        """A shard that was slow once is not chosen, so nothing but this would show that it is fast again."""
+        if self.sessions or self._clock() - self._measured_s < _STALE_S:
+            return
+        try:
+            self.step_ms = step_ms(self.shard, self.cache, self._clock)
+        except OutOfMemory:
+            return  # others use the memory now: what is known has to do
+        self._measured_s = self._clock()
 
     def fail_all(self, error: ShoalError) -> None:
         for _, job in list(self._jobs.values()):
@@ -254,3 +266,4 @@ class EngineCore:
         if all(take.count == 1 for take in batch.takes):
             step_ms = took_s * 1e3 * len(self.shard.span) / len(batch.span)
             self.step_ms += _SMOOTHING * (step_ms - self.step_ms)
+            self._measured_s = self._clock()

@@ -163,7 +163,10 @@ def _hub_errors(repository: str) -> Iterator[None]:
             errno.EFBIG,
         ):
             raise
-        raise Unavailable(f"the hub {constants.ENDPOINT} cannot be reached: {_first_line(error)}") from error
+        raise Unavailable(
+            f"the hub {constants.ENDPOINT} cannot be reached: {_first_line(error)}; "
+            "a model's folder needs none, HF_ENDPOINT names another"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -20,15 +20,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.compression.kv_fitting import KvSample, Sensitivity, fit_profile, unrotated
 from shoal.compression.kv_profile import LEVELS, KvProfile
+from shoal.swarm.errors import UsageError
 
+from .folder_manifest import weight_files
+from .key_rotation import KeyRotation, key_rotation
 from .kv_forward_sensitivity import balanced, output_weights, query_moments
 from .kv_quality import Continuation, Model, cached, coded_by, continuation, divergence, measure, stacked
+from .safetensors_header import read_header
 
 # KL in nats a token that each level may cost on text that the fit did not see.
 TARGET_KL = {"near-lossless": 3.5e-4, "default": 1.6e-3, "small": 6e-3}
 FIRST_STEPS = (-5, 0, 4)
 STEP_LIMIT = 40
 JOINT_CHANNELS = 256
+CHECKED_EVERY = 5
 
 Floats = npt.NDArray[np.float32]
 
@@ -49,11 +54,11 @@ def calibrate(
     to JOINT_CHANNELS channels. together: one for keys and values: fewer bits still, twice the profile and the work
     """
     generator = torch.Generator().manual_seed(seed)
-    frequencies = inverse_frequencies(model)
+    rotation = key_rotation(model)
     samples = []
     total: Sensitivity | None = None
     for ids in documents:
-        sample, part = _observe(model, ids, generator, frequencies, backward=backward, together=together)
+        sample, part = _observe(model, ids, generator, rotation, backward=backward, together=together)
         samples.append(sample)
         total = part if total is None else total.plus(part)
     if total is None:
@@ -68,18 +73,18 @@ def calibrate(
     if joint is None:
         joint = heads * width <= JOINT_CHANNELS
     groups = 1 if joint else heads
-    profile = fit_profile(samples, sensitivity, frequencies, groups, FIRST_STEPS, together=together)
+    profile = fit_profile(
+        samples,
+        sensitivity,
+        rotation.inverse_frequencies,
+        groups,
+        FIRST_STEPS,
+        together=together,
+        neighbours=rotation.neighbours,
+    )
     held_out = [continuation(model, ids) for ids in checks]
     steps = [_step_for(model, profile, held_out, level) for level in LEVELS]
     return replace(profile, steps=(steps[0], steps[1], steps[2]))
-
-
-def inverse_frequencies(model: Model) -> npt.NDArray[np.float64]:
-    """(R/2,) of the rotary embedding; empty for a model without one."""
-    for module in model.modules():
-        if hasattr(module, "inv_freq"):
-            return np.asarray(module.inv_freq.detach().double().cpu().numpy())
-    return np.empty(0)
 
 
 def _step_for(model: Model, profile: KvProfile, held_out: Sequence[Continuation], level: str) -> int:
@@ -105,7 +110,7 @@ def _observe(
     model: Model,
     ids: torch.Tensor,
     generator: torch.Generator,
-    frequencies: npt.NDArray[np.float64],
+    rotation: KeyRotation,
     *,
     backward: bool,
     together: bool,
@@ -113,18 +118,18 @@ def _observe(
     if not backward:
         with torch.no_grad():
             _, keys, values = cached(model, ids)
-        sample = KvSample(stacked(keys), stacked(values))
+        sample = KvSample(stacked(keys)[..., rotation.order], stacked(values))
         _, _, heads, width = sample.keys.shape
-        moments = query_moments(model, ids, heads, width)
+        moments = query_moments(model, ids, heads, width, rotation.order)
         return sample, Sensitivity(moments, output_weights(model, heads, width) * len(ids))
     output, keys, values = cached(model, ids)
     log_probability = torch.log_softmax(output.logits[0].float(), -1)
     drawn = torch.multinomial(log_probability.detach().exp(), 1, generator=generator)
     gradients = torch.autograd.grad(-log_probability.gather(1, drawn).sum(), [*keys, *values])
     half = len(keys)
-    sample = KvSample(stacked(keys), stacked(values))
-    gradient = KvSample(stacked(gradients[:half]), stacked(gradients[half:]))
-    of_keys, of_values = _rows(unrotated(gradient, frequencies)), _rows(gradient.values)
+    sample = KvSample(stacked(keys)[..., rotation.order], stacked(values))
+    gradient = KvSample(stacked(gradients[:half])[..., rotation.order], stacked(gradients[half:]))
+    of_keys, of_values = _rows(unrotated(gradient, rotation.inverse_frequencies)), _rows(gradient.values)
     turned_keys, turned_values = of_keys.transpose(0, 2, 1), of_values.transpose(0, 2, 1)
     cross = turned_keys @ of_values if together else None
     return sample, Sensitivity(turned_keys @ of_keys, turned_values @ of_values, cross)
@@ -145,14 +150,18 @@ def calibrate_files(
     together: bool = False,
     backward: bool = True,
 ) -> KvProfile:
-    """Calibrate the model of a folder on stretches spread evenly over text files; every fifth sets the levels.
+    """Calibrate the model of a folder on stretches spread evenly over text files; every fifth of them sets the levels.
 
-    raises: ValueError when the texts are not UTF-8 or too short for so many stretches; OSError when the folder holds
-        no model
+    raises: ValueError when the texts are not UTF-8 or too short for so many stretches, or the stretches too few or
+        longer than the model's context; UsageError when the folder holds no whole model
     """
+    if documents < CHECKED_EVERY:
+        raise ValueError(f"of {documents} stretches none would be left to set the levels by: take {CHECKED_EVERY}")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no model with its tokenizer: {name} is missing")
+            raise UsageError(f"{folder} holds no model with its tokenizer: {name} is missing")
+    for name in weight_files(folder):
+        read_header(folder / name)  # says in one line what is wrong with a damaged file
     logging: Any = transformers.utils.logging  # without types
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it warns of texts that are longer than the context, and these are cut
@@ -162,10 +171,15 @@ def calibrate_files(
         raise ValueError(f"{len(ids)} tokens of text, {documents * tokens} are wanted: add text or ask for less")
     model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval()
+    context = getattr(model.config, "max_position_embeddings", None) or tokens
+    if tokens > context:
+        raise ValueError(f"stretches of {tokens} tokens are longer than the model's context of {context}")
     stride = (len(ids) - tokens) // max(documents - 1, 1)
     stretches = [ids[index * stride : index * stride + tokens] for index in range(documents)]
-    fit = [stretch for index, stretch in enumerate(stretches) if index % 5 != 4]
-    return calibrate(model, fit, stretches[4::5], joint=joint, together=together, backward=backward)
+    fit = [stretch for index, stretch in enumerate(stretches) if index % CHECKED_EVERY != CHECKED_EVERY - 1]
+    return calibrate(
+        model, fit, stretches[CHECKED_EVERY - 1 :: CHECKED_EVERY], joint=joint, together=together, backward=backward
+    )
 
 
 def _text(path: Path) -> str:

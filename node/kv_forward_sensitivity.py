@@ -17,29 +17,35 @@ from shoal.compression.kv_fitting import Sensitivity
 
 Doubles = npt.NDArray[np.float64]
 Divergence = Callable[[KvBlock], float]
+Order = npt.NDArray[np.int64] | slice
 NOISE = 0.05
 
 
-def query_moments(model: torch.nn.Module, ids: torch.Tensor, heads: int, width: int) -> Doubles:
-    """(L, C, C) summed over the tokens and over the query heads that share a key head.
+def query_moments(model: torch.nn.Module, ids: torch.Tensor, heads: int, width: int, order: Order) -> Doubles:
+    """(L, C, C) summed over the tokens and over the query heads that share a key head; after their norm, if any.
 
+    order: of a head's channels
     raises: ValueError for a model whose attention has no q_proj
     """
     queries: list[torch.Tensor] = []
 
     def keep(_module: object, _inputs: object, output: torch.Tensor) -> None:
-        queries.append(output.detach()[0].double())
+        query = output.detach()[0].double()
+        queries.append(query.transpose(0, 1) if query.dim() == 3 and len(query) != len(ids) else query)
 
-    handles = [m.register_forward_hook(keep) for name, m in model.named_modules() if name.endswith("q_proj")]
-    if not handles:
-        raise ValueError("a model whose attention has no q_proj")
+    modules = dict(model.named_modules())
+    of_queries = [module for name, module in modules.items() if name.endswith("q_proj")]
+    if not of_queries:
+        raise ValueError("a model whose attention has no q_proj: it is calibrated from gradients only (--backward)")
+    norms = [module for name, module in modules.items() if name.endswith("q_norm")]
+    handles = [module.register_forward_hook(keep) for module in norms or of_queries]
     try:
         with torch.no_grad():
             model(input_ids=ids[None], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    split = [query.reshape(len(ids), heads, -1, width) for query in queries]
+    split = [query.reshape(len(ids), heads, -1, width)[..., order] for query in queries]
     return np.stack([_block_diagonal([query[:, head] for head in range(heads)]) for query in split])
 
 
@@ -50,7 +56,7 @@ def output_weights(model: torch.nn.Module, heads: int, width: int) -> Doubles:
     """
     weights = [m.weight.detach().double() for name, m in model.named_modules() if name.endswith("o_proj")]
     if not weights:
-        raise ValueError("a model whose attention has no o_proj")
+        raise ValueError("a model whose attention has no o_proj: it is calibrated from gradients only (--backward)")
     split = [weight.reshape(weight.shape[0], heads, -1, width) for weight in weights]
     return np.stack([_block_diagonal([weight[:, head] for head in range(heads)]) for weight in split])
 

@@ -124,7 +124,7 @@ def start_node(
 ) -> LocalNode:
     """Start a node and return at once; `wait_for("ready")` waits. folder: its home is made below it."""
     home = Home(folder / name)
-    command = [sys.executable, "-m", "shoal", *(["join", invite] if invite else ["up"]), *arguments]
+    command = [sys.executable, "-P", "-m", "shoal", *(["join", invite] if invite else ["up"]), *arguments]
     command += ["--home", str(home.root), "--name", name, "--host", "127.0.0.1", "--threads", "1", "--json"]
     process = subprocess.Popen(  # noqa: S603  our own command
         command,

@@ -4,6 +4,7 @@
 that a span needs. Folders are hashed once: the manifest is kept with each file's size and modification time.
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,10 +69,12 @@ def resolve(model: str, home_cache: Path, revision: str = "main", progress: Prog
     """
     if model == EMBEDDED:
         return from_folder(embedded_folder(), home_cache, EMBEDDED, progress)
-    path = Path(model).expanduser()
-    if path.is_dir():
+    if not model.strip():
+        raise UsageError(f"the model's name is empty; name a folder, a hub id, or {EMBEDDED}")
+    path = Path(os.path.expanduser(model))  # noqa: PTH111  ~nobody/x is no error
+    if os.path.isdir(path):  # noqa: PTH112  a name that is no path at all is no folder; Path.is_dir raises
         return from_folder(path, home_cache, path.resolve().name, progress)
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110
         raise UsageError(f"{model} is a file; name the model's folder, which holds config.json and *.safetensors")
     if model.startswith((".", "/", "~")) or not _HUB_ID.match(model) or ".." in model:
         raise UsageError(f"there is no folder {model}, and it is not a hub id such as owner/name")

@@ -57,6 +57,8 @@ class NodeLoops:
 
     async def _announce_often(self) -> None:
         while True:
+            for hosted in self._node.hosted:
+                hosted.engine.measure_when_idle()
             await self.announce()
             await anyio.sleep(ANNOUNCE_PERIOD_S)
 

@@ -60,7 +60,7 @@ class Volunteer:
 def shoal(*arguments: str) -> list[dict[str, Any]]:
     """Run a command with --json. returns: its events. raises: DemoFailed"""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
-    command = [sys.executable, "-m", "shoal", *arguments, "--json"]
+    command = [sys.executable, "-P", "-m", "shoal", *arguments, "--json"]
     held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # until we know the process
     process = subprocess.Popen(  # noqa: S603  our own command line
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

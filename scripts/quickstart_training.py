@@ -56,7 +56,7 @@ def trainers(config: Path, homes: Mapping[str, Path]) -> Iterator[dict[str, subp
     processes: dict[str, subprocess.Popen[str]] = {}
     try:
         for name, home in homes.items():
-            command = [sys.executable, "-m", "shoal", "train", str(config), "--home", str(home), "--json"]
+            command = [sys.executable, "-P", "-m", "shoal", "train", str(config), "--home", str(home), "--json"]
             processes[name] = subprocess.Popen(  # noqa: S603  our own command line
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
             )

@@ -5,11 +5,15 @@ The transport has authenticated the PeerID; what is left to show is that this pe
 
 from typing import Protocol
 
+import anyio
+
 from . import messages
-from .errors import MalformedMessage, Refused, RemoteFault, ShoalError, StreamBroken, VersionMismatch
+from .errors import MalformedMessage, Refused, RemoteFault, ShoalError, StreamBroken, TimedOut, VersionMismatch
 from .identifiers import PROTOCOL_VERSION, PeerId, SwarmId
 from .messages import Failed, Hello, Welcome
 from .transport import Stream
+
+SILENCE_S = 15.0  # a stranger who opens a stream and says nothing does not keep it
 
 
 class Gate(Protocol):
@@ -31,6 +35,13 @@ async def next_message(stream: Stream) -> messages.AnyMessage:
     if frame is None:
         raise StreamBroken(f"{stream.peer} closed the stream before it was answered")
     return messages.decode(frame)
+
+
+async def prompt_message(stream: Stream) -> messages.AnyMessage:
+    """The next message of a peer that has nothing to wait for. raises: as `next_message`; TimedOut"""
+    with anyio.move_on_after(SILENCE_S):
+        return await next_message(stream)
+    raise TimedOut(f"{stream.peer} opened a stream and said nothing for {SILENCE_S:.0f} s")
 
 
 def failure(kind: messages.FailureKind, error: Exception, culprit: PeerId | None = None) -> Failed:
@@ -55,8 +66,9 @@ async def read_welcome(stream: Stream, gate: Gate) -> None:
 
 
 async def receive_greeting(stream: Stream, gate: Gate) -> None:
-    """Our side as the one dialled: check the peer, tell the verdict. raises: Refused, VersionMismatch, RemoteFault"""
-    hello = await next_message(stream)
+    """Our side as the one dialled: check the peer, tell the verdict. raises: Refused, VersionMismatch, RemoteFault,
+    TimedOut"""
+    hello = await prompt_message(stream)
     if not isinstance(hello, Hello):
         raise MalformedMessage(f"{stream.peer} began with {type(hello).__name__} instead of Hello")
     try:

@@ -34,7 +34,7 @@ class Home:
         """--home, else SHOAL_HOME, else the user's data folder for shoal."""
         named = (os.environ if environment is None else environment).get("SHOAL_HOME")
         root = flag or (Path(named) if named else Path(platformdirs.user_data_dir("shoal", appauthor=False)))
-        return cls(root.expanduser().absolute())
+        return cls(Path(os.path.expanduser(root)).absolute())  # noqa: PTH111  --home ~nobody is no error
 
     @property
     def identity(self) -> Path:
@@ -63,6 +63,10 @@ class Home:
     @property
     def invites(self) -> Path:
         return self.root / "invites.sqlite"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.sqlite"
 
     @property
     def cache(self) -> Path:

@@ -4,6 +4,9 @@ The order is kept by the push stream itself: one reader takes a feed, computes i
 next; while an upstream is replaced, the two readers take turns. The control stream stays free to answer probes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import anyio
 from anyio.abc import TaskGroup
 
@@ -77,11 +80,12 @@ class Hop:
         self._transport = transport
         self._gate = gate
         self._kept = KeptOutputs(keep_bytes)
-        self._taking = anyio.Lock()
+        self._taking = anyio.Lock(fast_acquire=True)  # without a turn of the event loop, 30 us each time
         self._active_s = anyio.current_time()
         self._downstream: Stream | None = None
-        self._downstream_lock = anyio.Lock()
+        self._downstream_lock = anyio.Lock(fast_acquire=True)
         self._connecting = anyio.CancelScope()
+        self._readers: set[anyio.CancelScope] = set()
 
     @property
     def driver(self) -> PeerId:
@@ -155,6 +159,16 @@ class Hop:
                 await self._upstream_changed.wait()
         if self._upstream != peer:
             raise Refused("the driver of this session named another upstream")
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around the reader of a push stream: it ends with the session, whatever its upstream does."""
+        with anyio.CancelScope() as scope:
+            self._readers.add(scope)
+            try:
+                yield
+            finally:
+                self._readers.discard(scope)
 
     async def take_all(self, stream: Stream) -> None:
         """Compute what comes on a push stream, until it ends or another upstream is named."""
@@ -273,6 +287,8 @@ class Hop:
             return  # the driver is gone; the control loop notices and ends the session
 
     def close(self) -> None:
+        for reader in self._readers:
+            reader.cancel()
         if self._downstream is not None:
             self._downstream.abort()
         self._compute.close(self.request.session)

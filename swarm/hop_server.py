@@ -17,7 +17,7 @@ from .errors import (
     StreamBroken,
     Unavailable,
 )
-from .handshake import Gate, failure, next_message, receive_greeting
+from .handshake import Gate, failure, prompt_message, receive_greeting
 from .hop import ATTACH_PATIENCE_S, Hop
 from .identifiers import ModelId, SessionId
 from .messages import Attach, Open, Opened
@@ -72,7 +72,7 @@ class HopServer:
 
     async def _control(self, stream: Stream) -> None:
         await receive_greeting(stream, self._gate)
-        request = await next_message(stream)
+        request = await prompt_message(stream)
         if not isinstance(request, Open):
             raise MalformedMessage(f"a control stream began with {type(request).__name__}")
         hop = await self._open(stream, request)
@@ -130,7 +130,7 @@ class HopServer:
 
     async def _push(self, stream: Stream) -> None:
         await receive_greeting(stream, self._gate)
-        attach = await next_message(stream)
+        attach = await prompt_message(stream)
         if not isinstance(attach, Attach):
             raise MalformedMessage(f"a push stream began with {type(attach).__name__}")
         with anyio.move_on_after(ATTACH_PATIENCE_S):
@@ -139,5 +139,6 @@ class HopServer:
         hop = self._hops.get(attach.session)
         if hop is None:
             raise Refused("no such session")
-        await hop.admit_upstream(stream.peer)
-        await hop.take_all(stream)
+        with hop.reading():
+            await hop.admit_upstream(stream.peer)
+            await hop.take_all(stream)

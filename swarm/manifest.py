@@ -13,13 +13,15 @@ from .errors import MalformedMessage
 from .identifiers import ModelId
 
 CHUNK_BYTES = 4 << 20  # shard files are hashed in chunks of this size
-TEXT_FILES = (  # small files that a client needs to speak text; whole files, verified by sha256
+KV_PROFILE = "kv.profile"  # how caches of exactly these weights are compressed
+TEXT_FILES = (  # small files that go where the model goes; whole files, verified by sha256
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    KV_PROFILE,
 )
 MAX_TEXT_FILE_BYTES = 64 << 20
 

@@ -22,8 +22,11 @@ def load(path: Path) -> Membership | None:
     raises: UsageError when it is readable by others or damaged
     """
     data = private_file.read(path)
-    if data is None:
-        return None
+    return None if data is None else read(data, path)
+
+
+def read(data: bytes, path: Path) -> Membership:
+    """path: for the words of the error. raises: UsageError when it is damaged"""
     try:
         membership = msgspec.json.decode(data, type=Membership)
     except (msgspec.MsgspecError, ValueError) as error:

@@ -16,6 +16,7 @@ from .identity import Identity
 from .invite import read_invite
 from .latency import LatencyBook
 from .member_calls import MemberCalls
+from .metering import Paying
 from .node_lock import CLIENT_NAME, NodeLock
 from .pings import Pinger
 from .record_calls import RemoteDirectory
@@ -29,7 +30,9 @@ def _now() -> float:
 
 
 @asynccontextmanager
-async def thin_driver(home: Home, tasks: TaskGroup, invite_line: str | None = None) -> AsyncIterator[Driver]:
+async def thin_driver(
+    home: Home, tasks: TaskGroup, invite_line: str | None = None, paying: Paying | None = None
+) -> AsyncIterator[Driver]:
     """A driver for the swarm of this home, or for the one that the invite names (which this home then belongs to).
 
     raises: SwarmUnreachable when the home belongs to no swarm or nobody answers; Refused; UsageError
@@ -38,7 +41,7 @@ async def thin_driver(home: Home, tasks: TaskGroup, invite_line: str | None = No
 
     invite = read_invite(invite_line, _now()) if invite_line else None
     home.prepare()
-    known = membership_file.load(home.swarm)
+    known = None if invite else membership_file.load(home.swarm)
     if invite is None and known is None:
         raise SwarmUnreachable("no node runs here and this home belongs to no swarm; run `shoal up`, or give an invite")
     identity = Identity.load_or_create(home.identity)
@@ -54,4 +57,4 @@ async def thin_driver(home: Home, tasks: TaskGroup, invite_line: str | None = No
         directory = RemoteDirectory(calls, RecordReader(entered.swarm, entered.revocations), reached, _now)
         pinger = Pinger(transport, calls, LatencyBook(), anyio.current_time)
         planner = DirectoryPlanner(directory, calls, pinger, anyio.current_time, _now)
-        yield Driver(transport, entered.gate, planner, tasks)
+        yield Driver(transport, entered.gate, planner, tasks, paying=paying)

@@ -16,15 +16,16 @@ def open_client(folder: Path | None, invite: str | None, api: str | None, api_ke
 
     raises: SwarmUnreachable, Refused, UsageError
     """
-    if invite and api:
+    if invite is not None and api:
         raise UsageError("--invite asks the peers, --api asks a node: give one of them")
     home = Home.find(folder)
     if api:
         return shoal.connect(api, api_key=api_key, home=home.root)
-    node = None if invite else running_api(home)
+    line = None if invite is None else read_line(invite)
+    node = None if line else running_api(home)
     if node is not None:
         return shoal.connect(node.facts.api, home=home.root)
-    if invite or home.swarm.exists():
+    if line or home.swarm.exists():
         home.prepare()
         start_log(home.logs, CLIENT)
-    return shoal.connect(read_line(invite) if invite else None, home=home.root)
+    return shoal.connect(line, home=home.root)

@@ -67,7 +67,7 @@ def _spawn(sink: IO[bytes], invite: str | None) -> subprocess.Popen[bytes]:
     from_stdin = "-" in arguments
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # until the caller knows the process
     process = subprocess.Popen(  # noqa: S603  our own command line
-        [sys.executable, "-m", "shoal", *arguments, "--json"],
+        [sys.executable, "-P", "-m", "shoal", *arguments, "--json"],  # -P: what lies in this folder is no module
         stdin=subprocess.PIPE if from_stdin else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=sink,

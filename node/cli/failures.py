@@ -1,5 +1,6 @@
 """What a user sees when a command fails: one line on stderr, with `--json` an event too, and the exit code."""
 
+import errno
 import os
 import sys
 import traceback
@@ -58,6 +59,8 @@ def described(error: BaseException) -> tuple[int, str]:
             return 6, "there is not enough memory; try --max-memory or fewer --layers"
         case BaseExceptionGroup():
             return described(cause_of(error))
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return 6, one_line(f"the disk is full: {error.filename or 'the output cannot be written'}")
         case Exception() if isinstance(error, _USAGE_ERROR):
             hint = "" if _context_of(error) is None else f"; `{_context_of(error)} --help` shows how"
             return USAGE, one_line(error.format_message()).rstrip(".") + hint  # type: ignore[attr-defined]

@@ -6,8 +6,10 @@ from shoal.swarm.errors import UsageError
 
 
 def read_line(given: str) -> str:
-    """raises: UsageError when `-` was given and stdin holds nothing"""
+    """raises: UsageError when there is none: an empty argument (an unset variable), or `-` with nothing on stdin"""
     if given != "-":
+        if not given.strip():
+            raise UsageError("the invite is empty; pass the line that begins with shoal1:")
         return given
     text = sys.stdin.read(1 << 16).strip()
     if not text:

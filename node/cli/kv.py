@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from shoal.swarm.manifest import KV_PROFILE
+
 from .flags import JsonFlag
 from .output import Output
 
@@ -21,9 +23,9 @@ def calibrate(
     texts: Annotated[
         list[Path], typer.Argument(help="Text files such as the model will be used on.", exists=True, dir_okay=False)
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the profile goes.")] = Path("kv.profile"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the profile goes.")] = Path(KV_PROFILE),
     documents: Annotated[
-        int, typer.Option(min=4, help="Stretches of text to read, a fifth of them for checking.")
+        int, typer.Option(min=5, help="Stretches of text to read, a fifth of them for checking.")
     ] = 60,
     tokens: Annotated[int, typer.Option(min=128, help="Tokens of each.")] = 576,
     joint: Annotated[
@@ -35,7 +37,10 @@ def calibrate(
     backward: Annotated[bool, typer.Option(help="Learn from gradients; without, from forward passes alone.")] = True,
     json: JsonFlag = False,
 ) -> None:
-    """Run a model over text and write the profile that compresses its KV caches; it goes where the model goes."""
+    """Run a model over text and write the profile that compresses its KV caches.
+
+    In the model's folder, as kv.profile, it goes where the model goes: `shoal up`, `shoal models publish`, a hub.
+    """
     from shoal.node.kv_calibration import calibrate_files
     from shoal.swarm import private_file
     from shoal.swarm.errors import UsageError
@@ -50,4 +55,6 @@ def calibrate(
         raise UsageError(str(error).partition("\n")[0]) from error
     private_file.write(out, profile.packed)
     output.event("kv_profile", path=str(out), digest=profile.digest.hex(), payload_bytes=len(profile.packed))
+    if out.resolve() != (model / KV_PROFILE).resolve():
+        output.note(f"in {model} as {KV_PROFILE} it travels with the model, which then has another id")
     output.line(f"{out}  {len(profile.packed)} bytes  {profile.digest.hex()}")

@@ -16,6 +16,7 @@ def run() -> None:
         if next((word for word in sys.argv[1:] if not word.startswith("-")), "") in STARTS_A_NODE:
             _stop_in_order()
         _hear_signals()
+        _mend_streams()
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -43,6 +44,20 @@ def _hear_signals() -> None:
     import signal
 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
+
+def _mend_streams() -> None:
+    """A closed stdout takes words and loses them; an encoding without our bars shows question marks instead."""
+    import io
+    import os
+    from pathlib import Path
+
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # `shoal status >&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  it lives as long as we
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _stop_in_order() -> None:

@@ -18,8 +18,7 @@ class Output:
         """One JSON object per line; nothing without `--json`."""
         if self.json:
             line = msgspec.json.encode({"schema": SCHEMA, "event": event, **data})
-            sys.stdout.write(line.decode() + "\n")
-            sys.stdout.flush()
+            _to_stdout(line.decode() + "\n")
 
     def line(self, text: str = "") -> None:
         """Data for people and pipes."""
@@ -29,8 +28,7 @@ class Output:
     def write(self, text: str) -> None:
         """A part of a line, shown at once."""
         if not self.json:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            _to_stdout(text)
 
     def note(self, text: str = "") -> None:
         """Beside the data: progress, advice."""
@@ -40,6 +38,15 @@ class Output:
     def complain(self, message: str) -> None:
         """The one line of an error, with and without `--json`."""
         _to_stderr(f"shoal: {message}")
+
+
+def _to_stdout(text: str) -> None:
+    """raises: BrokenPipeError when the reader has gone; OSError, as on a full disk"""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise BrokenPipeError("the reader of our output has gone") from None  # with its errno click would exit with 1
 
 
 def _to_stderr(line: str) -> None:

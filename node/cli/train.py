@@ -35,7 +35,12 @@ StageFlag = Annotated[
 PauseFlag = Annotated[bool, typer.Option("--pause", help="Tell the training that runs here to pause.")]
 ContinueFlag = Annotated[bool, typer.Option("--continue", help="Tell the training that runs here to go on.")]
 CheckFlag = Annotated[
-    list[Path] | None, typer.Option("--check", help="Check a run's open record, or several against one another.")
+    list[Path] | None,
+    typer.Option(
+        "--check",
+        help="Check a run's open record, or several against one another; of a run's folder, do the rounds again, "
+        "with CONFIG from the beginning.",
+    ),
 ]
 
 
@@ -93,7 +98,7 @@ def train(
     if check:
         from .train_control import check_records
 
-        check_records(check, output)
+        check_records(check, None if config is None else read_config(config), place, output)
         return
     if pause or go_on:
         from .train_control import tell_training

@@ -77,7 +77,7 @@ class TrainingScreen:
             case events.Finished(rounds, tokens, reason, path):
                 self.close()
                 self._output.note(f"finished  {reason}: {rounds} in all, {tokens} tokens learned from here")
-                if path:
+                if path and rounds:
                     self._output.note(f"`shoal models export {path} FOLDER` writes the model; all else lies there too")
             case _:
                 assert_never(event)

@@ -85,7 +85,7 @@ class IdleJudge:
 def reason_to_wait(settings: LimitSettings, paused: bool, now: datetime, idle: bool) -> str:
     """Why this machine may not train now, in words; "" when it may."""
     if paused:
-        return "paused; `shoal train CONFIG --continue` goes on"
+        return "paused; `shoal train --continue` goes on"
     if not open_now(settings.hours, now):
         return f"outside of the hours {', '.join(settings.hours)}; on at {opens_at(settings.hours, now):%H:%M}"
     if settings.idle_only and not idle:

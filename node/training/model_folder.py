@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shoal.swarm.errors import OutOfMemory, UsageError
+from shoal.swarm.manifest import KV_PROFILE
 
 from .checkpoints.tensor_file import Buffer, TensorSpec, write_tensors
 
@@ -74,8 +75,10 @@ def write_index(folder: Path, weight_map: Mapping[str, str], total_bytes: int) -
 
 
 def write_texts(folder: Path, texts: Mapping[str, bytes]) -> None:
+    """All but a KV profile, which belongs to the weights that it was calibrated on."""
     for name, content in texts.items():
-        (folder / name).write_bytes(content)
+        if name != KV_PROFILE:
+            (folder / name).write_bytes(content)
 
 
 def with_dtype(config: bytes, dtype: str) -> bytes:

@@ -6,6 +6,7 @@ trained on which sequences; with the delta log, that the aggregates lead from on
 records of the same run must say the same about every round.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
@@ -67,7 +68,10 @@ def round_line(
 
 
 class RunRecord:
-    """Appends; every line is on its way to the disk before `add` returns, and a line that was cut off is mended."""
+    """Appends; every line is on its way to the disk before `add` returns, and a line that was cut off is mended.
+
+    A round stands in it once: who was killed replays rounds that are here already.
+    """
 
     def __init__(self, path: Path) -> None:
         """raises: UsageError when the file cannot be written"""
@@ -75,12 +79,18 @@ class RunRecord:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _drop_cut_line(path)
+            self._known = _rounds_in(path)
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise UsageError(f"cannot write the record {path}: {error.strerror}") from error
 
     def add(self, line: RecordLine) -> None:
         """raises: OutOfMemory when the disk is full"""
+        if isinstance(line, RoundLine):
+            key = (line.round, line.fragment, line.after)
+            if key in self._known:
+                return
+            self._known.add(key)
         try:
             self._file.write(_encoder.encode(line) + b"\n")
         except OSError as error:
@@ -99,6 +109,17 @@ def _drop_cut_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
+def _rounds_in(path: Path) -> set[tuple[int, int, str]]:
+    """Round, fragment and the state after it. A line that was damaged is none here; `--check` names it."""
+    found = set()
+    for data in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            line = _decoder.decode(data)
+            if isinstance(line, RoundLine):
+                found.add((line.round, line.fragment, line.after))
+    return found
+
+
 def read_record(path: Path) -> list[RecordLine]:
     """raises: UsageError that names the line"""
     lines = []
@@ -112,6 +133,14 @@ def read_record(path: Path) -> list[RecordLine]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     return lines
+
+
+def spec_of(lines: Iterable[RecordLine]) -> RunSpec:
+    """raises: UsageError for a record without its first line"""
+    for line in lines:
+        if isinstance(line, RunLine):
+            return line.spec
+    raise UsageError("the record does not begin with its run's settings")
 
 
 def problems(lines: Iterable[RecordLine]) -> list[str]:

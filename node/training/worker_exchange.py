@@ -26,12 +26,17 @@ class AttentiveExchange:
     """A peer that was restarted may wait for a round that the others have had: then it is out of step, and told so.
 
     alone: whether the round lacks peers right now; behind: asks the others, None when nobody is further than we are
+    ended: told when an exchange is over, whatever came of it
     """
 
     def __init__(
-        self, exchange: Exchange, alone: Callable[[], bool], behind: Callable[[], Awaitable[OutOfStep | None]]
+        self,
+        exchange: Exchange,
+        alone: Callable[[], bool],
+        behind: Callable[[], Awaitable[OutOfStep | None]],
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
-        self._exchange, self._alone, self._behind = exchange, alone, behind
+        self._exchange, self._alone, self._behind, self._ended = exchange, alone, behind, ended
 
     async def exchange(self, offer: Offer) -> Outcome:
         """raises: RoundSkipped, OutOfStep, ValueError"""
@@ -53,6 +58,7 @@ class AttentiveExchange:
                 outcome = await self._exchange.exchange(offer)
             except Exception as error:  # noqa: BLE001  raised again outside of the group, as it is
                 failure = error
+            self._ended()
             tasks.cancel_scope.cancel()
         if outcome is not None:
             return outcome

@@ -50,6 +50,7 @@ async def plan_only(
         async with running_node(options.node, tell_node, tasks) as node:
             uplink = await measured_uplink(node.calls, await other_nodes(node))
             report(await _plan(options, await preparation.result(), uplink))
+            node.stop_reason = "the plan is made"
         tasks.cancel_scope.cancel()
 
 

@@ -37,6 +37,11 @@ class FactTeller:
         self._waiting = ""
         self._logged = ""
 
+    def exchange_ended(self) -> None:
+        """However it ended: nobody is waited for until the next exchange says so."""
+        self._lacks_since = math.inf
+        self._wait("")
+
     def lacks_peers(self) -> bool:
         return self._lacks_since < math.inf
 
@@ -63,6 +68,9 @@ class FactTeller:
         lacks = status.stage == "gathering" and status.ready < status.needed
         self._lacks_since = min(self._lacks_since, self._clock()) if lacks else math.inf
         text = f"{status.text}; Ctrl-C stops" if self._clock() - self._lacks_since >= TELL_AFTER_S else ""
+        self._wait(text)
+
+    def _wait(self, text: str) -> None:
         if text != self._waiting:
             self._waiting = text
             self._report(events.Waiting(text))
@@ -92,6 +100,6 @@ async def running_rounds(
         async with RoundExchange(
             transport, node.setup.gate, meeting, spec, first_round=first_round, options=options, on_fact=teller.tell
         ) as exchange:
-            yield AttentiveExchange(exchange, teller.lacks_peers, behind)
+            yield AttentiveExchange(exchange, teller.lacks_peers, behind, teller.exchange_ended)
     finally:
         node.runs.discard(key)

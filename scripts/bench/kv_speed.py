@@ -66,8 +66,8 @@ def text_block(folder: Path, text: Path, profile: KvProfile) -> KvBlock:
         with torch.no_grad():
             _, keys, values = cached(model, ids[index * STRETCH : (index + 1) * STRETCH])
         block = block_of(keys, values)
-        turns = rotation(profile.inverse_frequencies, index * STRETCH, 1)
-        turned = rotate(to_floats(block.keys, "bfloat16"), *(np.repeat(part, STRETCH, axis=0) for part in turns))
+        turns = profile.turns(index * STRETCH, 1)
+        turned = rotate(to_floats(block.keys, "bfloat16"), *(np.repeat(part, STRETCH, axis=1) for part in turns))
         shape = KvShape(*block.keys.shape, first_position=index * STRETCH)
         blocks.append(KvBlock(shape, from_floats(turned, "bfloat16"), block.values))
     return joined(blocks)

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of every decoder: any bytes decode or raise MalformedPayload, nothing else.
 
     pip install atheris
-    PYTHONPATH=tests python scripts/fuzz/payloads.py scripts/fuzz/corpus [-runs=100000] [-max_total_time=600]
+    PYTHONPATH=tests python scripts/fuzz/payloads.py scripts/fuzz/corpus -max_len=16000 [-max_total_time=600]
     PYTHONPATH=tests python scripts/fuzz/payloads.py --write-corpus scripts/fuzz/corpus
 
 The first byte of an input chooses the codec; the rest is the body behind a right frame, checksum and all, so that the
@@ -10,6 +10,7 @@ fuzzer spends its time on the decoders and not on the checksum. An input whose f
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from shoal.compression.kv_cachegen import CacheGen
 from shoal.compression.kv_cachegen_reference import CacheGenReference
 from shoal.compression.kv_profile import parse_profile
 from shoal.compression.presets import PRESETS
+from shoal.compression.sparse_codec import SparseCodec
 
 COUNT = 5000
 KV = block(6)
@@ -30,23 +32,39 @@ CACHEGEN = CacheGen.fit([block(40, seed=2)], 1.0)
 REFERENCE = CacheGenReference()
 VECTOR = [TensorSpec((COUNT,))]
 AS_IT_IS = 255
+LARGEST_SEED = 16_000
 
 
-def kv(data: bytes) -> None:
+def alike(decode: Callable[[bool], bytes]) -> None:
     """Compiled loops check no index: what numpy refuses or reads, they must too."""
     outcomes = []
     for accelerate in (False, True):
         try:
-            block = decode_kv([data], KV.shape, PROFILE, allow_truncated=True, accelerate=accelerate)
-            outcomes.append(block.keys.tobytes() + block.values.tobytes())
+            outcomes.append(decode(accelerate))
         except MalformedPayload:
             outcomes.append(b"refused")
     if outcomes[0] != outcomes[1]:
         raise AssertionError("numpy and numba differ")
 
 
+def kv(data: bytes) -> None:
+    def decode(accelerate: bool) -> bytes:
+        block = decode_kv([data], KV.shape, PROFILE, allow_truncated=True, accelerate=accelerate)
+        return block.keys.tobytes() + block.values.tobytes()
+
+    alike(decode)
+
+
+def yardstick(codec: CacheGen | CacheGenReference) -> Callable[[bytes], object]:
+    return lambda data: alike(lambda accelerate: codec.decode(data, KV.shape, accelerate).keys.tobytes())
+
+
 def update(name: str) -> Callable[[bytes], object]:
-    return lambda data: PRESETS[name].decode(data, COUNT, 3)
+    codec = PRESETS[name]
+    if not isinstance(codec, SparseCodec):
+        return lambda data: codec.decode(data, COUNT, 3)
+    both = {accelerate: replace(codec, accelerate=accelerate) for accelerate in (False, True)}
+    return lambda data: alike(lambda accelerate: both[accelerate].decode(data, COUNT, 3).tobytes())
 
 
 # (codec in the frame, its tensors, decoder); the place in this list is the first byte of an input.
@@ -55,8 +73,8 @@ TARGETS: list[tuple[str, list[TensorSpec], Callable[[bytes], object]]] = [
     ("kv-raw", list(KV.shape.specs), kv),
     ("kv-lossless", list(KV.shape.specs), kv),
     ("kv-shoal", list(KV.shape.specs), kv),
-    ("kv-cachegen", list(KV.shape.specs), lambda data: CACHEGEN.decode(data, KV.shape)),
-    ("kv-cachegen-reference", list(KV.shape.specs), lambda data: REFERENCE.decode(data, KV.shape)),
+    ("kv-cachegen", list(KV.shape.specs), yardstick(CACHEGEN)),
+    ("kv-cachegen-reference", list(KV.shape.specs), yardstick(REFERENCE)),
     ("kv-profile", [], parse_profile),
 ]
 
@@ -86,7 +104,7 @@ def write_corpus(folder: Path) -> None:
     payloads += [b"", encode_kv(KV)[0], encode_kv(KV, "default", PROFILE)[0]]
     payloads += [CACHEGEN.encode(KV), REFERENCE.encode(KV), PROFILE.packed]
     for index, ((codec, specs, _), payload) in enumerate(zip(TARGETS, payloads, strict=True)):
-        if len(payload) and len(payload) < 6000:
+        if 0 < len(payload) < LARGEST_SEED:
             (folder / f"{index:02}-{codec}").write_bytes(bytes([index]) + bytes(unseal(payload, codec, specs)))
     (progressive,) = encode_kv(KV, "default", PROFILE, progressive=True)
     base = sealed_bytes(progressive, KV.shape.specs) or 0

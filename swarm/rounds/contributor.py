@@ -79,8 +79,9 @@ class Contributor:
             return
         slot.attempt, slot.leader, slot.heard_at, slot.acknowledged = attempt, sender, state.now, True
         if self.waits:
-            text = waiting_line(message.stage, message.ready, message.needed)
-            state.report(Status(slot.round, message.stage, message.ready, message.needed, text))
+            ready = max(1, message.ready) if message.stage == "gathering" else message.ready  # we are, known or not
+            text = waiting_line(message.stage, ready, message.needed)
+            state.report(Status(slot.round, message.stage, ready, message.needed, text))
             missed = message.stage == "reducing" and (slot.group is None or slot.group.ballot < message.ballot)
             if missed and state.now - slot.ready_at >= state.options.resend_s:
                 self._say_ready()  # the leader answers with the group

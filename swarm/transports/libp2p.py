@@ -249,7 +249,7 @@ class Libp2pTransport:
         except (_p2p_daemon.P2PDaemonError, ConnectionError, OSError, asyncio.IncompleteReadError) as error:
             if self._dead():
                 raise DaemonDied("our own p2pd is gone") from error
-            raise PeerUnreachable(f"{what}: {error}") from error
+            raise PeerUnreachable(f"{what}: {' '.join(str(error).split())}") from error
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float = 10.0) -> None:
         if peer == self._me:

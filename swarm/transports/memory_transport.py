@@ -125,6 +125,11 @@ class MemoryTransport:
     async def died(self) -> None:
         await self.host.dead.wait()
 
+    @property
+    def handlers_running(self) -> int:
+        """Streams and calls of others that are being served here."""
+        return len(self._scopes)
+
     def protocol_handler(self, protocol: str) -> StreamHandler | None:
         return self._protocols.get(protocol)
 

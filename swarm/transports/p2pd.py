@@ -23,6 +23,7 @@ from .hivemind_imports import p2pd_path
 MAX_SOCKET_PATH = 107  # bytes of a unix socket's path
 _LONGEST_SOCKET = "/shoal-12345678/p2pclient-12345678901.sock"  # below the temporary folder; hivemind names it so
 _SHORT_FOLDER = Path("/tmp")  # noqa: S108  the folder made there is ours alone
+CORES_FOR_ONE_THREAD = 4  # Go's idle threads look for work before they sleep, on cores that compute layers
 _GUARD = """
 exec 3<&0
 "$@" </dev/null 3<&- &
@@ -146,6 +147,7 @@ async def _spawn(options: NetworkOptions, folder: Path, key_file: Path) -> async
                 "PATH": "/usr/bin:/bin",
                 "GOLOG_LOG_LEVEL": "error",
                 "HOME": str(folder),
+                "GOMAXPROCS": str(max(1, (os.cpu_count() or 1) // CORES_FOR_ONE_THREAD)),
             },
             start_new_session=True,  # Ctrl-C reaches us alone; we stop the daemon in order
         )

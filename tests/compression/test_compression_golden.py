@@ -1,4 +1,4 @@
-"""Bytes written by version 1 of the format, and what they mean: integers that no later version may read otherwise.
+"""Bytes written by version 2 of the format, and what they mean: integers that no later version may read otherwise.
 
 Run as a program (with the sources on the path) to write the file anew after a deliberate change of the format.
 """

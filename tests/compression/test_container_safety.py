@@ -1,7 +1,9 @@
 """Any bytes decode or are refused: corrupted, cut, resealed or invented payloads of every codec."""
 
 import random
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import google_crc32c
@@ -52,6 +54,8 @@ def _made() -> dict[str, Coded]:
 
 
 MADE = _made()
+# Some hundred times the tensors of these payloads, and as much as 49 tables of the range coder take.
+ALLOCATED_BYTES = 8 << 20
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -90,6 +94,31 @@ def test_a_resealed_corruption_decodes_or_is_refused_and_nothing_else(name: str)
         except MalformedPayload:
             outcomes.add("refused")
     assert outcomes
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_no_body_makes_its_reader_allocate_more_than_its_tensors_and_tables_need(name: str) -> None:
+    coded, generator = MADE[name], random.Random(f"allocate {name}")
+    start = frame_start(coded.payload)
+    body = coded.payload[start + 4 : -4]
+    # Nothing, the largest of all numbers, the head of a zstd frame that declares 1 GiB, and large lengths anywhere.
+    bodies = [b"", bytes([255]) * len(body), bytes([0x28, 0xB5, 0x2F, 0xFD, 0xA4, 0, 0, 0, 0x40]) + bytes(64)]
+    for _ in range(40):
+        wrong = bytearray(body)
+        at = generator.randrange(len(wrong))
+        wrong[at : at + 4] = bytes([255] * generator.randrange(1, 5))
+        bodies.append(bytes(wrong))
+    coded.decode(coded.payload)  # what is kept between calls is there
+    for wrong_body in bodies:
+        made = coded.payload[:start] + len(wrong_body).to_bytes(4, "little") + wrong_body
+        made += google_crc32c.value(made).to_bytes(4, "little")
+        tracemalloc.start()
+        try:
+            with suppress(MalformedPayload):
+                coded.decode(made)
+            assert tracemalloc.get_traced_memory()[1] < ALLOCATED_BYTES
+        finally:
+            tracemalloc.stop()
 
 
 def frame_start(payload: bytes) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kv_samples import CHANNELS, HEADS, LAYERS, WIDTH, block, coarser, components, profile
+from kv_samples import CHANNELS, FREQUENCIES, HEADS, LAYERS, WIDTH, block, coarser, components, profile, sample
 
 from shoal.compression.container import codec_of, frame_bytes
 from shoal.compression.errors import MalformedPayload
@@ -16,6 +16,7 @@ from shoal.compression.kv_cachegen import CacheGen
 from shoal.compression.kv_cachegen_reference import CacheGenReference
 from shoal.compression.kv_profile import LARGEST_SYMBOL, parse_profile
 from shoal.compression.kv_shoal import encode_block
+from shoal.compression.rotary import halves_order, rotate, rotation
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -254,6 +255,44 @@ def test_a_chunk_belongs_to_its_place() -> None:
         decode_kv(payloads[::-1], block(128).shape, prof)
     with pytest.raises(MalformedPayload, match="payloads for"):
         decode_kv(payloads[:1], block(128).shape, prof)
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_neighbouring_pairs_are_coded_as_halves_are(accelerate: bool) -> None:
+    made, prof = block(130), profile()
+    order = halves_order(WIDTH, WIDTH // 2)
+    apart = replace(prof, neighbours=True)
+    keys = np.empty_like(made.keys)
+    keys[..., order] = made.keys
+    moved = replace(made, keys=keys)
+    for progressive in (False, True):
+        payloads, plain = (
+            encode_kv(held, "default", used, progressive=progressive, accelerate=accelerate)
+            for held, used in ((moved, apart), (made, prof))
+        )
+        assert [len(p) for p in payloads] == [len(p) for p in plain]
+        decoded = decode_kv(payloads, made.shape, parse_profile(apart.packed), accelerate=accelerate)
+        expected = decode_kv(plain, made.shape, prof, accelerate=accelerate)
+        assert np.array_equal(decoded.keys[..., order], expected.keys)
+        assert np.array_equal(decoded.values, expected.values)
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_every_layer_turns_at_its_own_frequencies(accelerate: bool) -> None:
+    still = sample(130, 5)
+    cosines, sines = rotation(FREQUENCIES, 0, 130)
+    keys = np.stack([still.keys[0], rotate(still.keys[1], cosines, -sines)])  # the second layer does not turn
+    made = KvBlock(KvShape(LAYERS, 130, HEADS, WIDTH, "float32"), keys, still.values)
+    rows = np.stack([FREQUENCIES, np.zeros_like(FREQUENCIES)])
+    own, alike = (replace(profile(), inverse_frequencies=f) for f in (rows, np.tile(FREQUENCIES, (LAYERS, 1))))
+    turning = KvBlock(made.shape, still.keys, still.values)
+    sizes = []
+    for held, used in ((made, parse_profile(own.packed)), (turning, alike)):
+        payloads = encode_kv(held, "default", used, accelerate=accelerate)
+        sizes.append(sum(map(len, payloads)))
+        difference = components(used, held) - components(used, decode_kv(payloads, held.shape, used))
+        assert np.abs(difference[:, :, 1:]).max() <= 0.5 * 2 ** (used.step_quarters("default") / 4) + 0.1
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.001)
 
 
 @pytest.mark.parametrize("groups", [1, HEADS])

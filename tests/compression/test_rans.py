@@ -51,6 +51,12 @@ def test_a_context_of_its_own_for_every_stream_is_honoured() -> None:
     assert np.array_equal(decode_streams(bodies, rows, table, 8), symbols)
 
 
+def test_the_number_of_lanes_is_part_of_the_format() -> None:
+    counts = (0, 1, 511, 512, 1023, 1024, 107_000, 10**6, 10**9)
+    assert [lanes_for(count) for count in counts] == [1, 1, 1, 1, 1, 2, 128, 1024, 1024]
+    assert lanes_for(131_072, 4096) == 32
+
+
 def test_the_size_is_within_half_a_per_cent_of_the_ideal() -> None:
     symbols, places, table = drawn(8, 60, 1, 100_000, 3)
     counts = np.zeros((8, 60), np.int64)

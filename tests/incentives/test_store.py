@@ -8,9 +8,9 @@ import pytest
 
 from shoal.incentives import entry as entries
 from shoal.incentives.account import Account
-from shoal.incentives.bodies import Ack, Close, Open
+from shoal.incentives.bodies import Ack, Close, Open, Train, Verdict
 from shoal.incentives.chain import Accepted, Forked, Refused
-from shoal.incentives.entry import Entry
+from shoal.incentives.entry import NO_HASH, Entry
 from shoal.incentives.payword import PayWords
 from shoal.incentives.store import Owed, Store
 from shoal.swarm.errors import LocalFault, UsageError
@@ -193,6 +193,51 @@ def test_an_account_goes_on_under_its_new_key(store: Store) -> None:
         store.append_own(CLIENT, [opened()], NOW)
 
 
+def trained(tokens: int, number: int = 0) -> Train:
+    return Train(b"run", number, tokens, bytes(32), bytes(32), 5)
+
+
+@pytest.mark.parametrize("train_first", [True, False])
+def test_training_that_a_judge_found_sound_is_credited_once_in_whatever_order_the_two_come(train_first: bool) -> None:
+    store = Store(None, judges=frozenset({OTHER.public_key}))
+    train = entries.write(CLIENT, 0, NO_HASH, NOW, trained(700))
+    verdict = Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32))
+    if train_first:
+        store.receive(train, NOW)
+    store.append_own(OTHER, [verdict], NOW)
+    if not train_first:
+        store.receive(train, NOW)
+    assert account(store, CLIENT).waiting == 700
+    if train_first:
+        store.append_own(OTHER, [verdict], NOW)
+        assert account(store, CLIENT).waiting == 700
+    assert store.balances.imbalance() == 0
+
+
+def test_nobody_but_a_judge_creates_credit_and_no_judge_for_himself() -> None:
+    store = Store(None, judges=frozenset({OTHER.public_key}))
+    (train,) = store.append_own(CLIENT, [trained(700)], NOW)
+    (own,) = store.append_own(OTHER, [trained(900)], NOW)
+    store.append_own(SERVER, [Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32))], NOW)
+    store.append_own(OTHER, [Verdict(OTHER.public_key, 1, entries.hash_of(own), 0, bytes(32))], NOW)
+    store.append_own(OTHER, [Verdict(SERVER.public_key, 1, entries.hash_of(train), 0, bytes(32))], NOW)
+    assert store.balances.totals.minted == 0
+
+
+def test_false_work_costs_what_waits_to_be_spent(store: Store) -> None:
+    judged = Store(None, judges=frozenset({OTHER.public_key}))
+    give(judged, CLIENT, 5000)
+    (open_entry,) = judged.append_own(CLIENT, [opened()], NOW)
+    judged.append_own(SERVER, [closed(open_entry, 10)], NOW)
+    judged.append_own(OTHER, [Verdict(SERVER.public_key, 0, bytes(32), 1, bytes(32))], NOW)
+    assert account(judged, SERVER).waiting == 0
+    assert judged.balances.imbalance() == 0
+    (open_entry,) = store.append_own(CLIENT, [opened()], NOW)
+    store.append_own(SERVER, [closed(open_entry, 10)], NOW)
+    store.append_own(OTHER, [Verdict(SERVER.public_key, 0, bytes(32), 1, bytes(32))], NOW)
+    assert account(store, SERVER).waiting == 950, "whoever is no judge takes nothing"
+
+
 def busy(path: Path, seed: int, steps: int) -> Store:
     """A store after random sessions between random peers."""
     store, draw = Store(path), random.Random(seed)
@@ -230,7 +275,7 @@ def test_balances_that_somebody_changed_on_the_disk_are_found_and_corrected(tmp_
     path = tmp_path / "ledger.sqlite"
     busy(path, 0, 10).close()
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE projection SET value = x'9700008000000000c2' WHERE kind = 'account'")
+        database.execute("UPDATE projection SET value = x'960000800000c2' WHERE kind = 'account'")
     database.close()
     repaired = Store(path)
     assert repaired.drifted

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kv_samples import profile
 from node.tiny_models import make_model, save_model
 
+from shoal.compression.kv_profile import parse_profile
 from shoal.node.model_source import EMBEDDED, embedded_folder, resolve
 from shoal.node.model_units import files_of, tensors_of, tensors_of_units, unit_bytes
 from shoal.swarm.errors import UsageError
-from shoal.swarm.manifest import decode, encode
+from shoal.swarm.manifest import KV_PROFILE, decode, encode
 from shoal.swarm.units import Span
 
 
@@ -58,6 +60,16 @@ def test_the_id_depends_on_the_content_and_not_on_the_place(folder: Path, origin
     assert resolve(str(folder), tmp_path / "c1").model_id != here.model_id
 
 
+def test_a_profile_of_its_caches_is_part_of_a_model_under_its_own_address(folder: Path, tmp_path: Path) -> None:
+    bare = resolve(str(folder), tmp_path / "cache")
+    made = profile()
+    (folder / KV_PROFILE).write_bytes(made.packed)
+    model = resolve(str(folder), tmp_path / "cache")
+    assert {entry.name: entry.sha256 for entry in model.manifest.texts}[KV_PROFILE] == made.digest.hex()
+    assert parse_profile(model.text_file(KV_PROFILE)).packed == made.packed
+    assert model.model_id != bare.model_id
+
+
 def test_a_manifest_survives_its_encoding(folder: Path, tmp_path: Path) -> None:
     manifest = resolve(str(folder), tmp_path / "cache").manifest
     assert decode(encode(manifest)) == manifest
@@ -85,6 +97,9 @@ def test_an_unknown_model_is_named(tmp_path: Path) -> None:
     assert "no folder ./nowhere" in error_of("./nowhere", tmp_path)
     assert "no folder a/b/c" in error_of("a/b/c", tmp_path)
     assert "is a file" in error_of(__file__, tmp_path)
+    assert "empty" in error_of("", tmp_path)
+    assert "no folder ~nobody-of-this-name/x" in error_of("~nobody-of-this-name/x", tmp_path)
+    assert "no folder xxx" in error_of("x" * 300, tmp_path)
 
 
 def test_a_folder_without_config_is_no_model(folder: Path, tmp_path: Path) -> None:

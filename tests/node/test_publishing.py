@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from kv_samples import profile
 from node.tiny_models import greedy, make_model, save_model
 
 from shoal.node.node import Node, running_node
@@ -15,6 +16,7 @@ from shoal.node.published_model import find_published, looks_published
 from shoal.swarm.errors import UsageError
 from shoal.swarm.generation import TokenRequest
 from shoal.swarm.home import Home
+from shoal.swarm.manifest import KV_PROFILE
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.transports.p2pd import NetworkOptions
 
@@ -39,6 +41,7 @@ def test_an_id_is_told_from_a_name(model: str, is_id: bool) -> None:
 def test_a_published_model_is_fetched_by_another_node_and_served(tmp_path: Path) -> None:
     made = make_model("llama", hidden_size=64, vocab_size=5000)
     folder = save_model(made, tmp_path / "model")
+    (folder / KV_PROFILE).write_bytes(profile().packed)
 
     async def scenario() -> None:
         async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
@@ -61,6 +64,7 @@ def test_a_published_model_is_fetched_by_another_node_and_served(tmp_path: Path)
                 member = await stack.enter_async_context(running_node(wanted, lambda _: None, tasks))
                 fetched = wanted.home.cache / "published" / model
                 assert (fetched / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+                assert (fetched / KV_PROFILE).read_bytes() == profile().packed
                 assert not (fetched / "incoming").exists()
                 request = TokenRequest(model, (5, 7, 11), 8, Sampling(temperature=0.0))
                 async with member.driver.generate(request) as stream:

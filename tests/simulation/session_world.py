@@ -25,6 +25,7 @@ from shoal.swarm.simulated_model import SimulatedModel
 from shoal.swarm.simulated_peer import SWARM
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
+from shoal.swarm.transports.memory_transport import MemoryTransport
 from shoal.swarm.units import Span, parse
 
 MODEL = SimulatedModel(layers=6)
@@ -71,6 +72,7 @@ class World:
     network: MemoryNetwork
     tasks: TaskGroup
     volunteers: dict[str, Volunteer] = field(default_factory=dict)
+    transports: dict[PeerId, MemoryTransport] = field(default_factory=dict)
     blamed: list[PeerId] = field(default_factory=list)
     driver: Driver | None = None
 
@@ -81,7 +83,8 @@ class World:
         peer = PeerId(name)
         volunteer = Volunteer(peer, SimulatedCompute(MODEL, (span,), room_tokens, unit_step_s), span)
         self.volunteers[name] = volunteer
-        await HopServer(self.network.join(peer), OpenGate(), volunteer).start()
+        self.transports[peer] = self.network.join(peer)
+        await HopServer(self.transports[peer], OpenGate(), volunteer).start()
         return volunteer
 
     def start_driver(self, patience: Patience | None = None) -> None:
@@ -153,6 +156,12 @@ class World:
         """Return when no living volunteer holds a session any more; in virtual time, so at once."""
         with anyio.fail_after(120.0):
             while self.busy():  # noqa: ASYNC110  it polls to see that nothing is left, with no hook to wait for
+                await anyio.sleep(0.1)
+
+    async def streams_ended(self) -> None:
+        """Return when no living volunteer serves any stream or call."""
+        with anyio.fail_after(120.0):
+            while any(transport.handlers_running for transport in self.transports.values()):  # noqa: ASYNC110  as above
                 await anyio.sleep(0.1)
 
 

@@ -78,6 +78,7 @@ async def test_the_room_of_a_driver_that_stands_still_is_free_after_a_while() ->
             swarm.network.hang(DRIVER)
             with anyio.fail_after(IDLE_S + 5.0):
                 await swarm.settled()
+                await swarm.streams_ended()
 
 
 def running_session() -> tuple[Session, PeerId]:

@@ -16,6 +16,7 @@ def test_the_flag_wins_over_the_environment_and_that_over_the_default(tmp_path: 
     assert Home.find(None, environment).root == tmp_path / "environment"
     assert Home.find(None, {}).root.name == "shoal"
     assert Home.find(Path("relative"), {}).root.is_absolute()
+    assert Home.find(Path("~nobody-of-this-name"), {}).root.name == "~nobody-of-this-name"
 
 
 def test_folders_are_private(tmp_path: Path) -> None:

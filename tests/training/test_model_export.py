@@ -16,6 +16,7 @@ from shoal.node.training.model_export import converted, export_model
 from shoal.node.training.parameters import ModelParameters
 from shoal.node.transformers_imports import Untyped
 from shoal.swarm.errors import OutOfMemory, UsageError
+from shoal.swarm.manifest import KV_PROFILE
 from shoal.swarm.units import whole
 
 IDS = [5, 17, 99, 3, 42, 7]
@@ -86,6 +87,12 @@ def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
     content = (embedded_folder() / "tokenizer.json").read_bytes()
     export_model(parameters, {**texts, "tokenizer.json": content}, tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == content
+
+
+def test_a_profile_of_the_caches_of_other_weights_stays_behind(tmp_path: Path) -> None:
+    _, parameters, texts = trained()
+    export_model(parameters, {**texts, KV_PROFILE: b"calibrated before training"}, tmp_path / "out")
+    assert not (tmp_path / "out" / KV_PROFILE).exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -63,6 +63,17 @@ def test_a_line_that_was_cut_off_is_dropped_at_the_next_start(tmp_path: Path) ->
     assert read_record(path) == lines()[:-1]
 
 
+def test_rounds_that_are_replayed_after_a_kill_stand_in_the_record_once(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    for first in (0, 2):  # the second start replays rounds 1 and 2 of its log, then trains on
+        record = RunRecord(path)
+        for line in lines()[first : first + 4]:
+            record.add(line)
+        record.close()
+    assert read_record(path) == lines()
+    assert problems(read_record(path)) == []
+
+
 def test_states_that_do_not_follow_one_another_are_found() -> None:
     found = lines()
     found[3] = changed(found[3], before=state(9).hex())

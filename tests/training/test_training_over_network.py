@@ -59,6 +59,9 @@ def test_one_is_killed_and_another_joins_and_all_replicas_stay_equal(tmp_path: P
         records = [node.home.root / "runs" / "tiny" / "record.jsonl" for node in (ana, ben, dan)]
         checks = [argument for path in records for argument in ("--check", str(path))]
         assert main(["train", *checks]) == 0
+        again = [argument for path in records for argument in ("--check", str(path.parent))]
+        assert main(["train", *again]) == 0
+        assert main(["train", str(tmp_path / "train.toml"), "--check", str(records[0].parent)]) == 0
 
 
 def test_a_stopped_group_goes_on_where_it_stood(tmp_path: Path) -> None:

@@ -70,13 +70,29 @@ def test_what_cannot_be_calibrated_is_told_before_the_work(shoal: Here, model: P
     text.write_text("Some words. " * 400)
     binary.write_bytes(bytes(range(128, 256)))
     bare.mkdir()
+    damaged = Path(shutil.copytree(model, tmp_path / "damaged"))
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
     refused = {
+        "model.safetensors": (damaged, text, tmp_path / "out"),
         "not text in UTF-8": (model, binary, tmp_path / "out"),
         "no folder": (model, text, tmp_path / "nowhere" / "out"),
         "bare": (bare, text, tmp_path / "out"),
     }
     for words, (folder, source, out) in refused.items():
-        ran = shoal("kv", "calibrate", str(folder), str(source), "--out", str(out), "--documents", "4")
+        ran = shoal("kv", "calibrate", str(folder), str(source), "--out", str(out), "--documents", "5")
+        assert ran.code == 2
+        assert words in ran.complaint
+        assert not out.exists()
+
+
+def test_stretches_that_cannot_be_are_told_in_one_line(shoal: Here, model: Path, tmp_path: Path) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "made.kvprofile"
+    text.write_text("The rain fell on the roofs and nobody came. " * 600)
+    for words, documents, tokens in (("5", "4", "128"), ("context of 512", "5", "600")):
+        ran = shoal(
+            "kv", "calibrate", str(model), str(text), "--out", str(out), "--documents", documents, "--tokens", tokens
+        )
         assert ran.code == 2
         assert words in ran.complaint
         assert not out.exists()

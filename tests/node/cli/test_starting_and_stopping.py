@@ -5,13 +5,14 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from node.cli.shoal_process import HERE, assert_free, begun, ended, run, spawn
+from node.cli.shoal_process import HERE, assert_free, begun, ended, environment, run, spawn
 
 from shoal.node.local_swarm import LocalNode, start_node
 from shoal.swarm.home import Home
@@ -109,6 +110,22 @@ def test_a_failure_in_the_background_has_its_own_exit_code(folder: Path) -> None
     ran = run("up", "--detach", "--home", str(folder), "--layers", "7:99", *HERE)
     assert ran.code == 2
     assert "out of range" in ran.complaint
+
+
+def test_files_of_the_working_folder_are_not_taken_for_modules(folder: Path) -> None:
+    (folder / "http.py").write_text("raise SystemExit('the working folder was imported')")
+    home = folder / "home"
+    started = subprocess.run(
+        [sys.executable, "-P", "-m", "shoal", "up", "--detach", "--gateway-only", "--home", str(home), *HERE],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+    assert started.returncode == 0, started.stderr
+    assert run("down", "--home", str(home)).code == 0
 
 
 def test_a_gateway_hosts_nothing_and_is_ready_at_once(folder: Path) -> None:

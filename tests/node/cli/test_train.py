@@ -61,6 +61,18 @@ def test_a_record_that_is_none_is_told(shoal: Here, tmp_path: Path) -> None:
     assert "line 1 of" in done.complaint
 
 
+def test_what_a_check_cannot_do_again_is_told(shoal: Here, tmp_path: Path) -> None:
+    done = shoal("train", "--check", str(tmp_path))
+    assert done.code == 2
+    assert "cannot read" in done.complaint
+    record = tmp_path / "record.jsonl"
+    record.write_text("")
+    done = shoal("train", write(tmp_path), "--check", str(record))
+    assert (done.code, done.complaint) == (2, "with a config, --check wants a run's folder, whose rounds it does again")
+    done = shoal("train", "--check", str(tmp_path))
+    assert (done.code, done.complaint) == (2, "the record does not begin with its run's settings")
+
+
 def test_a_dry_run_plans_and_leaves_nothing_behind(tmp_path: Path) -> None:
     home = tmp_path / "home"
     done = run("train", write(tmp_path), "--dry-run", "--json", "--home", str(home))

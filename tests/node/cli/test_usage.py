@@ -1,5 +1,6 @@
 """Help, usage errors, exit codes and the cost of a start, with no node anywhere."""
 
+import errno
 import os
 import re
 import subprocess
@@ -81,6 +82,10 @@ def test_the_bare_command_shows_the_commands(shoal: Here) -> None:
         (["generate", "hi", "--exclude", "nobody"], "--exclude"),
         (["generate", "hi", "--invite", "shoal1:x", "--api", "http://127.0.0.1:1"], "--invite"),
         (["generate", ""], "empty"),
+        (["generate", "hi", "--invite", ""], "empty"),
+        (["chat", "--invite", " "], "empty"),
+        (["models", "--invite", ""], "empty"),
+        (["join", ""], "empty"),
         (["invite", "--ttl", "soon"], "--ttl"),
         (["invite", "--ttl", "400d"], "--ttl"),
         (["invite", "--ttl", "5"], "--ttl"),
@@ -139,6 +144,7 @@ def test_without_a_node_the_exit_code_is_3(shoal: Here, arguments: list[str]) ->
         (Refused("x"), 4),
         (ModelNotServable("x"), 5),
         (OutOfMemory("x"), 6),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 6),
         (MemoryError(), 6),
         (VersionMismatch("x"), 7),
         (ValueError("our bug\nin two lines"), 1),
@@ -171,6 +177,48 @@ def test_version_names_what_is_installed(shoal: Here) -> None:
     assert event["schema"] == 1
     assert set(event["parts"]) == {"torch", "transformers", "hivemind"}
     assert shoal("--version").out.startswith("shoal ")
+
+
+def redirected(how: str, command: str = "version", **more: str) -> Ran:
+    """A command as a shell runs it, with its stdout redirected. how: `>/dev/full`"""
+    line = f'"{sys.executable}" -P -m shoal {command} {how}'
+    done = subprocess.run(
+        ["/bin/bash", "-c", line], capture_output=True, text=True, env={**os.environ, **more}, timeout=60, check=False
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def test_words_that_cannot_be_written_are_told_as_a_full_disk() -> None:
+    ran = redirected(">/dev/full")
+    assert (ran.code, ran.complaint) == (6, "the disk is full: the output cannot be written")
+
+
+def test_a_closed_stdout_or_stderr_hinders_no_command() -> None:
+    for how in (">&-", "2>&-", "<&-", ">&- 2>&-"):
+        ran = redirected(how)
+        assert (ran.code, ran.err) == (0, "")
+
+
+def test_a_reader_that_has_had_enough_is_nobodys_fault() -> None:
+    ran = redirected("| true; exit ${PIPESTATUS[0]}")
+    assert (ran.code, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_our_characters_shows_others(encoding: str) -> None:
+    code = (
+        "import sys; sys.argv = ['shoal', 'version']; from shoal.node.cli import version, main; "
+        "version._installed = lambda _: '\u2588'; main.run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"torch ?" in done.stdout
 
 
 def fresh(code: str) -> Ran:
