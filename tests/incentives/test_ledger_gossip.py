@@ -238,7 +238,7 @@ def test_who_publishes_without_end_is_heard_a_bounded_number_of_times() -> None:
 
 
 def test_a_flood_of_opens_costs_little_time_and_room() -> None:
-    """10^5 a second for ten seconds, real signatures; what is dropped is not even decoded."""
+    """10^5 messages within ten seconds, real signatures; what is dropped is not even decoded."""
     reader = Listener()
     flooder = person(3)
     flood = [sealed(flooder, [entry]) for entry in chain_of(flooder, 300)]
