@@ -10,6 +10,11 @@ from .entry import Entry
 from .gossip_messages import Answer, EntriesWanted, ProofWanted, TipsWanted
 from .quotas import Allowance
 
+_MESSAGES = Allowance(burst=40, per_s=2.5)
+_STRANGERS = Allowance(burst=80, per_s=5.0)
+_ENTRIES = Allowance(burst=256, per_s=4.0)
+_PAGES = Allowance(burst=24, per_s=0.5)
+
 Asked = EntriesWanted | TipsWanted | ProofWanted
 
 
@@ -133,7 +138,7 @@ class GossipOptions:
     tell_s: float = 4.0  # a fork that we found is told by then, if nobody else did
     mute_s: float = 600.0
     faults: int = 3  # messages that no honest peer publishes, until it is muted
-    messages: Allowance = Allowance(burst=40, per_s=2.5)  # published by one peer
-    strangers: Allowance = Allowance(burst=80, per_s=5.0)  # published by all that are not listed
-    entries: Allowance = Allowance(burst=256, per_s=4.0)  # heard of one author
-    pages: Allowance = Allowance(burst=24, per_s=0.5)  # asked of one peer, up to 256 entries each
+    messages: Allowance = _MESSAGES  # published by one peer
+    strangers: Allowance = _STRANGERS  # published by all that are not listed
+    entries: Allowance = _ENTRIES  # heard of one author
+    pages: Allowance = _PAGES  # asked of one peer, up to 256 entries each

@@ -19,6 +19,9 @@ from .chain import Accepted, Chain, Forked, Refused
 from .entry import Entry, hash_of
 from .store import Owed, Store
 
+TOGETHER_S = 0.1  # sessions that end within this time are settled in one write
+BRIEF_ENTRIES = 4
+
 Result = TypeVar("Result")
 Settled = Callable[[Entry], None]
 
@@ -54,11 +57,15 @@ class Ledger:
     def now(self) -> int:
         return int(self._clock())
 
-    async def use(self, work: Callable[[Store], Result]) -> Result:
-        """Run something on the store. raises: ShoalError, and what `work` raises"""
+    async def use(self, work: Callable[[Store], Result], *, brief: bool = False) -> Result:
+        """Run something on the store.
+
+        brief: it takes well under a millisecond and waits for no disk; a thread would cost more than the work
+        raises: ShoalError, and what `work` raises
+        """
         if self._closed:
             raise Unavailable("the ledger is closed")
-        if self._one is None:
+        if self._one is None or (brief and not self._one.borrowed_tokens):
             return work(self.store)
         results: list[Result] = []
         with anyio.CancelScope(shield=True):  # a write that has begun ends before the store is closed
@@ -92,7 +99,8 @@ class Ledger:
     async def receive(self, entries: Sequence[Entry]) -> list[Accepted | Refused | Forked]:
         """Judge and keep what others wrote; whoever forks is convicted in the own chain. raises: ShoalError"""
         now = self.now()
-        verdicts = await self.use(lambda store: store.receive_all(entries, now))
+        brief = len(entries) <= BRIEF_ENTRIES
+        verdicts = await self.use(lambda store: store.receive_all(entries, now), brief=brief)
         for verdict in verdicts:
             if isinstance(verdict, Forked) and verdict.chain.author != self.key:
                 await self.append(verdict.proof)
@@ -106,7 +114,7 @@ class Ledger:
         return await self.append(Ack(hash_of(close), complaint))
 
     async def chain(self, author: bytes) -> Chain:
-        return await self.use(lambda store: store.chain(author))
+        return await self.use(lambda store: store.chain(author), brief=True)
 
     async def spendable(self, key: bytes) -> int:
         """Credits that an account could set aside now."""
@@ -116,13 +124,20 @@ class Ledger:
             list(store.balances.advance(key, now))
             return store.balances.account(key).spendable
 
-        return await self.use(look)
+        return await self.use(look, brief=True)
 
     # Behind a session's back
 
     def owe(self, opened: bytes, ticks: int, word: bytes) -> None:
-        """Keep the best word of a session soon, so that it can be settled after a crash."""
-        self._words[opened] = Owed(opened, ticks, word)
+        """Keep the best word of a session, so that it can be settled after a crash."""
+        owed = Owed(opened, ticks, word)
+        if not self._closed and (self._one is None or not self._one.borrowed_tokens):
+            try:
+                self.store.owe_all([owed])  # 20 us; a thread would take longer to be asked
+            except ShoalError as error:
+                self.failure = error
+            return
+        self._words[opened] = owed
         self._more.set()
 
     def settle(self, close: Close) -> None:
@@ -136,6 +151,7 @@ class Ledger:
         while True:
             await self._more.wait()
             self._more = anyio.Event()
+            await anyio.sleep(TOGETHER_S)
             await self.flush()
 
     async def settle_left(self) -> None:

@@ -254,7 +254,8 @@ class LedgerGossip:
 
     def _publish(self) -> None:
         """One message a beat, of our own quota at others."""
-        taken, size = [], 0
+        taken: list[bytes] = []
+        size = 0
         while self._news and len(taken) < MAX_NEWS and size + len(self._news[0]) + 8 <= _NEWS_BYTES:
             taken.append(self._news.popleft())
             size += len(taken[-1]) + 8

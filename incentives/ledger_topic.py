@@ -5,9 +5,9 @@ the same book.
 """
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -22,6 +22,7 @@ from shoal.swarm.topics import Topics
 
 from . import gossip_messages as messages
 from .bodies import AnyBody, ForkProof
+from .chain import forger
 from .entry import Entry
 from .gossip_events import (
     Answered,
@@ -42,6 +43,7 @@ from .gossip_events import (
 )
 from .ledger_answers import LedgerAnswers
 from .ledger_gossip import LedgerGossip
+from .ledger_topic_name import topic_of
 from .own_head import AskForOwn, OwnHead
 from .rendezvous import NEEDED, witnesses
 from .store import Store
@@ -49,15 +51,13 @@ from .witness_duty import SignedHeads, WitnessDuty
 from .witness_quest import AskWitness, WitnessQuest
 from .witnessed import WitnessedHead, head_problem
 
+Found = TypeVar("Found")
+
 ANSWER_S = 5.0
 WITNESSED_S = 10.0  # until an author gives up on its witnesses
 LISTED_S = 5.0
 _MOST_HEARD = 256  # messages that wait to be looked at; of more the newest are dropped
 ENTRIES, TIPS, PROOF, COSIGN = "ledger/entries", "ledger/tips", "ledger/proof", "ledger/cosign"
-
-
-def topic_of(swarm: SwarmId) -> str:
-    return f"shoal/ledger/{swarm}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ class LedgerTopic:
         else:
             self._handle(Answered(ask.peer, ask.question, answer))
 
-    async def _question(self, peer: PeerId, question: Asked) -> Any:
+    async def _question(self, peer: PeerId, question: Asked) -> messages.Answer:
         match question:
             case messages.EntriesWanted():
                 return await self._exchange(peer, ENTRIES, messages.entries_wanted.encode(question), messages.page)
@@ -240,11 +240,11 @@ class LedgerTopic:
             case messages.ProofWanted():
                 return await self._exchange(peer, PROOF, messages.proof_wanted.encode(question), messages.proof_found)
 
-    async def _exchange(self, peer: PeerId, method: str, body: bytes, codec: Canonical[Any]) -> Any:
+    async def _exchange(self, peer: PeerId, method: str, body: bytes, codec: Canonical[Found]) -> Found:
         """raises: ShoalError"""
         return codec.decode(await self._parts.calls.call(peer, method, body, ANSWER_S))
 
-    def _ask_for_own(self, asks: Any) -> None:
+    def _ask_for_own(self, asks: Iterable[AskForOwn]) -> None:
         for ask in asks:
             self._tasks.start_soon(self._fetch_own, ask)
         if self.own_head.may_sign and not self._may_sign.is_set():
@@ -252,7 +252,8 @@ class LedgerTopic:
 
     async def _fetch_own(self, ask: AskForOwn) -> None:
         try:
-            answer = await self._question(ask.peer, ask.question)
+            wanted = messages.entries_wanted.encode(ask.question)
+            answer = await self._exchange(ask.peer, ENTRIES, wanted, messages.page)
         except ShoalError:
             self.own_head.unanswered(ask.peer, self._parts.clock())
             self._ask_for_own(())
@@ -295,9 +296,7 @@ class LedgerTopic:
         for method, handler in ((ENTRIES, entries), (TIPS, tips), (PROOF, proof), (COSIGN, cosign)):
             await calls.answer(method, handler)
 
-    def _stored_proofs(self) -> Any:
-        from .chain import forger
-
+    def _stored_proofs(self) -> Iterator[tuple[bytes, ForkProof]]:
         for stored in self._parts.store.all():
             if isinstance(stored.entry.body, ForkProof):
                 author = forger(stored.entry.body)

@@ -9,16 +9,19 @@ has our own signature, or is nothing; a liar can only keep silent, and several a
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import PeerId
 
 from . import entry as entries
-from .bodies import ForkProof
 from .chain import Accepted, Forked, Refused
 from .chain_book import ChainBook
 from .gossip_messages import MAX_PAGE, EntriesWanted, Page
 from .rendezvous import NEEDED, witnesses
+
+if TYPE_CHECKING:
+    from .bodies import ForkProof
 
 OTHERS = 5  # asked beside the witnesses
 AGAIN_S = 5.0  # until those that did not answer are asked again

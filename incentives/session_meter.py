@@ -38,6 +38,8 @@ class LedgerMeter:
 
     async def admit(self, count: int) -> None:
         stop = self._till.admit(count)
+        if stop is None:
+            return
         with anyio.move_on_after(PATIENCE_S):
             while stop is not None:
                 await self._paid.wait()
@@ -151,7 +153,7 @@ class LedgerMetering:
         manifest = self._manifests(request.model)
         if manifest is None or not terms.lane or terms.price < tick_price(manifest, request.span):
             return False
-        kept = await self._ledger.use(lambda store: store.balances.reservations.get(digest))
+        kept = await self._ledger.use(lambda store: store.balances.reservations.get(digest), brief=True)
         return kept is not None and kept.amount >= terms.price * terms.most_ticks
 
 

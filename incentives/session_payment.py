@@ -81,7 +81,7 @@ class LedgerPayment:
             body = self._payer.open(server, session_name(session), price, self._lifetime_s, paid=self._paid)
             entry = await self._ledger.append(body)
             start = max(self._told.get(server, 0), entry.seq - MOST_BEFORE)
-            before = await self._ledger.use(lambda store: store.of(entry.author, start, entry.seq))
+            before = await self._ledger.use(lambda store: store.of(entry.author, start, entry.seq), brief=True)
         except ShoalError as error:
             self._ledger.failure = error  # the session goes on, without receipts
             return b""

@@ -10,7 +10,6 @@ from .bodies import AnyBody, Rotate
 from .chain import Accepted, Chain, Forked, Refused, judge
 from .entry import Entry
 
-
 # A verdict depends on its arguments alone, and a thousand simulated peers ask the same.
 _judge = lru_cache(maxsize=1 << 15)(judge)
 

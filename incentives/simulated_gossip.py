@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shoal.swarm.errors import MalformedMessage, ShoalError
+from shoal.swarm.errors import ShoalError
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.simulated_time import Timeline
@@ -22,7 +22,7 @@ from shoal.swarm.simulated_topics import MeshConditions, SimulatedTopics
 from shoal.swarm.topic_envelope import open_sealed, seal
 
 from . import entry as entries
-from .bodies import ForkProof, Open, Witness
+from .bodies import Open, Witness
 from .chain import Forked
 from .chain import Refused as Rejected
 from .entry import Entry
@@ -235,6 +235,7 @@ class GossipSimulation:
         found: Callable[[WitnessedHead], None],
     ) -> None:
         for ask in asks:
+
             def answer(ask: AskWitness = ask) -> None:
                 done = quest.result is not None
                 try:
@@ -313,6 +314,7 @@ class GossipSimulation:
             self._divide_witnesses(fork, forger, books, branches, heads)
             shown_after_s, apart_s = COLLECTED_S, 0.0
         for number, second_s in enumerate((0.0, apart_s)):
+
             def show(number: int = number) -> None:
                 fork.shown(number, self.timeline.now)
                 book, victim = pairs[number]

@@ -38,8 +38,8 @@ class SignedHeads:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.execute(
-                "CREATE TABLE IF NOT EXISTS signed (author BLOB PRIMARY KEY, count INTEGER NOT NULL, last BLOB NOT NULL)"
-                " WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS signed"
+                " (author BLOB PRIMARY KEY, count INTEGER NOT NULL, last BLOB NOT NULL) WITHOUT ROWID"
             )
         except sqlite3.Error as error:
             raise UsageError(f"cannot use the witness's file {path}: {error}") from error

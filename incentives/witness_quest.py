@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shoal.swarm.identifiers import PeerId
 
 from . import entry as entries
-from .bodies import Witness
 from .chain_book import ChainBook
 from .entry_tree import root_of
 from .gossip_messages import MAX_PAGE, MAX_PAGE_BYTES, Cosigned, CosignWanted
 from .rendezvous import NEEDED
 from .witnessed import Head, WitnessedHead, is_cosigned
+
+if TYPE_CHECKING:
+    from .bodies import Witness
 
 _MOST_ASKED = 64  # times that one witness is asked; each page brings it further
 

@@ -1,7 +1,7 @@
 """A running generation: carries out the effects of its `Session` and collects the route."""
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,6 +65,23 @@ class _Tally:
     steps: int = 0
     compute_ms: float = 0.0
     queue_ms: float = 0.0
+
+
+class _Offer:
+    """A payment that is asked for while the hop is being reached."""
+
+    def __init__(self, ask: Callable[[], Awaitable[bytes]]) -> None:
+        self._ask = ask
+        self._there = anyio.Event()
+        self._bytes = b""
+
+    async def run(self) -> None:
+        self._bytes = await self._ask()
+        self._there.set()
+
+    async def wait(self) -> bytes:
+        await self._there.wait()
+        return self._bytes
 
 
 class DriverStream:
@@ -276,7 +293,9 @@ class DriverStream:
         self._tallies[effect.hop] = _Tally()
         opening = None
         if self._payment is not None:
-            opening = partial(self._payment.opening, at.peer, at.session, at.span)
+            offer = _Offer(partial(self._payment.opening, at.peer, at.session, at.span))
+            opening = offer.wait
+            tasks.start_soon(offer.run)
         tasks.start_soon(link.run, request, opening)
 
     def _close_hop(self, key: events.HopKey) -> None:

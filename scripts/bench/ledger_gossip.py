@@ -1,10 +1,10 @@
-"""How the ledger spreads, simulated: when does everybody know of a fork, and is it honoured where servers want witnesses?
+"""How the ledger spreads, simulated: when do all know of a fork, and is it honoured where servers want witnesses?
 
 A thousand peers open sessions; some of them fork: two OPENs of one number, shown to two servers. One column a setting:
-without witnesses; with three of five; with members' lists that differ; and, to show the limit, with one of each forger's
-five witnesses in league with it, where three signatures are wanted and where four are. In virtual time; only `wall_s` is
-measured on this machine. Ends with 1 when a fork stayed unknown to somebody, took longer than 10 s (p99), or was
-honoured twice although all witnesses were honest.
+without witnesses; with three of five; with members' lists that differ; and, to show the limit, with one of each
+forger's five witnesses in league with it, where three signatures are wanted and where four are. In virtual time; only
+`wall_s` is measured on this machine. Ends with 1 when a fork stayed unknown to somebody, took longer than 10 s (p99),
+or was honoured twice although all witnesses were honest.
 
     python scripts/bench/ledger_gossip.py [--peers 1000] [--forgers 20] [--seeds 1] [--json FILE]
 """
@@ -87,7 +87,10 @@ def main() -> int:
     if chosen.json:
         chosen.json.write_text(json.dumps({"machine": about, "runs": runs}, indent=1))
     wrong = [what for run in runs for what in failures(run)]
-    print("\n" + ("\n".join(wrong) if wrong else "every fork known to all in time, none honoured twice by honest witnesses"))
+    print(
+        "\n"
+        + ("\n".join(wrong) if wrong else "every fork known to all in time, none honoured twice by honest witnesses")
+    )
     return int(bool(wrong))
 
 

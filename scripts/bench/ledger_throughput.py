@@ -1,7 +1,7 @@
 """Tokens per second of one session with the ledger and without, side by side in one run.
 
-First real nodes, two of them, with `--no-ledger` and with the ledger (a client without credit: the free lane, with
-receipts), then two engines in this process on a network without delay, where a client with credit pays: prompts in
+First two real nodes, asked by a client that keeps no ledger ("off") and by one that does ("on, free": without credit,
+with receipts), and two others with `--no-ledger`; then two engines in this process on a network without delay, where a client with credit pays: prompts in
 slices of 32, a word for each. Greedy, 64-token prompt, 64 new tokens; the ids must be equal everywhere. All take turns.
 
     OMP_NUM_THREADS=1 python scripts/bench/ledger_throughput.py [--rounds 15] [--json FILE]
@@ -121,12 +121,15 @@ async def over_nodes(folder: Path, rounds: int) -> dict[str, Any]:
     with contextlib.ExitStack() as swarms:
         async with anyio.create_task_group() as tasks, contextlib.AsyncExitStack() as stack:
             drivers = {}
-            for name, flag in (("off", ["--no-ledger"]), ("on, free", ["--ledger"])):
-                named = {f"{name[:2]}{n}": ["novels-6m", *layers[n], *flag] for n in range(2)}
-                nodes = swarms.enter_context(local_swarm(folder / name[:2], named))
-                home, paying = Home(folder / f"client {name[:2]}"), None
+            swarm = {}
+            for name, flag in (("off", "--ledger"), ("other nodes", "--no-ledger")):
+                named = {f"{name[:5]}{n}": ["novels-6m", *layers[n], flag] for n in range(2)}
+                swarm[name] = swarms.enter_context(local_swarm(folder / name[:5], named))
+            swarm["on, free"] = swarm["off"]  # the same processes, so that nothing differs but the receipts
+            for name, nodes in swarm.items():
+                home, paying = Home(folder / f"client {name[:5]}"), None
                 home.prepare()
-                if name != "off":
+                if name == "on, free":
                     ledger = Ledger(Store(home.ledger), Identity.load_or_create(home.identity), time.time)  # noqa: TID251
                     tasks.start_soon(ledger.run)
                     paying = LedgerPaying(ledger)

@@ -34,6 +34,7 @@ class Member:
     identity: Identity
     store: Store
     ledger: LedgerTopic
+    addresses: tuple[str, ...]
     facts: list[Fact] = field(default_factory=list)
 
     @property
@@ -89,8 +90,8 @@ async def running_members(folder: Path, numbers: range) -> AsyncIterator[list[Me
             all_facts.append(facts)
         async with anyio.create_task_group() as tasks:
             yield [
-                Member(parts.identity, parts.store, await LedgerTopic.start(parts, tasks), facts)
-                for parts, facts in zip(all_parts, all_facts, strict=True)
+                Member(parts.identity, parts.store, await LedgerTopic.start(parts, tasks), transport.addresses, facts)
+                for parts, transport, facts in zip(all_parts, transports, all_facts, strict=True)
             ]
             tasks.cancel_scope.cancel()
 
@@ -98,7 +99,7 @@ async def running_members(folder: Path, numbers: range) -> AsyncIterator[list[Me
 async def until(condition: Callable[[], bool], what: str) -> None:
     try:
         with anyio.fail_after(PATIENCE_S):
-            while not condition():
+            while not condition():  # noqa: ASYNC110  it may become true in several ways
                 await anyio.sleep(0.05)
     except TimeoutError:
         raise AssertionError(f"not within {PATIENCE_S:.0f} s: {what}") from None

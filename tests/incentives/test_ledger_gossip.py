@@ -12,7 +12,7 @@ from swarm.people import person
 
 from shoal.incentives import entry as entries
 from shoal.incentives.bodies import ForkProof
-from shoal.incentives.chain import Forked, fork_proof, forger
+from shoal.incentives.chain import Forked, forger, fork_proof
 from shoal.incentives.entry import Entry
 from shoal.incentives.gossip_events import (
     Adopted,
@@ -59,11 +59,11 @@ def sealed(sender: Identity, several: Sequence[Entry]) -> Heard:
 class Listener:
     """A peer with its book; time stands still unless told."""
 
-    def __init__(self, me: Identity = person(8), options: GossipOptions | None = None) -> None:
-        self.me = me
+    def __init__(self, me: Identity | None = None, options: GossipOptions | None = None) -> None:
+        self.me = me or person(8)
         self.now = float(NOW_S)
         self.book = SimulatedBook()
-        self.gossip = LedgerGossip(me.peer_id, self.book, opened, options, random.Random(1))
+        self.gossip = LedgerGossip(self.me.peer_id, self.book, opened, options, random.Random(1))
         self.answers = LedgerAnswers(self.book, self.gossip.convicted)
         self.gossip.handle(Listed(PEERS), self.now)
 
@@ -135,7 +135,9 @@ def test_two_branches_shown_to_two_peers_meet_at_a_third() -> None:
     one, other = continued(AUTHOR, past, 1, 10), continued(AUTHOR, past, 1, 20)
     reader(sealed(person(3), one))
     (fact,) = facts(reader(sealed(person(4), other)), Forger)
-    assert isinstance(fact, Forger) and fact.author == AUTHOR.public_key and fact.first_hand
+    assert isinstance(fact, Forger)
+    assert fact.author == AUTHOR.public_key
+    assert fact.first_hand
     assert forger(fact.proof) == AUTHOR.public_key
     assert facts(reader(sealed(person(5), other)), Forger) == []
 
@@ -236,7 +238,7 @@ def test_who_publishes_without_end_is_heard_a_bounded_number_of_times() -> None:
 
 
 def test_a_flood_of_opens_costs_little_time_and_room() -> None:
-    """10^5 a second for ten seconds, real signatures; what is dropped is not even decoded."""
+    """10^5 messages within ten seconds, real signatures; what is dropped is not even decoded."""
     reader = Listener()
     flooder = person(3)
     flood = [sealed(flooder, [entry]) for entry in chain_of(flooder, 300)]
@@ -358,7 +360,8 @@ def test_a_fork_shown_to_two_victims_is_known_to_all_within_seconds() -> None:
     figures = GossipSimulation(GossipScenario(peers=120, forgers=8, duration_s=20.0, after_s=20.0)).run().figures()
     assert figures["never learnt"] == 0
     assert figures["known_p99_s"] <= 10
-    assert figures["honest sessions"] > 0 and figures["of these refused or lost"] == 0
+    assert figures["honest sessions"] > 0
+    assert figures["of these refused or lost"] == 0
     assert figures["proofs told for a fork"] < 10
 
 

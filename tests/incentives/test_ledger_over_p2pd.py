@@ -21,6 +21,19 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+def copy(folder: Path, database: str, to: Path) -> None:
+    """With its write-ahead log, as a backup program does."""
+    to.mkdir(exist_ok=True)
+    for file in folder.glob(f"{database}*"):
+        shutil.copy(file, to / file.name)
+
+
+def move(folder: Path, database: str, to: Path) -> None:
+    copy(folder, database, to)
+    for file in folder.glob(f"{database}*"):
+        file.unlink()
+
+
 async def test_entries_and_a_fork_proof_reach_all_of_five_nodes(tmp_path: Path) -> None:
     async with running_members(tmp_path, range(1, 6)) as members:
         for member in members:
@@ -54,9 +67,7 @@ async def test_a_node_that_was_away_hears_what_it_missed(tmp_path: Path) -> None
                 await member.ledger.until_it_may_sign()
         members[0].ledger.append([opening(each) for each in range(40)])
         await until(lambda: all(member.length(members[0]) == 40 for member in members), "the chain everywhere")
-    (tmp_path / "3.sqlite").rename(tmp_path / "lost")
-    for left in tmp_path.glob("3.sqlite-*"):
-        left.unlink()
+    move(tmp_path, "3.sqlite", tmp_path / "lost")
     async with running_members(tmp_path, range(1, 4)) as members:
         await until(lambda: all(member.length(members[0]) == 40 for member in members), "the chain after the loss")
 
@@ -69,16 +80,12 @@ async def test_a_restored_backup_takes_its_own_entries_back_before_it_signs(tmp_
                 await member.ledger.until_it_may_sign()
         mine.ledger.append([opening(1)])
         backup = tmp_path / "backup"
-        backup.mkdir()
-        for file in tmp_path.glob("1.sqlite*"):
-            shutil.copy(file, backup / file.name)
+        copy(tmp_path, "1.sqlite", backup)
         mine.ledger.append([opening(2), opening(3)])
         await until(lambda: any(member.length(mine) == 3 for member in members[1:]), "somebody has heard of it")
         signed = mine.store.of(mine.identity.public_key)
-    for file in tmp_path.glob("1.sqlite*"):
-        file.unlink()
-    for file in backup.iterdir():
-        shutil.copy(file, tmp_path / file.name)
+    move(tmp_path, "1.sqlite", tmp_path / "lost")
+    copy(backup, "1.sqlite", tmp_path)
     async with running_members(tmp_path, range(1, 5)) as members:
         mine = members[0]
         with pytest.raises(Unavailable):

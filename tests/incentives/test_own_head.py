@@ -81,14 +81,16 @@ def test_a_restored_backup_takes_back_what_it_had_signed_and_goes_on_from_there(
     assert not head.may_sign
     holders = others_with(signed, number=1)  # one of four has them
     settle(head, holders)
-    assert head.may_sign and head.adopted == 2
+    assert head.may_sign
+    assert head.adopted == 2
     assert store.of(ME.public_key) == signed
     write(store, 1, first=50)
     mine = store.of(ME.public_key)
     assert all(isinstance(v, Accepted) for v in holders[OTHERS[0]].receive_all(mine[-1:], NOW_S))
     store.close()
     again = Store(tmp_path / "node" / "ledger.sqlite")
-    assert again.of(ME.public_key) == mine and not again.drifted
+    assert again.of(ME.public_key) == mine
+    assert not again.drifted
     again.close()
 
 
@@ -97,7 +99,8 @@ def test_a_lost_store_comes_back_whole(tmp_path: Path) -> None:
     store = Store(tmp_path / "new.sqlite")
     head = OwnHead(ME.public_key, store, random.Random(1))
     settle(head, others_with(signed, number=1))
-    assert head.may_sign and store.of(ME.public_key) == signed
+    assert head.may_sign
+    assert store.of(ME.public_key) == signed
     store.close()
 
 
@@ -123,7 +126,8 @@ def test_nobody_signs_while_one_that_was_asked_may_still_know_more() -> None:
     assert not head.may_sign
     chain = continued(ME, [], 2)
     list(head.answered(asks[-1].peer, Page(2, tuple(entries.encode(entry) for entry in chain)), NOW_S))
-    assert head.may_sign and store.chain(ME.public_key).length == 2
+    assert head.may_sign
+    assert store.chain(ME.public_key).length == 2
 
 
 def test_a_node_that_is_alone_may_sign() -> None:
@@ -138,7 +142,8 @@ def test_who_shows_another_branch_of_our_own_chain_ends_our_signing() -> None:
     thief = continued(ME, store.of(ME.public_key)[:2], 2, 70)
     head = OwnHead(ME.public_key, store, random.Random(1))
     settle(head, others_with(thief, number=1))
-    assert head.forked is not None and not head.may_sign
+    assert head.forked is not None
+    assert not head.may_sign
 
 
 def test_a_liar_cannot_add_to_our_chain_or_hold_us_up_for_ever() -> None:

@@ -52,7 +52,7 @@ async def listening(topics: dict[PeerId, Topics], topic: str) -> dict[PeerId, Ea
         await topics[peer].listen(topic, ear)
     with anyio.fail_after(PATIENCE_S):
         for peer, gossip in topics.items():
-            while set(await gossip.neighbours(topic)) != set(topics) - {peer}:
+            while set(await gossip.neighbours(topic)) != set(topics) - {peer}:  # noqa: ASYNC110  no event there
                 await anyio.sleep(0.05)
         while not all(ear.probed == set(topics) for ear in ears.values()):
             for gossip in topics.values():
