@@ -2,20 +2,15 @@
 
 from collections.abc import Callable, Collection
 
-import anyio.to_thread
-
 from shoal.swarm import peer_id
 from shoal.swarm.errors import MalformedMessage, Refused
-from shoal.swarm.identifiers import PeerId, SessionId, SwarmId
+from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.messages import Open
+from shoal.swarm.stamp import Roots, StampGate, StampMaker
 
 from .ledger import Ledger
-from .stamp import BITS, StampGate, beacon, epoch_of, make_stamp, stamps
 from .store import Store
-
-Roots = Callable[[], Collection[bytes]]
-"""Checkpoints whose beacon is good, the newest first."""
 
 
 class LedgerAccounts:
@@ -50,22 +45,13 @@ class LedgerAccounts:
 
 
 class LedgerStamping:
-    """`swarm.lanes.Stamping`: a newcomer's work, until it has contributed. bits: of work that servers ask for"""
+    """`swarm.lanes.Stamping` of a node that keeps books: it stamps until it has contributed."""
 
-    def __init__(
-        self, ledger: Ledger, swarm: SwarmId, clock: Callable[[], float], roots: Roots = tuple, bits: int = BITS
-    ) -> None:
-        self._ledger, self._swarm, self._clock, self._roots, self._bits = ledger, swarm, clock, roots, bits
-        self._next = 0  # so that each session has a stamp of its own
+    def __init__(self, ledger: Ledger, maker: StampMaker) -> None:
+        self._ledger, self._maker = ledger, maker
 
     async def stamp(self) -> bytes:
-        if await has_contributed(self._ledger, self._ledger.key):
-            return b""
-        epoch = epoch_of(self._clock())
-        known = beacon(self._swarm, epoch, next(iter(self._roots()), b""))
-        start, self._next = self._next, self._next + (1 << 32)
-        made = await anyio.to_thread.run_sync(make_stamp, known, self._ledger.key, epoch, self._bits, start)
-        return stamps.encode(made)
+        return b"" if await has_contributed(self._ledger, self._ledger.key) else await self._maker.stamp()
 
 
 async def has_contributed(ledger: Ledger, key: bytes) -> bool:

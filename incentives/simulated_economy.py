@@ -18,6 +18,7 @@ from math import log, sin, tau
 from shoal.swarm.identifiers import PeerId, SwarmId
 from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.routing import QUEUE_FACTOR
+from shoal.swarm.stamp import beacon, epoch_of
 
 from .audit_draw import audit_rate
 from .audit_threshold import Finding
@@ -37,7 +38,6 @@ from .simulated_kinds import (
     Kind,
 )
 from .simulated_server import POSITIONS_S, QUANTUM_S, Server, Work
-from .stamp import beacon, epoch_of
 from .standing import Standings
 from .trust import AuditRecord
 from .work_chunks import CHUNK_POSITIONS

@@ -19,6 +19,7 @@ class Standings:
     shares: Mapping[PeerId, float] = field(default_factory=dict)
     audits: Mapping[PeerId, AuditRecord] = field(default_factory=dict)
     forked: frozenset[PeerId] = frozenset()
+    me: PeerId | None = None
 
     @classmethod
     def seen_by(
@@ -28,7 +29,7 @@ class Standings:
         audits: Mapping[PeerId, AuditRecord],
         forked: Collection[PeerId],
     ) -> "Standings":
-        return cls(standings(me, receipts, audits, forked), dict(audits), frozenset(forked))
+        return cls(standings(me, receipts, audits, forked), dict(audits), frozenset(forked), me)
 
     def of(self, peer: PeerId) -> float:
         """In [0, 1]: .5 for whoever stands as the mean of those that are known, 0 for a stranger or a forger."""
@@ -39,6 +40,8 @@ class Standings:
         return self.of(peer) if self.shares else None
 
     def cost_ms(self, peer: PeerId) -> float:
+        if peer == self.me:
+            return 0.0
         if peer in self.forked:
             return FORKED_MS
         record = self.audits.get(peer)

@@ -89,6 +89,15 @@ class Engine:
         self._thread: DeviceThread[_Command] = DeviceThread(f"shoal-{shard.device}", self._turn, self._ended)
 
     @property
+    def keeps_lanes(self) -> bool:
+        """Whether some room is left to newcomers."""
+        return self._core.keeps_lanes
+
+    @keeps_lanes.setter
+    def keeps_lanes(self, keeps: bool) -> None:
+        self._core.keeps_lanes = keeps
+
+    @property
     def step_ms(self) -> float:
         """Time of one decode step over the whole span, smoothed."""
         return self._core.step_ms

@@ -59,7 +59,7 @@ class EngineCore:
         self._keys = 0
         self._turn = 0
         self._queue = FairQueue()
-        self._keeps_lanes = keeps_lanes
+        self.keeps_lanes = keeps_lanes
 
     @property
     def queue_length(self) -> int:
@@ -90,7 +90,7 @@ class EngineCore:
             raise Refused(str(error)) from error
         if any(not 0 <= token < self.shard.manifest.vocabulary for token in history):
             raise Refused("the history holds a token id outside the vocabulary")
-        if self._keeps_lanes:
+        if self.keeps_lanes:
             self._check_lane(claim.lane, max_tokens)
         kept = list(history) if sampling.needs_history else []
         self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept, claim)

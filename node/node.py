@@ -236,8 +236,10 @@ async def _assemble(
     stack.callback(local_parts.stop)
     paying = books.paying() if books else None
     metering = books.metering(hosted.manifest) if books else None
-    driver = Driver(transport, setup.gate, planner, tasks, local_parts=local_parts, paying=paying)
-    hops = HopServer(transport, setup.gate, hosted, metering=metering)
+    accounts = books.accounts(metering, setup.swarm) if books and metering else None
+    stamping = books.stamping(setup.swarm) if books else None
+    driver = Driver(transport, setup.gate, planner, tasks, local_parts=local_parts, paying=paying, stamping=stamping)
+    hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts)
     if books is not None:
         tasks.start_soon(books.ledger.run)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
@@ -303,6 +305,7 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
     )
     node.device = hosted.device
     node.planner.know(hosted.model, hosted.manifest, hosted.texts)
+    hosted.engine.keeps_lanes = node.books is not None and node.setup.swarm.public
     node.hosted.add(hosted)
     stack.callback(hosted.engine.stop)
 

@@ -21,6 +21,7 @@ from .node_lock import CLIENT_NAME, NodeLock
 from .pings import Pinger
 from .record_calls import RemoteDirectory
 from .records import RecordReader
+from .stamp import StampMaker
 from .swarm_entry import enter, join
 from .transports.p2pd import NetworkOptions
 
@@ -57,4 +58,5 @@ async def thin_driver(
         directory = RemoteDirectory(calls, RecordReader(entered.swarm, entered.revocations), reached, _now)
         pinger = Pinger(transport, calls, LatencyBook(), anyio.current_time)
         planner = DirectoryPlanner(directory, calls, pinger, anyio.current_time, _now)
-        yield Driver(transport, entered.gate, planner, tasks, paying=paying)
+        stamping = StampMaker(entered.swarm.id, identity.public_key, _now) if entered.swarm.public else None
+        yield Driver(transport, entered.gate, planner, tasks, paying=paying, stamping=stamping)

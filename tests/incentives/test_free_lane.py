@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.incentives.free_work import assigned, is_drawn, minted
-from shoal.incentives.stamp import EPOCH_S, Stamp, StampGate, beacon, epoch_of, is_good, make_stamp, stamps
 from shoal.swarm.errors import MalformedMessage, Refused
 from shoal.swarm.identifiers import SwarmId
+from shoal.swarm.stamp import EPOCH_S, Stamp, StampGate, beacon, epoch_of, is_good, make_stamp, stamps
 
 SWARM, KEY, OTHER = SwarmId("swarm"), b"k" * 32, b"o" * 32
 NOW, BITS = 1_800_000_000.0, 8

@@ -11,7 +11,6 @@ from simulation.session_world import MODEL, MODEL_ID, OpenGate, Volunteer, World
 
 from shoal.incentives.lane_accounts import LedgerAccounts, LedgerStamping
 from shoal.incentives.ledger import Ledger
-from shoal.incentives.stamp import StampGate
 from shoal.incentives.store import Store
 from shoal.swarm.driver import Driver
 from shoal.swarm.errors import ShoalError
@@ -22,6 +21,7 @@ from shoal.swarm.identity import Identity
 from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.messages import Open
 from shoal.swarm.simulated_compute import SimulatedCompute
+from shoal.swarm.stamp import StampGate, StampMaker
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.units import whole
 
@@ -74,7 +74,11 @@ async def served(
         world.volunteers[identity.peer_id] = volunteer
         accounts = Noted(new_ledger(contributed), Everything() if everything_paid else set())
         await HopServer(network.join(identity.peer_id), OpenGate(), volunteer, accounts=accounts).start()
-        stamping = LedgerStamping(new_ledger(contributed), SWARM, clock, bits=BITS) if stamped else None
+        stamping = (
+            LedgerStamping(new_ledger(contributed), StampMaker(SWARM, CLIENT.public_key, clock, bits=BITS))
+            if stamped
+            else None
+        )
         world.driver = Driver(network.join(CLIENT.peer_id), OpenGate(), world, tasks, seed=1, stamping=stamping)
         yield world, accounts
         tasks.cancel_scope.cancel()

@@ -9,8 +9,8 @@ import anyio
 import numpy as np
 import pytest
 import torch
+from training.keeper_run import Run
 from training.local_exchange import peers
-from training.test_worker_keeper import Run
 from training.tiny_run import as_toml, tiny_config, tiny_tables
 
 from shoal.compression.update_codec import Values

@@ -7,14 +7,15 @@ stamp opens one session at each server; a second is refused as spent. Making one
 source: Back, Hashcash: A Denial of Service Counter-Measure, 2002
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from hashlib import sha256
 
+import anyio.to_thread
 import msgspec
 
-from shoal.swarm.canonical import Canonical
-from shoal.swarm.errors import Refused
-from shoal.swarm.identifiers import SwarmId
+from .canonical import Canonical
+from .errors import Refused
+from .identifiers import SwarmId
 
 BITS = 18
 EPOCH_S = 3600
@@ -56,6 +57,26 @@ def is_good(stamp: Stamp, beacon_: bytes, key: bytes, bits: int = BITS) -> bool:
         return False
     digest = sha256(_STAMP + beacon_ + key + stamp.nonce.to_bytes(8, "big")).digest()
     return int.from_bytes(digest, "big") < 1 << (256 - bits)
+
+
+Roots = Callable[[], Collection[bytes]]
+"""Checkpoints whose beacon is good, the newest first."""
+
+
+class StampMaker:
+    """`lanes.Stamping`: a new stamp for each session. clock: unix seconds; bits: of work that servers ask for"""
+
+    def __init__(
+        self, swarm: SwarmId, key: bytes, clock: Callable[[], float], roots: Roots = tuple, bits: int = BITS
+    ) -> None:
+        self._swarm, self._key, self._clock, self._roots, self._bits = swarm, key, clock, roots, bits
+        self._next = 0
+
+    async def stamp(self) -> bytes:
+        epoch = epoch_of(self._clock())
+        known = beacon(self._swarm, epoch, next(iter(self._roots()), b""))
+        start, self._next = self._next, self._next + (1 << 32)
+        return stamps.encode(await anyio.to_thread.run_sync(make_stamp, known, self._key, epoch, self._bits, start))
 
 
 class StampGate:
