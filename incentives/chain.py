@@ -85,7 +85,13 @@ def judge(
     digest = entries.hash_of(entry)
     return Accepted(
         replace(
-            chain, length=chain.length + 1, head=digest, time=entry.time, signature=entry.signature, successor=successor
+            chain,
+            length=chain.length + 1,
+            head=digest,
+            time=entry.time,
+            signature=entry.signature,
+            successor=successor,
+            received=now,
         )
     )
 
