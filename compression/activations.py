@@ -82,3 +82,14 @@ def tail(data: bytes, count: int, skip: int) -> bytes:
     scales, values = _split(part)
     body = bytes(scales[4 * skip :]) + bytes(values[skip * part.hidden * VALUE_BYTES[part.dtype] :])
     return pack(part.dtype, count - skip, part.hidden, body)
+
+
+def cut(data: bytes, count: int, start: int, stop: int) -> bytes:
+    """The positions [start, stop). raises: MalformedPayload; ValueError for positions that are not there"""
+    if not 0 <= start < stop <= count:
+        raise ValueError(f"positions {start} to {stop} of {count}")
+    part = parse(data, count, _width(data))
+    scales, values = _split(part)
+    row = part.hidden * VALUE_BYTES[part.dtype]
+    body = bytes(scales[4 * start : 4 * stop]) + bytes(values[start * row : stop * row])
+    return pack(part.dtype, stop - start, part.hidden, body)
