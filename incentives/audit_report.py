@@ -9,7 +9,7 @@ against its own standing as a false chunk of its own would.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -39,7 +39,7 @@ class AuditReport(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     distance: Distance
     limit: Distance
     wrong_tokens: Annotated[int, Meta(ge=0, le=255)]
-    finding: Literal[0, 1, 2]
+    finding: Annotated[int, Meta(ge=0, le=2)]  # `Finding`
     signature: Signature
 
 
@@ -47,8 +47,9 @@ _codec = Canonical(AuditReport, "an audit report", 512)
 
 
 def write(auditor: Identity, audited: bytes, distance: float, limit: float, wrong: int, found: Finding) -> AuditReport:
-    number: Literal[0, 1, 2] = 0 if found is Finding.SOUND else 1 if found is Finding.FAR else 2
-    blank = AuditReport(auditor.public_key, audited, _in_units(distance), _in_units(limit), wrong, number, bytes(64))
+    blank = AuditReport(
+        auditor.public_key, audited, _in_units(distance), _in_units(limit), wrong, int(found), bytes(64)
+    )
     return msgspec.structs.replace(blank, signature=auditor.sign(DOMAIN, _message(blank)))
 
 

@@ -8,7 +8,8 @@ False alarms: started anew at every chunk, the product of ratios of an honest se
 that begins at 1, if the honest probabilities below are upper bounds given the past; by Ville's inequality each start
 reaches exp(boundary) with probability exp(-boundary) at most. The sum over n starts bounds n chunks:
 n * (exp(-16.4) + exp(-18.5)) < 9e-5 for n = 1,000.
-source: Wald, Sequential Tests of Statistical Hypotheses (1945); Page, Continuous Inspection Schemes (1954); Ville (1939)
+source: Wald, Sequential Tests of Statistical Hypotheses (1945); Page, Continuous Inspection Schemes (1954); Ville,
+Étude critique de la notion de collectif (1939)
 """
 
 from dataclasses import dataclass

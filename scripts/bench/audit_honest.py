@@ -2,7 +2,7 @@
 
     python scripts/bench/audit_honest.py FOLDER --dtype bfloat16 --seed 1 [--seconds 300]
 
-Serves sessions of real text with 1 and 2 threads, alone and in batches of 16, and replays each as one prefill.
+Serves sessions of real text with 1 and 2 threads, alone and in batches of 16 and 48, and replays each as one prefill.
 """
 
 import argparse
@@ -30,14 +30,14 @@ def main() -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     model = resolve(EMBEDDED, options.folder / "cache")
     core, other = core_of(model, options.dtype), core_of(model, options.dtype)
-    ways = list(itertools.product((FRONT, BACK), (1, 2), (1, 16)))
+    ways = list(itertools.product((48, 1, 16), (1, 2), (FRONT, BACK)))
     found: dict[str, list[np.ndarray]] = {}
     began = time.perf_counter()
     for turn in itertools.count():
         if time.perf_counter() - began > options.seconds:
             break
-        span, count, together = ways[turn % len(ways)]
-        ids = texts(options.corpus, max(4, together), LENGTH, 1000 * options.seed + turn)
+        together, count, span = ways[turn % len(ways)]
+        ids = texts(options.corpus, max(2, together), LENGTH, 1000 * options.seed + turn)
         sessions = behind(other, ids, span)
         with threads(count):
             made = served(core, span, sessions, 32 * (1 + turn % 5), together)

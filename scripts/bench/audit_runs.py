@@ -2,13 +2,13 @@
 
 Shapes: T positions of a session, P = 32 of a chunk, D hidden.
 """
-# ruff: noqa: N803, N806
 
 import functools
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,7 @@ def _rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return (torch.round(groups / scale) * scale).reshape(weight.shape).to(weight.dtype)
 
 
-def core_of(model: LocalModel, dtype: str, tokens: int = 16384) -> EngineCore:
+def core_of(model: LocalModel, dtype: str, tokens: int = 32768) -> EngineCore:
     return EngineCore(Shard.load(model, Span(0, model.manifest.layers + 2), dtype, CPU), tokens)
 
 
@@ -122,7 +122,7 @@ def _group(core: EngineCore, span: Span, sessions: Sequence[Session], prompt: in
     for name in names:
         core.open(name, span, length, Sampling(), ())
     edges = [0, *range(prompt, length), length]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         if start == stop:
             continue
         for number, session in enumerate(sessions):

@@ -41,12 +41,12 @@ def test_a_farmer_is_found_within_sixty_chunks_after_it_turns() -> None:
     found_within = []
     for run in range(2000):
         draw, suspicion = random.Random(run), after([Finding.SOUND] * 1000)
-        for chunk in range(1, 1000):
+        chunks = 0
+        while not suspicion.convicted:
+            chunks += 1
             if draw.random() < audit_rate(suspicion.sound, suspicion.most):
                 suspicion = suspicion.after(Finding.GROSS)
-            if suspicion.convicted:
-                break
-        found_within.append(chunk)
+        found_within.append(chunks)
     assert sum(chunks <= 60 for chunks in found_within) / 2000 >= 0.94
     assert sum(found_within) / 2000 == pytest.approx(21, abs=2)
 

@@ -1,6 +1,7 @@
-"""Chunks of real sessions, computed again by another engine of the class: honest ones pass, all kinds of cheats do not."""
+"""Chunks of real sessions, computed again by another engine of the class: honest ones pass, cheats do not."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import anyio
 import msgspec
@@ -62,7 +63,7 @@ async def _session(engine: Engine, span: Span, sampling: Sampling, prompt: int =
     if span.stop == 6:
         await engine.open(head, Span(5, 6), len(IDS), sampling, ())
     edges = [0, *range(prompt, len(IDS) + 1)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         count, ids, hidden = stop - start, IDS[start:stop], b""
         if span.start:
             hidden = (await engine.run(Work(SessionId("before"), start, count, ids))).hidden
