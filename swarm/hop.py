@@ -20,6 +20,7 @@ from .identifiers import PeerId, SessionId
 from .kept_outputs import KeptOutputs, without_held
 from .messages import Adopt, Attach, Failed, Feed, Open, Output, Probe, Progress, Rewire, Timing, Token
 from .transport import Stream, Transport
+from .work_records import WorkRecord
 
 ATTACH_PATIENCE_S = 10.0
 IDLE_S = 60.0  # a driver whose session makes no progress probes every few seconds; one that is silent so long is gone
@@ -53,6 +54,7 @@ class Hop:
         transport: Transport,
         gate: Gate,
         keep_bytes: int,
+        record: WorkRecord | None = None,
     ) -> None:
         self.request = request
         self.held = 0
@@ -63,6 +65,7 @@ class Hop:
         self._transport = transport
         self._gate = gate
         self._kept = KeptOutputs(keep_bytes)
+        self._record = record
         self._taking = anyio.Lock(fast_acquire=True)  # without a turn of the event loop, 30 us each time
         self._active_s = anyio.current_time()
         self._downstream: Stream | None = None
@@ -183,7 +186,15 @@ class Hop:
             return False
         try:
             done = await self._compute.run(
-                Work(self.request.session, fresh.start, fresh.count, fresh.ids, fresh.hidden, fresh.wants_token)
+                Work(
+                    self.request.session,
+                    fresh.start,
+                    fresh.count,
+                    fresh.ids,
+                    fresh.hidden,
+                    fresh.wants_token,
+                    self._record is not None,
+                )
             )
         except BadActivation as error:
             await self._tell(failure("bad_input", error, blamed))
@@ -195,6 +206,8 @@ class Hop:
             await self._tell(failure("refused", error))
             return False
         self.held += fresh.count
+        if self._record is not None:
+            self._record.worked(fresh, done)
         await self._pass_on(fresh, done)
         return True
 
@@ -245,3 +258,5 @@ class Hop:
         if self._downstream is not None:
             self._downstream.abort()
         self._compute.close(self.request.session)
+        if self._record is not None:
+            self._record.ended()

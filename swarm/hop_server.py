@@ -23,6 +23,7 @@ from .identifiers import ModelId, SessionId
 from .messages import Attach, Open, Opened
 from .transport import Stream, Transport
 from .units import Span
+from .work_records import WorkRecords
 
 KEEP_BYTES = 64 << 20  # of outputs per session, for replay
 
@@ -45,11 +46,21 @@ class OpenSession:
 
 
 class HopServer:
-    def __init__(self, transport: Transport, gate: Gate, hosting: Hosting, keep_bytes: int = KEEP_BYTES) -> None:
+    """records: who keeps what was done, for audits"""
+
+    def __init__(
+        self,
+        transport: Transport,
+        gate: Gate,
+        hosting: Hosting,
+        keep_bytes: int = KEEP_BYTES,
+        records: WorkRecords | None = None,
+    ) -> None:
         self._transport = transport
         self._gate = gate
         self._hosting = hosting
         self._keep_bytes = keep_bytes
+        self._records = records
         self._hops: dict[SessionId, Hop] = {}
         self._appeared = anyio.Event()
 
@@ -101,7 +112,8 @@ class HopServer:
             await stream.send(messages.encode(failure(kind, error)))
             await stream.close()
             return None
-        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes)
+        record = self._records.begin(request, stream.peer) if self._records is not None else None
+        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes, record)
         self._hops[request.session] = hop
         self._appeared.set()
         self._appeared = anyio.Event()
