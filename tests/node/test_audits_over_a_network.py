@@ -1,8 +1,7 @@
-"""A session over real hops and engines, then its audit: the driver asks the server for its work and others to redo it."""
+"""A session over real hops and engines, then its audit: the server shows its work, others redo it."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio
 import pytest
@@ -11,7 +10,6 @@ from node.engine_chain import CPU, local_model
 from node.tiny_models import VOCABULARY, make_model, save_model
 from simulation.session_world import OpenGate
 
-from shoal.incentives.audit_report import AuditReport
 from shoal.incentives.audit_threshold import Finding, Threshold, rounding_floor
 from shoal.incentives.sequential_test import Suspicion
 from shoal.incentives.work_statement import Served
@@ -51,7 +49,7 @@ class Missing:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
-    folder: Path = tmp_path_factory.mktemp("audits")
+    folder = tmp_path_factory.mktemp("audits")
     save_model(make_model("llama"), folder / "model")
     return local_model(folder / "model", folder / "cache")
 
@@ -67,7 +65,6 @@ class Peer:
         self.compute = Engine(shard, 1024)
         self.transport = network.join(self.peer)
         self.records = SessionRecords(self.identity, self._layers, anyio.current_time)
-        self.reports: list[AuditReport] = []
 
     @property
     def peer(self) -> PeerId:
@@ -91,7 +88,7 @@ class Peer:
 
     async def start(self) -> None:
         await HopServer(self.transport, OpenGate(), self, records=self.records).start()
-        await AuditService(self.transport, OpenGate(), self.identity, self.records, self, self.reports.append).start()
+        await AuditService(self.transport, OpenGate(), self.identity, self.records, self).start()
 
 
 class Planner:
