@@ -60,6 +60,15 @@ def _width(data: bytes) -> int:
     return int(HEADER.unpack_from(data)[4])
 
 
+def dtype_of(data: bytes) -> str:
+    """raises: MalformedPayload"""
+    _width(data)
+    code = data[3]
+    if code not in NAMES:
+        raise MalformedPayload(f"unknown dtype {code} of an activation")
+    return NAMES[code]
+
+
 def _split(part: Activation) -> tuple[memoryview, memoryview]:
     scales = 4 * part.count if part.dtype == "int8" else 0
     return part.body[:scales], part.body[scales:]

@@ -7,7 +7,7 @@ honest chunks buy no credit for later (the defence against reputation farming).
 False alarms: started anew at every chunk, the product of ratios of an honest server is a nonnegative supermartingale
 that begins at 1, if the honest probabilities below are upper bounds given the past; by Ville's inequality each start
 reaches exp(boundary) with probability exp(-boundary) at most. The sum over n starts bounds n chunks:
-n * (exp(-16.4) + exp(-18.5)) < 9e-5 for n = 1,000.
+n * (exp(-16.3) + exp(-18.5)) < 9.3e-5 for n = 1,000.
 source: Wald, Sequential Tests of Statistical Hypotheses (1945); Page, Continuous Inspection Schemes (1954); Ville,
 Étude critique de la notion de collectif (1939)
 """
@@ -17,8 +17,8 @@ from math import exp, log
 
 from .audit_threshold import Finding
 
-FAR_HONEST = 1e-3  # bounds on an honest chunk's chances of being found far and gross; docs/measures.md: how measured
-GROSS_HONEST = 1.3e-4
+FAR_HONEST = 5e-4  # bounds on an honest chunk's chances of being found far and gross; docs/measures.md: how measured
+GROSS_HONEST = 2e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Alternative:
                 return log(self.gross / GROSS_HONEST)
 
 
-MOSTLY = Alternative(far=0.3, gross=0.5, boundary=16.4)  # two gross findings or three far ones in a row
+MOSTLY = Alternative(far=0.2, gross=0.7, boundary=16.3)  # two gross findings or three far ones in a row
 SOMETIMES = Alternative(far=0.03, gross=0.04, boundary=18.5)  # about one chunk in ten is false
 ALTERNATIVES = (MOSTLY, SOMETIMES)
 

@@ -221,7 +221,12 @@ class EngineCore:
         try:
             inputs = [job.x[job.done : job.done + count] for _, job, count in picked]
             x = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
-            out = finished(self.shard.run(batch.span, x, self.shard.plan(self.cache, pieces), rows))
+            plan, residual = self.shard.plan(self.cache, pieces), None
+            if any(job.work.wants_residual for _, job, _ in picked) and self._splits(batch.span):
+                residual = self.shard.run(Span(batch.span.start, self._layers + 1), x, plan, ())
+                out = finished(self.shard.run(Span(self._layers + 1, self._layers + 2), residual, plan, rows))
+            else:
+                out = finished(self.shard.run(batch.span, x, plan, rows))
             choices = self._choices(batch.span, out, wanting)
         except (MemoryError, torch.OutOfMemoryError):
             self._drop(picked, OutOfMemory("no memory left for the computation of this batch"))
@@ -235,8 +240,14 @@ class EngineCore:
         at = 0
         for session, job, count in picked:
             part = None if has_head(batch.span, self._layers) else out[at : at + count]
+            if residual is not None and job.work.wants_residual:
+                job.residuals.append(residual[at : at + count])
             at += count
             self._advance(session, job, count, part, choices, began_s, took_s)
+
+    def _splits(self, span: Span) -> bool:
+        """Whether something of the span comes before the head."""
+        return has_head(span, self._layers) and len(span) > 1
 
     def _choices(
         self, span: Span, out: torch.Tensor, wanting: list[tuple[Session, Job]]
@@ -285,11 +296,13 @@ class EngineCore:
         del self._jobs[job.key]
         if choice is not None and session.sampling.needs_history:
             session.history.append(choice.id)
-        hidden = b""
-        if job.outputs:
-            out = job.outputs[0] if len(job.outputs) == 1 else torch.cat(job.outputs)
-            hidden = bytes_of(out, self._wire_dtype)
-        job.settle(Done(hidden, choice, job.begun_s - job.queued_s, job.compute_s), None)
+        hidden, residual = (self._bytes(parts) for parts in (job.outputs, job.residuals))
+        job.settle(Done(hidden, choice, job.begun_s - job.queued_s, job.compute_s, residual), None)
+
+    def _bytes(self, parts: list[torch.Tensor]) -> bytes:
+        if not parts:
+            return b""
+        return bytes_of(parts[0] if len(parts) == 1 else torch.cat(parts), self._wire_dtype)
 
     def _drop(self, picked: Iterable[tuple[Session, Job, int]], error: ShoalError) -> None:
         """Fail works; their sessions stand where those works began."""

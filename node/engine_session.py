@@ -30,6 +30,7 @@ class Job:
     begun_s: float | None = None
     compute_s: float = 0.0
     outputs: list[torch.Tensor] = field(default_factory=list)
+    residuals: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True)

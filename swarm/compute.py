@@ -23,6 +23,7 @@ class Work:
     ids: tuple[int, ...] = ()  # when the session's span begins with embed
     hidden: bytes = b""  # an activation of shape (count, hidden)
     wants_token: bool = False  # sample after the last position; says nothing to a span without head
+    wants_residual: bool = False  # for audits, of a span with layers and head
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Done:
     choice: Choice | None  # when wants_token and the span ends with head
     queue_s: float  # waited in the node's queue
     compute_s: float  # on the device, the batch's time
+    residual: bytes = b""  # activation (count, hidden) behind the last layer, when it was wanted and is not `hidden`
 
 
 class Compute(Protocol):

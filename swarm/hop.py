@@ -35,6 +35,7 @@ from .messages import (
 )
 from .metering import Meter
 from .transport import Stream, Transport
+from .work_records import WorkRecord
 
 ATTACH_PATIENCE_S = 10.0
 IDLE_S = 60.0  # a driver whose session makes no progress probes every few seconds; one that is silent so long is gone
@@ -69,6 +70,7 @@ class Hop:
         gate: Gate,
         keep_bytes: int,
         meter: Meter | None = None,
+        record: WorkRecord | None = None,
     ) -> None:
         self.request = request
         self._meter = meter
@@ -80,6 +82,7 @@ class Hop:
         self._transport = transport
         self._gate = gate
         self._kept = KeptOutputs(keep_bytes)
+        self._record = record
         self._taking = anyio.Lock(fast_acquire=True)  # without a turn of the event loop, 30 us each time
         self._active_s = anyio.current_time()
         self._downstream: Stream | None = None
@@ -209,7 +212,15 @@ class Hop:
                 return False
         try:
             done = await self._compute.run(
-                Work(self.request.session, fresh.start, fresh.count, fresh.ids, fresh.hidden, fresh.wants_token)
+                Work(
+                    self.request.session,
+                    fresh.start,
+                    fresh.count,
+                    fresh.ids,
+                    fresh.hidden,
+                    fresh.wants_token,
+                    self._record is not None,
+                )
             )
         except BadActivation as error:
             await self._tell(failure("bad_input", error, blamed))
@@ -223,6 +234,8 @@ class Hop:
         self.held += fresh.count
         if self._meter is not None:
             self._meter.computed(fresh.count)
+        if self._record is not None:
+            self._record.worked(fresh, done)
         await self._pass_on(fresh, done, tick)
         return True
 
@@ -294,3 +307,5 @@ class Hop:
         self._compute.close(self.request.session)
         if self._meter is not None:
             self._meter.close()
+        if self._record is not None:
+            self._record.ended()

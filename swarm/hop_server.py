@@ -25,6 +25,7 @@ from .messages import Attach, Open, Opened
 from .metering import Meter, Metering
 from .transport import Stream, Transport
 from .units import Span
+from .work_records import WorkRecords
 
 KEEP_BYTES = 64 << 20  # of outputs per session, for replay
 
@@ -47,6 +48,8 @@ class OpenSession:
 
 
 class HopServer:
+    """metering: who is paid; accounts: whose turn it is; records: who keeps what was done, for audits"""
+
     def __init__(
         self,
         transport: Transport,
@@ -56,6 +59,7 @@ class HopServer:
         *,
         metering: Metering | None = None,
         accounts: Accounts | None = None,
+        records: WorkRecords | None = None,
     ) -> None:
         self._transport = transport
         self._gate = gate
@@ -63,6 +67,7 @@ class HopServer:
         self._keep_bytes = keep_bytes
         self._metering = metering
         self._accounts = accounts or NoBooks()
+        self._records = records
         self._hops: dict[SessionId, Hop] = {}
         self._appeared = anyio.Event()
 
@@ -122,7 +127,8 @@ class HopServer:
             await stream.send(messages.encode(failure(kind, error)))
             await stream.close()
             return None
-        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes, meter)
+        record = self._records.begin(request, stream.peer) if self._records is not None else None
+        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes, meter, record)
         self._hops[request.session] = hop
         self._appeared.set()
         self._appeared = anyio.Event()

@@ -153,7 +153,7 @@ def behind(core: EngineCore, ids: Sequence[tuple[int, ...]], span: Span) -> list
     first = [Session(each, b"") for each in ids]
     if span.start == 0:
         return first
-    hidden = served(core, Span(0, span.start), first, 64, 16)
+    hidden = replayed(core, Span(0, span.start), first)
     return [Session(each, h) for each, h in zip(ids, hidden, strict=True)]
 
 

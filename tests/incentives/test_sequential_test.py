@@ -70,7 +70,7 @@ def test_chances_are_chances_and_their_ratios_average_to_one_for_the_honest() ->
     for alternative in ALTERNATIVES:
         mean = sum(chance * 2.718281828459045 ** alternative.gain(finding) for finding, chance in honest.items())
         assert mean == pytest.approx(1.0, abs=1e-9)
-    assert MOSTLY.gain(Finding.GROSS) == pytest.approx(log(0.5 / 1.3e-4))
+    assert MOSTLY.gain(Finding.GROSS) == pytest.approx(log(0.7 / 2e-4))
 
 
 def test_an_honest_server_at_the_assumed_chances_is_convicted_as_rarely_as_the_bound_says() -> None:
