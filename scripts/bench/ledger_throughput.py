@@ -1,8 +1,9 @@
 """Tokens per second of one session with the ledger and without, side by side in one run.
 
 First two real nodes, asked by a client that keeps no ledger ("off") and by one that does ("on, free": without credit,
-with receipts), and two others with `--no-ledger`; then two engines in this process on a network without delay, where a client with credit pays: prompts in
-slices of 32, a word for each. Greedy, 64-token prompt, 64 new tokens; the ids must be equal everywhere. All take turns.
+with receipts), and two others with `--no-ledger`. Then two engines in this process on a network without delay, where
+a client with credit pays: prompts in slices of 32, a word for each. Greedy, 64-token prompt, 64 new tokens; the ids
+must be equal everywhere. All take turns.
 
     OMP_NUM_THREADS=1 python scripts/bench/ledger_throughput.py [--rounds 15] [--json FILE]
 """
