@@ -9,10 +9,10 @@ MOST_PEERS = 4096  # whose buckets are kept; the longest unseen is forgotten, an
 class OpenLimiter:
     def __init__(
         self,
-        each_a_second: float = 5.0,
-        each_burst: float = 40.0,
-        all_a_second: float = 200.0,
-        all_burst: float = 400.0,
+        each_a_second: float = 50.0,  # a gateway asks for all its users
+        each_burst: float = 400.0,
+        all_a_second: float = 500.0,
+        all_burst: float = 2000.0,
     ) -> None:
         self._each = (each_a_second, each_burst)
         self._all = (all_a_second, all_burst)

@@ -33,7 +33,7 @@ SwarmNameFlag = Annotated[str | None, typer.Option("--swarm-name", help="Name of
 PublicFlag = Annotated[bool | None, typer.Option("--public", help="Found a swarm that anybody may join.")]
 GatewayFlag = Annotated[bool | None, typer.Option("--gateway-only", help="Host no layers; only answer the API.")]
 LedgerFlag = Annotated[
-    bool | None, typer.Option("--ledger/--no-ledger", help="Keep receipts of what is served and used; on.")
+    bool | None, typer.Option("--ledger/--no-ledger", help="Keep receipts of what is served and used; off.")
 ]
 FollowFlag = Annotated[
     str | None, typer.Option("--follow", metavar="RUN", help="Serve the newest outer parameters of this training run.")

@@ -131,7 +131,8 @@ async def over_nodes(folder: Path, rounds: int) -> dict[str, Any]:
                 home, paying = Home(folder / f"client {name[:5]}"), None
                 home.prepare()
                 if name == "on, free":
-                    ledger = Ledger(Store(home.ledger), Identity.load_or_create(home.identity), time.time)  # noqa: TID251
+                    me = Identity.load_or_create(home.identity)
+                    ledger = Ledger(Store(home.ledger), me, time.time)  # noqa: TID251
                     tasks.start_soon(ledger.run)
                     paying = LedgerPaying(ledger)
                 invite = create_invite(next(iter(nodes.values())))

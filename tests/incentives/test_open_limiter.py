@@ -23,6 +23,6 @@ def test_a_flood_of_a_hundred_thousand_opens_costs_less_than_a_second_and_little
     began = time.process_time()
     granted = sum(limiter.allow(f"peer {n % 50_000}", 10.0 + n * 1e-5) for n in range(100_000))
     spent_s = time.process_time() - began
-    assert granted <= 400 + 200 + 1
+    assert granted <= 2000 + 500 + 1
     assert spent_s < 1.0, "it comes at 10^5 a second"
     assert len(limiter._peers) <= MOST_PEERS  # noqa: SLF001  the memory is what the test is about

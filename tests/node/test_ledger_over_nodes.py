@@ -22,12 +22,12 @@ def shoal(home: Path, *words: str) -> list[dict[str, Any]]:
 
 
 def test_a_session_leaves_its_receipts_at_both_ends_and_a_killed_node_goes_on_with_its_chain(tmp_path: Path) -> None:
-    with local_swarm(tmp_path, {name: ["novels-6m", "--layers", LAYERS[name]] for name in LAYERS}) as nodes:
+    with local_swarm(tmp_path, {name: ["novels-6m", "--ledger", "--layers", LAYERS[name]] for name in LAYERS}) as nodes:
         words = ("generate", "It was a cold morning, and the wind blew over the hills", "--max-tokens", "60")
         shoal(tmp_path / "a", *words)
         nodes["b"].process.kill()
         nodes["b"].process.wait(20)
-        nodes["b"] = start_node(tmp_path, "b", ["novels-6m", "--layers", LAYERS["b"]])  # the first is gone
+        nodes["b"] = start_node(tmp_path, "b", ["novels-6m", "--ledger", "--layers", LAYERS["b"]])  # the first is gone
         try:
             nodes["b"].wait_for("ready")
             shoal(tmp_path / "a", *words)
@@ -40,7 +40,7 @@ def test_a_session_leaves_its_receipts_at_both_ends_and_a_killed_node_goes_on_wi
             assert shoal(tmp_path / name, "ledger", "verify")[-1]["sound"] is True
 
 
-def test_a_node_that_wants_no_ledger_keeps_none(tmp_path: Path) -> None:
-    with local_swarm(tmp_path, {"a": ["novels-6m", "--no-ledger"]}):
+def test_a_node_keeps_no_ledger_unless_it_is_asked_to(tmp_path: Path) -> None:
+    with local_swarm(tmp_path, {"a": ["novels-6m"]}):
         shoal(tmp_path / "a", "generate", "It was", "--max-tokens", "3")
     assert not (tmp_path / "a" / "ledger.sqlite").exists()
