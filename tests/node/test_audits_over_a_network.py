@@ -140,9 +140,9 @@ async def served(
     async with anyio.create_task_group() as tasks:
         driver = Driver(transport, OpenGate(), Planner(model, hops), tasks, seed=3)
         async with driver.generate(TokenRequest(MODEL, PROMPT, NEW)) as stream:
+            opened = {}
             async for _ in stream:
-                pass
-            opened = {link.at.peer: link.at.session for link in stream.links()}
+                opened = opened or {link.at.peer: link.at.session for link in stream.links()}
         keys = {each.peer: (each.key, span) for each, span in hops}
         for peer, session in opened.items():
             key, span = keys[peer]
