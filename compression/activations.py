@@ -60,6 +60,15 @@ def _width(data: bytes) -> int:
     return int(HEADER.unpack_from(data)[4])
 
 
+def dtype_of(data: bytes) -> str:
+    """raises: MalformedPayload"""
+    _width(data)
+    code = data[3]
+    if code not in NAMES:
+        raise MalformedPayload(f"unknown dtype {code} of an activation")
+    return NAMES[code]
+
+
 def _split(part: Activation) -> tuple[memoryview, memoryview]:
     scales = 4 * part.count if part.dtype == "int8" else 0
     return part.body[:scales], part.body[scales:]
@@ -82,3 +91,14 @@ def tail(data: bytes, count: int, skip: int) -> bytes:
     scales, values = _split(part)
     body = bytes(scales[4 * skip :]) + bytes(values[skip * part.hidden * VALUE_BYTES[part.dtype] :])
     return pack(part.dtype, count - skip, part.hidden, body)
+
+
+def cut(data: bytes, count: int, start: int, stop: int) -> bytes:
+    """The positions [start, stop). raises: MalformedPayload; ValueError for positions that are not there"""
+    if not 0 <= start < stop <= count:
+        raise ValueError(f"positions {start} to {stop} of {count}")
+    part = parse(data, count, _width(data))
+    scales, values = _split(part)
+    row = part.hidden * VALUE_BYTES[part.dtype]
+    body = bytes(scales[4 * start : 4 * stop]) + bytes(values[start * row : stop * row])
+    return pack(part.dtype, stop - start, part.hidden, body)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import LocalFault, ShoalError
 from shoal.swarm.identifiers import SessionId
+from shoal.swarm.lanes import MEMBER, Claim
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.units import Span
 
@@ -31,6 +32,7 @@ class _Open:
     max_tokens: int
     sampling: Sampling
     history: tuple[int, ...]
+    claim: Claim
     reply: Reply
 
 
@@ -62,22 +64,38 @@ class Engine:
     """Serves the units of a shard to many sessions at once. `stop` it before dropping it."""
 
     def __init__(
-        self, shard: Shard, kv_tokens: int, wire_dtype: str | None = None, batch_tokens: int = BATCH_TOKENS
+        self,
+        shard: Shard,
+        kv_tokens: int,
+        wire_dtype: str | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        *,
+        keeps_lanes: bool = False,
     ) -> None:
         """kv_tokens: room for the sessions' positions
         wire_dtype: of what is sent on, the shard's own by default
         batch_tokens: positions that one batch computes at most, about
+        keeps_lanes: some room is left to newcomers
 
         raises: OutOfMemory when the KV cache does not fit
         """
         self.shard = shard
         self.kv_tokens = kv_tokens
-        self._core = EngineCore(shard, kv_tokens, wire_dtype, batch_tokens)
+        self._core = EngineCore(shard, kv_tokens, wire_dtype, batch_tokens, keeps_lanes=keeps_lanes)
         self._share = len(shard.span) / (shard.manifest.layers + 2)
         self._settled: list[Reply] = []
         self._keys: dict[Reply, int] = {}
         self._over: LocalFault | None = None
         self._thread: DeviceThread[_Command] = DeviceThread(f"shoal-{shard.device}", self._turn, self._ended)
+
+    @property
+    def keeps_lanes(self) -> bool:
+        """Whether some room is left to newcomers."""
+        return self._core.keeps_lanes
+
+    @keeps_lanes.setter
+    def keeps_lanes(self, keeps: bool) -> None:
+        self._core.keeps_lanes = keeps
 
     @property
     def step_ms(self) -> float:
@@ -103,12 +121,18 @@ class Engine:
         return self._core.tokens_done
 
     async def open(
-        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        claim: Claim = MEMBER,
     ) -> None:
         """See `Compute.open`. raises: OutOfMemory, ContextTooLong, Refused, LocalFault (the engine has stopped)"""
         self._check_alive()
         reply = Reply()
-        self._thread.post(_Open(session, span, max_tokens, sampling, history, reply))
+        self._thread.post(_Open(session, span, max_tokens, sampling, history, claim, reply))
         if self._over:  # it ended between the check and the post
             raise self._over
         try:
@@ -176,7 +200,12 @@ class Engine:
                 self._answer(
                     command.reply,
                     lambda: self._core.open(
-                        command.session, command.span, command.max_tokens, command.sampling, command.history
+                        command.session,
+                        command.span,
+                        command.max_tokens,
+                        command.sampling,
+                        command.history,
+                        command.claim,
                     ),
                 )
             case _Run(work, reply):

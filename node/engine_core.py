@@ -4,20 +4,25 @@ Nothing here is thread-safe and nothing waits: `Engine` calls it from its device
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 
+from shoal.incentives.fair_queue import FairQueue
+from shoal.incentives.lane_shares import has_room
 from shoal.swarm.compute import Choice, Done, Work
 from shoal.swarm.errors import ContextTooLong, LocalFault, OutOfMemory, Refused, ShoalError
 from shoal.swarm.identifiers import SessionId
+from shoal.swarm.lanes import MEMBER, Claim, Lane
 from shoal.swarm.sampling import Sampling, checked
 from shoal.swarm.units import Span, describe, has_embed, has_head
 
 from .activation_tensors import bytes_of, is_finite, tensor_of
 from .attention_plan import Piece
 from .engine_session import Job, Session, Settle
+from .kv_cache import PAGE_TOKENS
 from .sampler import Draw, choose
 from .scheduler import BATCH_TOKENS, Batch, Waiting, next_batch
 from .shard import Shard
@@ -37,6 +42,8 @@ class EngineCore:
         wire_dtype: str | None = None,
         batch_tokens: int = BATCH_TOKENS,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        keeps_lanes: bool = False,
     ) -> None:
         self.shard = shard
         self.cache = shard.new_cache(kv_tokens)
@@ -51,13 +58,21 @@ class EngineCore:
         self._jobs: dict[int, tuple[Session, Job]] = {}
         self._keys = 0
         self._turn = 0
+        self._queue = FairQueue()
+        self.keeps_lanes = keeps_lanes
 
     @property
     def queue_length(self) -> int:
         return len(self._jobs)
 
     def open(
-        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        claim: Claim = MEMBER,
     ) -> None:
         """raises: OutOfMemory, ContextTooLong, Refused"""
         if session in self.sessions:
@@ -75,8 +90,19 @@ class EngineCore:
             raise Refused(str(error)) from error
         if any(not 0 <= token < self.shard.manifest.vocabulary for token in history):
             raise Refused("the history holds a token id outside the vocabulary")
+        if self.keeps_lanes:
+            self._check_lane(claim.lane, max_tokens)
         kept = list(history) if sampling.needs_history else []
-        self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept)
+        self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept, claim)
+
+    def _check_lane(self, lane: Lane, tokens: int) -> None:
+        """raises: OutOfMemory"""
+        held = {True: 0, False: 0}
+        for session in self.sessions.values():
+            held[session.claim.lane is Lane.FREE] += session.room.size_tokens
+        size_tokens = max(1, -(-tokens // PAGE_TOKENS)) * PAGE_TOKENS
+        if not has_room(lane, size_tokens, held[True], held[False], self.cache.capacity):
+            raise OutOfMemory(f"no room for {tokens} tokens is left to the {lane} lane")
 
     def close(self, session: SessionId) -> None:
         found = self.sessions.pop(session, None)
@@ -128,16 +154,29 @@ class EngineCore:
                 session.span,
                 session.jobs[0].work.count - session.jobs[0].done,
                 session.jobs[0].turn,
-                session.priority,
+                self._queue.rank(session.claim),
+                session.claim.lane,
             )
             for session in self.sessions.values()
             if session.jobs
         ]
-        batch = next_batch(waiting, self._turn, self._batch_tokens)
+        batch = next_batch(waiting, self._batch_tokens)
         if batch is not None:
             self._turn += 1
+            self._charge(batch, waiting)
             self._run(batch)
         return bool(self._jobs)
+
+    def _charge(self, batch: Batch, waiting: list[Waiting]) -> None:
+        taken = {take.key: take.count for take in batch.takes}
+        positions: Counter[Claim] = Counter()
+        left = []
+        for work in waiting:
+            flow, count = self._jobs[work.key][0].claim, taken.get(work.key, 0)
+            positions[flow] += count
+            if count < work.left:
+                left.append(flow)
+        self._queue.served(positions, positions, left)
 
     def measure_when_idle(self) -> None:
         """A shard that was slow once is not chosen, so nothing but this would show that it is fast again."""
@@ -182,7 +221,12 @@ class EngineCore:
         try:
             inputs = [job.x[job.done : job.done + count] for _, job, count in picked]
             x = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
-            out = finished(self.shard.run(batch.span, x, self.shard.plan(self.cache, pieces), rows))
+            plan, residual = self.shard.plan(self.cache, pieces), None
+            if any(job.work.wants_residual for _, job, _ in picked) and self._splits(batch.span):
+                residual = self.shard.run(Span(batch.span.start, self._layers + 1), x, plan, ())
+                out = finished(self.shard.run(Span(self._layers + 1, self._layers + 2), residual, plan, rows))
+            else:
+                out = finished(self.shard.run(batch.span, x, plan, rows))
             choices = self._choices(batch.span, out, wanting)
         except (MemoryError, torch.OutOfMemoryError):
             self._drop(picked, OutOfMemory("no memory left for the computation of this batch"))
@@ -196,8 +240,14 @@ class EngineCore:
         at = 0
         for session, job, count in picked:
             part = None if has_head(batch.span, self._layers) else out[at : at + count]
+            if residual is not None and job.work.wants_residual:
+                job.residuals.append(residual[at : at + count])
             at += count
             self._advance(session, job, count, part, choices, began_s, took_s)
+
+    def _splits(self, span: Span) -> bool:
+        """Whether something of the span comes before the head."""
+        return has_head(span, self._layers) and len(span) > 1
 
     def _choices(
         self, span: Span, out: torch.Tensor, wanting: list[tuple[Session, Job]]
@@ -246,11 +296,13 @@ class EngineCore:
         del self._jobs[job.key]
         if choice is not None and session.sampling.needs_history:
             session.history.append(choice.id)
-        hidden = b""
-        if job.outputs:
-            out = job.outputs[0] if len(job.outputs) == 1 else torch.cat(job.outputs)
-            hidden = bytes_of(out, self._wire_dtype)
-        job.settle(Done(hidden, choice, job.begun_s - job.queued_s, job.compute_s), None)
+        hidden, residual = (self._bytes(parts) for parts in (job.outputs, job.residuals))
+        job.settle(Done(hidden, choice, job.begun_s - job.queued_s, job.compute_s, residual), None)
+
+    def _bytes(self, parts: list[torch.Tensor]) -> bytes:
+        if not parts:
+            return b""
+        return bytes_of(parts[0] if len(parts) == 1 else torch.cat(parts), self._wire_dtype)
 
     def _drop(self, picked: Iterable[tuple[Session, Job, int]], error: ShoalError) -> None:
         """Fail works; their sessions stand where those works began."""

@@ -7,6 +7,7 @@ import torch
 
 from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import ShoalError
+from shoal.swarm.lanes import MEMBER, Claim
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.units import Span
 
@@ -29,6 +30,7 @@ class Job:
     begun_s: float | None = None
     compute_s: float = 0.0
     outputs: list[torch.Tensor] = field(default_factory=list)
+    residuals: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -37,7 +39,7 @@ class Session:
     room: Reservation
     sampling: Sampling
     history: list[int]
-    priority: float = 1.0
+    claim: Claim = MEMBER
     jobs: list[Job] = field(default_factory=list)
 
     @property

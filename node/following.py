@@ -82,7 +82,7 @@ class FollowedModel:
         round_ = self._run.round
         shard = await anyio.to_thread.run_sync(self._load)
         old = self._hosted.engine
-        self._hosted = replace(self._hosted, engine=Engine(shard, old.kv_tokens))
+        self._hosted = replace(self._hosted, engine=Engine(shard, old.kv_tokens, keeps_lanes=old.keeps_lanes))
         self._hosting.add(self._hosted)
         self._older.append((old, anyio.current_time()))
         self.round = round_

@@ -49,6 +49,10 @@ class HostedModels:
     def __iter__(self) -> Iterator[HostedModel]:
         return iter(tuple(self._models.values()))
 
+    def manifest(self, model: ModelId) -> Manifest | None:
+        hosted = self._models.get(model)
+        return hosted.manifest if hosted else None
+
     def find(self, model: ModelId, dtype: str, span: Span) -> Compute:
         hosted = self._models.get(model)
         if hosted is None:

@@ -35,6 +35,11 @@ class Reservation:
     length: int = 0  # positions held
 
     @property
+    def size_tokens(self) -> int:
+        """What it takes of the pool."""
+        return sum(run.count for run in self.runs) * PAGE_TOKENS
+
+    @property
     def base(self) -> int:
         """Place of position 0 in a reservation of one run."""
         return self.runs[0].first * PAGE_TOKENS

@@ -8,6 +8,7 @@ import anyio.to_thread
 from shoal.swarm.compute import Compute, Done, Work
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import ModelId, SessionId
+from shoal.swarm.lanes import MEMBER, Claim
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.units import Span
 
@@ -27,10 +28,16 @@ class SplitCompute:
         self._sessions: dict[SessionId, Compute] = {}
 
     async def open(
-        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        claim: Claim = MEMBER,
     ) -> None:
         compute = next(part for held, part in self._parts.items() if held.covers(span))
-        await compute.open(session, span, max_tokens, sampling, history)
+        await compute.open(session, span, max_tokens, sampling, history, claim)
         self._sessions[session] = compute
 
     async def run(self, work: Work) -> Done:

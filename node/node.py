@@ -25,7 +25,7 @@ from shoal.swarm.driver import Driver
 from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable
 from shoal.swarm.home import Home, NodeFacts
 from shoal.swarm.hop_server import HopServer
-from shoal.swarm.identifiers import PROTOCOL_VERSION
+from shoal.swarm.identifiers import PROTOCOL_VERSION, PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.invite import read_invite
 from shoal.swarm.invite_store import InviteStore
@@ -40,6 +40,7 @@ from shoal.swarm.swarm_entry import Entered
 from shoal.swarm.transports.libp2p import Libp2pTransport
 
 from .api_server import ApiServer
+from .books import Books, open_books
 from .hosted_models import HostedModels
 from .local_parts import NodeLocalParts
 from .model_loading import load_hosted, warm_imports
@@ -76,6 +77,7 @@ class Node:
     invites: InviteStore | None  # at the owner
     publications: Publications
     trainings: Trainings
+    books: Books | None  # None: it keeps no ledger
     started_at: float  # unix seconds
     earlier_starts: frozenset[float]  # of this home: their records may outlive them
     device: str = "none"
@@ -127,12 +129,14 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         if options.model is not None:
             tasks.start_soon(_in_background, warm_imports)  # takes seconds; the network comes up meanwhile
         transport = await Libp2pTransport.start(identity.libp2p_key(), options.network)
+        closing = await stack.enter_async_context(AsyncExitStack())  # after the transport: what ends with it is settled
         stack.push_async_callback(transport.stop)
         setup, founded = await enter_swarm(options, identity, transport, invite, _now)
         owner = setup.swarm.owner == identity.peer_id
         report(SwarmFound(setup.swarm.name, setup.swarm.public, owner, founded))
+        books = await _books(options, identity, setup.swarm.owner, closing, report)
         reached = await _reach(transport, setup, owner, report)
-        node = await _assemble(options, identity, transport, setup, tasks, stack, report)
+        node = await _assemble(options, identity, transport, setup, tasks, stack, report, books)
         report(NetworkUp(node.full_addresses, _verdict(options, node, reached), reached))
         records = await node.loops.look()
         if node.stop.is_set():
@@ -174,6 +178,19 @@ def _tell_that_it_stops(home: Home, facts: NodeFacts) -> None:
         home.forget_facts(facts.pid)  # a full disk: then they know less
 
 
+async def _books(
+    options: NodeOptions, identity: Identity, owner: PeerId, stack: AsyncExitStack, report: Report
+) -> Books | None:
+    if not options.ledger:
+        return None
+    books, warning = await open_books(options.home, identity, owner)
+    if warning is not None:
+        report(warning)
+    if books is not None:
+        stack.push_async_callback(books.ledger.close)
+    return books
+
+
 async def _reach(transport: Libp2pTransport, setup: Entered, owner: bool, report: Report) -> int:
     """Connect to the peers known from before. returns: how many answered. raises: SwarmUnreachable"""
     others = [a for a in setup.membership.bootstrap if not a.endswith(f"/p2p/{transport.me}")]
@@ -196,6 +213,7 @@ async def _assemble(
     tasks: TaskGroup,
     stack: AsyncExitStack,
     report: Report,
+    books: Books | None,
 ) -> Node:
     """Everything but the model and the API, answering calls already."""
     from shoal.swarm.transports.dht_directory import DhtDirectory
@@ -216,8 +234,14 @@ async def _assemble(
     hosted = HostedModels()
     local_parts = NodeLocalParts(options)
     stack.callback(local_parts.stop)
-    driver = Driver(transport, setup.gate, planner, tasks, local_parts=local_parts)
-    hops = HopServer(transport, setup.gate, hosted)
+    paying = books.paying() if books else None
+    metering = books.metering(hosted.manifest) if books else None
+    accounts = books.accounts(metering, setup.swarm) if books and metering else None
+    stamping = books.stamping(setup.swarm) if books else None
+    driver = Driver(transport, setup.gate, planner, tasks, local_parts=local_parts, paying=paying, stamping=stamping)
+    hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts)
+    if books is not None:
+        tasks.start_soon(books.ledger.run)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
     if invites is not None:
         stack.callback(invites.close)
@@ -239,6 +263,7 @@ async def _assemble(
         invites=invites,
         publications=Publications(options.home),
         trainings=Trainings(tasks),
+        books=books,
         started_at=started_at,
         earlier_starts=options.home.note_start(started_at),
     )
@@ -280,6 +305,7 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
     )
     node.device = hosted.device
     node.planner.know(hosted.model, hosted.manifest, hosted.texts)
+    hosted.engine.keeps_lanes = node.books is not None and node.setup.swarm.public
     node.hosted.add(hosted)
     stack.callback(hosted.engine.stop)
 

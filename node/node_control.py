@@ -69,6 +69,7 @@ class LiveControl:
 
     async def peers(self) -> list[dict[str, Any]]:
         rtt_ms = self._node.pinger.book.rtt_ms()
+        standing = self._node.planner.standing
         return [
             {
                 "peer": record.peer,
@@ -76,6 +77,7 @@ class LiveControl:
                 "me": record.peer == self._node.transport.me,
                 "version": record.version,
                 "rtt_ms": rtt_ms.get(record.peer),
+                "standing": standing.shown(record.peer),
                 "hosted": [
                     {
                         "model": item.model,

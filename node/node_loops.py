@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 LOOK_PERIOD_S = 5.0
 ADDRESS_PERIOD_S = 30.0
+JUDGE_PERIOD_S = 300.0  # between two looks at the whole ledger
 PING_AT_ONCE = 4
 PING_AGAIN_S = 20.0
 RENEW_CHECK_S = 3600.0
@@ -44,6 +45,7 @@ class NodeLoops:
             tasks.start_soon(self._look_often)
             tasks.start_soon(self._refresh_addresses)
             tasks.start_soon(self._renew_in_time)
+            tasks.start_soon(self._judge_often)
 
     async def announce(self) -> None:
         try:
@@ -77,6 +79,16 @@ class NodeLoops:
             except ShoalError as error:
                 log.warning("certificate_not_renewed", reason=str(error))
             await anyio.sleep(RENEW_CHECK_S)
+
+    async def _judge_often(self) -> None:
+        """What routing thinks of others follows from the ledger."""
+        books = self._node.books
+        while books is not None:
+            try:
+                self._node.planner.standing = await books.standings()
+            except ShoalError as error:
+                log.warning("standing_unknown", reason=str(error))
+            await anyio.sleep(JUDGE_PERIOD_S)
 
     async def renew(self, now: float) -> None:
         """Ask the owner for a fresh certificate when ours runs out soon. raises: Unavailable, Refused"""

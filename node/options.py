@@ -25,4 +25,5 @@ class NodeOptions:
     swarm_name: str | None = None  # of a swarm that is founded now
     public: bool = False
     invite: str | None = None  # join with this line instead of the swarm of this home
+    ledger: bool = False  # receipts for what is served and used
     follow: str | None = None  # name of a training run whose newest parameters are served

@@ -2,13 +2,15 @@
 
 Iteration-level scheduling: every batch takes one step of each session that generates, and then pieces of prompts
 under a token budget, so that a long prompt delays the others by one piece and not by its length. A batch has one span
-of units.
+of units. While members wait, the free lane has its share of each batch and no more.
 source: Yu et al., Orca (OSDI 2022); Agrawal et al., Sarathi-Serve, arXiv:2403.02310
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shoal.incentives.lane_shares import free_positions
+from shoal.swarm.lanes import Lane
 from shoal.swarm.units import Span
 
 BATCH_TOKENS = 256  # positions of one batch, decode steps included
@@ -24,7 +26,8 @@ class Waiting:
     span: Span
     left: int  # positions
     turn: int  # number of the batch that served it last, or that ran when it came
-    priority: float = 1.0  # waits count this much more; from the ledger
+    rank: float = 0.0  # of its account in the fair queue, least first
+    lane: Lane = Lane.EARNED
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +42,46 @@ class Batch:
     takes: tuple[Take, ...]
 
 
-def next_batch(waiting: Sequence[Waiting], turn: int, tokens: int = BATCH_TOKENS) -> Batch | None:
+def next_batch(waiting: Sequence[Waiting], tokens: int = BATCH_TOKENS) -> Batch | None:
     """The next batch, or None when nothing waits.
 
-    turn: number of this batch. What waited longest (times its priority) decides the span; since serving a work starts
-    its wait anew, spans and prompts take turns, and nothing starves.
+    The account that is next in the fair queue comes first, and its work that waited longest decides the span; being
+    served moves an account back and starts the wait of its work anew, so spans and prompts take turns, and nothing
+    starves.
     """
     if not waiting:
         return None
 
-    def urgency(work: Waiting) -> tuple[float, int]:
-        return -(turn - work.turn + 1) * work.priority, work.key
+    def urgency(work: Waiting) -> tuple[float, int, int]:
+        return work.rank, work.turn, work.key
 
     ordered = sorted(waiting, key=urgency) if len(waiting) > 1 else waiting
     span = ordered[0].span
-    group = [work for work in ordered if work.span == span][:MOST_SESSIONS]
+    group = [work for work in ordered if work.span == span]
+    if not any(work.lane is Lane.FREE for work in group) or all(work.lane is Lane.FREE for work in waiting):
+        return Batch(span, tuple(_filled(group[:MOST_SESSIONS], tokens)))
+    granted = _granted([work for work in group if work.lane is Lane.FREE], free_positions(tokens))
+    members = [work for work in group if work.lane is not Lane.FREE][: MOST_SESSIONS - len(granted)]
+    return Batch(span, tuple(_filled(members, tokens - sum(take.count for take in granted)) + granted))
+
+
+def _filled(group: Sequence[Waiting], tokens: int) -> list[Take]:
+    """One step for whoever generates, and the room that is left for prompts."""
     takes = [Take(work.key, 1) for work in group if work.left == 1]
     room = max(tokens - len(takes), tokens // LEAST_SHARE, 1)
     for work in group:
         if work.left > 1 and room > 0:
             takes.append(Take(work.key, min(work.left, room)))
             room -= takes[-1].count
-    return Batch(span, tuple(takes))
+    return takes
+
+
+def _granted(group: Sequence[Waiting], tokens: int) -> list[Take]:
+    """Steps and pieces of prompts alike, in their order, as far as they go."""
+    takes: list[Take] = []
+    for work in group:
+        if tokens <= 0:
+            break
+        takes.append(Take(work.key, min(work.left, tokens)))
+        tokens -= takes[-1].count
+    return takes

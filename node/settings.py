@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     swarm_name: str | None = Field(None, min_length=1, max_length=64)
     public: bool = False
     gateway_only: bool = False
+    ledger: bool = False
     follow: str | None = Field(None, min_length=1, max_length=64)  # name of a training run
     # generate and chat
     ask_model: str | None = None  # what --model says there

@@ -1,6 +1,6 @@
 """The embedded model trained again by shoal itself: three volunteers on this machine, `sparse`, on old novels.
 
-    python scripts/train_embedded.py --corpus ../shared/corpus --folder FOLDER [--rounds 60] [--from-scratch] [--resume]
+    python scripts/train_embedded.py --corpus ../shared/corpus --folder FOLDER [--rounds 20] [--from-scratch] [--resume]
     python scripts/train_embedded.py --corpus ../shared/corpus --compare MODEL_FOLDER
 
 Three `shoal train` processes of one private swarm, one compute thread each, start from the embedded weights and learn
@@ -177,9 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=ROOT.parent / "shared/corpus")
     parser.add_argument("--folder", type=Path, help="of the three homes and the result")
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--interval", type=int, default=10, help="inner steps of a round")
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--interval", type=int, default=5, help="inner steps of a round")
+    parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--from-scratch", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--compare", type=Path, metavar="MODEL_FOLDER", help="train nothing")

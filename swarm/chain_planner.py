@@ -14,6 +14,7 @@ from .member_calls import MemberCalls
 from .pings import Pinger
 from .records import NodeRecord
 from .session_events import Plan
+from .standing import KnownStanding, Neutral
 from .units import describe, missing, whole
 
 FIRST_PING_S = 0.7  # a peer that is slower than this to answer is planned for with a guess
@@ -31,8 +32,10 @@ class DirectoryPlanner:
         pinger: Pinger,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        standing: KnownStanding | None = None,
     ) -> None:
         self._lookup = lookup
+        self.standing: KnownStanding = standing or Neutral()
         self._wall_clock = wall_clock
         self._calls = calls
         self._pinger = pinger
@@ -74,7 +77,7 @@ class DirectoryPlanner:
             trust=request.trust,
             max_hops=wanted.hops_left,
             need_tokens=need_tokens,
-            penalties_ms=self._penalties(),
+            penalties_ms=self._costs_ms(records),
             first_from=wanted.before,
             last_to=wanted.after,
         )
@@ -106,6 +109,10 @@ class DirectoryPlanner:
         now = self._clock()
         self._blamed = {peer: at for peer, at in self._blamed.items() if now - at < BLAME_S}
         return {peer: BLAME_MS * (1 - (now - at) / BLAME_S) for peer, at in self._blamed.items()}
+
+    def _costs_ms(self, records: Iterable[NodeRecord]) -> dict[PeerId, float]:
+        blamed = self._penalties()
+        return {r.peer: blamed.get(r.peer, 0.0) + self.standing.cost_ms(r.peer) for r in records}
 
     async def models(self) -> list[ServedModel]:
         by_model: dict[ModelId, list[NodeRecord]] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .identifiers import SessionId
+from .lanes import MEMBER, Claim
 from .sampling import Sampling
 from .units import Span
 
@@ -22,6 +23,7 @@ class Work:
     ids: tuple[int, ...] = ()  # when the session's span begins with embed
     hidden: bytes = b""  # an activation of shape (count, hidden)
     wants_token: bool = False  # sample after the last position; says nothing to a span without head
+    wants_residual: bool = False  # for audits, of a span with layers and head
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +41,23 @@ class Done:
     choice: Choice | None  # when wants_token and the span ends with head
     queue_s: float  # waited in the node's queue
     compute_s: float  # on the device, the batch's time
+    residual: bytes = b""  # activation (count, hidden) behind the last layer, when it was wanted and is not `hidden`
 
 
 class Compute(Protocol):
     async def open(
-        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        claim: Claim = MEMBER,
     ) -> None:
         """Reserve KV for `max_tokens` positions of `span`, which must lie inside the hosted one.
 
         history: the ids so far, needed by the head when the sampling has penalties
+        claim: on whose account, which decides whose turn it is where many wait
         raises: OutOfMemory, ContextTooLong, Refused
         """
 

@@ -17,7 +17,9 @@ from .generation import ServedModel, TokenRequest
 from .handshake import Gate
 from .hop_server import KEEP_BYTES
 from .identifiers import ModelId, SessionId
+from .lanes import Stamping
 from .manifest import Manifest
+from .metering import Paying
 from .session import Patience, Session
 from .token_stream import DriverStream, LocalHead
 from .transport import Transport
@@ -44,6 +46,8 @@ class Driver:
         patience: Patience | None = None,
         local_parts: LocalParts | None = None,
         seed: int | None = None,
+        paying: Paying | None = None,
+        stamping: Stamping | None = None,
     ) -> None:
         self._transport = transport
         self._gate = gate
@@ -54,6 +58,8 @@ class Driver:
         self._local_parts = local_parts
         self._random = random.Random(seed)
         self._seeded = seed is not None
+        self._paying = paying
+        self._stamping = stamping
 
     async def models(self) -> list[ServedModel]:
         return await self._planner.models()
@@ -72,11 +78,14 @@ class Driver:
         manifest = await self._planner.manifest(request.model)
         _check(request, manifest)
         name = self._new_session_id()
-        feeder: Feeder = IdFeeder()
+        payment = self._paying.session(request, manifest) if self._paying else None
+        slice_tokens = payment.slice_tokens if payment else None
+        stamp = await self._stamping.stamp() if self._stamping else b""
+        feeder: Feeder = IdFeeder(slice_tokens)
         head: LocalHead | None = None
         span, dtype = whole(manifest.layers), None
         if request.local_layers:
-            feeder, head, dtype = await self._open_local(request, manifest, name)
+            feeder, head, dtype = await self._open_local(request, manifest, name, slice_tokens)
             span = Span(1 + request.local_layers, manifest.layers + 1)
         session = Session(
             prompt=request.ids,
@@ -99,6 +108,9 @@ class Driver:
             head,
             self._clock,
             dtype,
+            payment,
+            stamp,
+            self._tasks,
         )
         error: Exception | None = None
         try:
@@ -115,12 +127,12 @@ class Driver:
             if head is not None:
                 head.close()
             for link in stream.links():
-                self._tasks.start_soon(link.close)
+                stream.let_go(link)
         if error is not None:
             raise error
 
     async def _open_local(
-        self, request: TokenRequest, manifest: Manifest, name: SessionId
+        self, request: TokenRequest, manifest: Manifest, name: SessionId, slice_tokens: int | None
     ) -> tuple[LocalFeeder, LocalHead, str]:
         if self._local_parts is None:
             raise UsageError("local_layers needs torch and the model's files on this machine; this client has neither")
@@ -134,7 +146,7 @@ class Driver:
         except BaseException:
             compute.close(front)
             raise
-        return LocalFeeder(compute, front, KEEP_BYTES), LocalHead(compute, back), dtype
+        return LocalFeeder(compute, front, KEEP_BYTES, slice_tokens), LocalHead(compute, back), dtype
 
 
 def _check(request: TokenRequest, manifest: Manifest) -> None:

@@ -15,16 +15,23 @@ from .transport import Stream, Transport
 
 
 class DriverPush:
-    """ids: the session's tokens, prompt first; it grows, and all of it may be pushed."""
+    """ids: the session's tokens, prompt first; it grows, and all of it may be pushed. tick: the word that is due"""
 
     def __init__(
-        self, transport: Transport, gate: Gate, feeder: Feeder, ids: Sequence[int], post: Callable[[Event], None]
+        self,
+        transport: Transport,
+        gate: Gate,
+        feeder: Feeder,
+        ids: Sequence[int],
+        post: Callable[[Event], None],
+        tick: Callable[[], bytes],
     ) -> None:
         self._transport = transport
         self._gate = gate
         self._feeder = feeder
         self._ids = ids
         self._post = post
+        self._tick = tick
         self._wanted = 0  # tokens that may be pushed
         self._more = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -61,7 +68,7 @@ class DriverPush:
         fed = len(known)
         while True:
             while fed < self._wanted:
-                await self._feeder.feed_token(stream, fed, self._ids[fed])
+                await self._feeder.feed_token(stream, fed, self._ids[fed], self._tick())
                 fed += 1
             self._more = anyio.Event()
             await self._more.wait()

@@ -10,30 +10,38 @@ from . import messages
 from .compute import Compute, Work
 from .identifiers import SessionId
 from .kept_outputs import KeptOutputs
-from .messages import Feed
+from .messages import Feed, PaidFeed
 from .transport import Stream
 
 PREFILL_POSITIONS = 256  # ids in one feed: hops work on different feeds of one prompt at the same time
 
 
-def _chunks(ids: Sequence[int], start: int) -> list[tuple[int, tuple[int, ...], bool]]:
+def _chunks(ids: Sequence[int], start: int, positions: int) -> list[tuple[int, tuple[int, ...], bool]]:
     """(start, ids, is last) for the ids from index `start` on."""
     return [
-        (at, tuple(ids[at : at + PREFILL_POSITIONS]), at + PREFILL_POSITIONS >= len(ids))
-        for at in range(start, len(ids), PREFILL_POSITIONS)
+        (at, tuple(ids[at : at + positions]), at + positions >= len(ids)) for at in range(start, len(ids), positions)
     ]
 
 
+def _with(tick: bytes, feed: Feed) -> Feed:
+    if not tick:
+        return feed
+    return PaidFeed(feed.start, feed.count, feed.ids, feed.hidden, feed.wants_token, feed.replay, feed.trace, tick)
+
+
 class IdFeeder:
-    """The thin driver: token ids go to the first hop."""
+    """The thin driver: token ids go to the first hop, `positions` of a prompt at once."""
+
+    def __init__(self, positions: int | None = None) -> None:
+        self._positions = positions or PREFILL_POSITIONS
 
     async def feed_all(self, stream: Stream, ids: Sequence[int], replay: bool) -> None:
         """raises: Unavailable"""
-        for start, chunk, last in _chunks(ids, 0):
+        for start, chunk, last in _chunks(ids, 0, self._positions):
             await stream.send(messages.encode(Feed(start, len(chunk), chunk, b"", last, replay, ())))
 
-    async def feed_token(self, stream: Stream, start: int, token: int) -> None:
-        await stream.send(messages.encode(Feed(start, 1, (token,), b"", True, False, ())))
+    async def feed_token(self, stream: Stream, start: int, token: int, tick: bytes) -> None:
+        await stream.send(messages.encode(_with(tick, Feed(start, 1, (token,), b"", True, False, ()))))
 
     def close(self) -> None:
         return
@@ -42,7 +50,8 @@ class IdFeeder:
 class LocalFeeder:
     """The driver with `local_layers=k`: embed and the first k layers run here; hidden states go to the first hop."""
 
-    def __init__(self, compute: Compute, session: SessionId, keep_bytes: int) -> None:
+    def __init__(self, compute: Compute, session: SessionId, keep_bytes: int, positions: int | None = None) -> None:
+        self._positions = positions or PREFILL_POSITIONS
         self._compute = compute
         self._session = session
         self._kept = KeptOutputs(keep_bytes)
@@ -54,7 +63,7 @@ class LocalFeeder:
         return feed
 
     async def _fresh(self, ids: Sequence[int], replay: bool) -> AsyncIterator[Feed]:
-        for start, chunk, last in _chunks(ids, self._kept.length):
+        for start, chunk, last in _chunks(ids, self._kept.length, self._positions):
             yield await self._run(start, chunk, last, replay)
 
     async def feed_all(self, stream: Stream, ids: Sequence[int], replay: bool) -> None:
@@ -64,8 +73,8 @@ class LocalFeeder:
         async for feed in self._fresh(ids, replay):
             await stream.send(messages.encode(feed))
 
-    async def feed_token(self, stream: Stream, start: int, token: int) -> None:
-        await stream.send(messages.encode(await self._run(start, (token,), True, False)))
+    async def feed_token(self, stream: Stream, start: int, token: int, tick: bytes) -> None:
+        await stream.send(messages.encode(_with(tick, await self._run(start, (token,), True, False))))
 
     def close(self) -> None:
         self._compute.close(self._session)

@@ -65,6 +65,10 @@ class Home:
         return self.root / "invites.sqlite"
 
     @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.sqlite"
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 

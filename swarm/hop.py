@@ -18,8 +18,24 @@ from .errors import BadActivation, LocalFault, MalformedMessage, Refused, ShoalE
 from .handshake import Gate, failure, greet, read_welcome
 from .identifiers import PeerId, SessionId
 from .kept_outputs import KeptOutputs, without_held
-from .messages import Adopt, Attach, Failed, Feed, Open, Output, Probe, Progress, Rewire, Timing, Token
+from .messages import (
+    Adopt,
+    Attach,
+    Failed,
+    Feed,
+    Open,
+    Output,
+    PaidFeed,
+    Probe,
+    Progress,
+    Rewire,
+    Tick,
+    Timing,
+    Token,
+)
+from .metering import Meter
 from .transport import Stream, Transport
+from .work_records import WorkRecord
 
 ATTACH_PATIENCE_S = 10.0
 IDLE_S = 60.0  # a driver whose session makes no progress probes every few seconds; one that is silent so long is gone
@@ -53,8 +69,11 @@ class Hop:
         transport: Transport,
         gate: Gate,
         keep_bytes: int,
+        meter: Meter | None = None,
+        record: WorkRecord | None = None,
     ) -> None:
         self.request = request
+        self._meter = meter
         self.held = 0
         self._upstream = request.upstream
         self._upstream_changed = anyio.Event()
@@ -63,6 +82,7 @@ class Hop:
         self._transport = transport
         self._gate = gate
         self._kept = KeptOutputs(keep_bytes)
+        self._record = record
         self._taking = anyio.Lock(fast_acquire=True)  # without a turn of the event loop, 30 us each time
         self._active_s = anyio.current_time()
         self._downstream: Stream | None = None
@@ -170,6 +190,9 @@ class Hop:
         """returns: whether the session can go on with this upstream"""
         self._active_s = anyio.current_time()
         blamed = None if self._upstream == self.driver else self._upstream
+        tick = feed.tick if isinstance(feed, PaidFeed) else b""
+        if tick and not await self._take_word(tick):
+            return False
         try:
             fresh = without_held(feed, self.held)
         except MalformedPayload as error:
@@ -181,9 +204,23 @@ class Hop:
             text = f"positions from {fresh.start} came, {self.held} are held"
             await self._tell(Failed("bad_input", text, blamed))
             return False
+        if self._meter is not None:
+            try:
+                await self._meter.admit(fresh.count)
+            except Refused as error:
+                await self._tell(failure("refused", error))
+                return False
         try:
             done = await self._compute.run(
-                Work(self.request.session, fresh.start, fresh.count, fresh.ids, fresh.hidden, fresh.wants_token)
+                Work(
+                    self.request.session,
+                    fresh.start,
+                    fresh.count,
+                    fresh.ids,
+                    fresh.hidden,
+                    fresh.wants_token,
+                    self._record is not None,
+                )
             )
         except BadActivation as error:
             await self._tell(failure("bad_input", error, blamed))
@@ -195,13 +232,32 @@ class Hop:
             await self._tell(failure("refused", error))
             return False
         self.held += fresh.count
-        await self._pass_on(fresh, done)
+        if self._meter is not None:
+            self._meter.computed(fresh.count)
+        if self._record is not None:
+            self._record.worked(fresh, done)
+        await self._pass_on(fresh, done, tick)
         return True
 
-    async def _pass_on(self, fed: Feed, done: Done) -> None:
+    async def _take_word(self, word: bytes) -> bool:
+        """returns: whether the session goes on"""
+        if self._meter is None:
+            return True
+        try:
+            self._meter.take(word)
+        except Refused as error:
+            await self._tell(failure("refused", error))
+            return False
+        return True
+
+    async def _pass_on(self, fed: Feed, done: Done, tick: bytes) -> None:
         trace = (*fed.trace, Timing(done.queue_s * 1e3, done.compute_s * 1e3))
         if self.request.downstream is not None:
-            out = Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace)
+            out = (
+                PaidFeed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace, tick)
+                if tick
+                else Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace)
+            )
             async with self._downstream_lock:
                 self._kept.add(out)
                 await self._push(out)
@@ -210,6 +266,8 @@ class Hop:
             await self._tell(Token(fed.start + fed.count, choice.id, choice.logprob, choice.top, trace))
         elif done.hidden:
             await self._tell(Output(fed.start, fed.count, done.hidden, fed.wants_token, trace))
+        elif self._meter is not None and self._meter.shows_progress:
+            await self._tell(Progress(0, self.held))
 
     # Control
 
@@ -230,6 +288,8 @@ class Hop:
                     self.adopt(upstream)
                 case Rewire() as to:
                     self.rewire(to, tasks)
+                case Tick(word):
+                    await self._take_word(word)
                 case other:
                     raise MalformedMessage(f"{type(other).__name__} on a control stream")
 
@@ -245,3 +305,7 @@ class Hop:
         if self._downstream is not None:
             self._downstream.abort()
         self._compute.close(self.request.session)
+        if self._meter is not None:
+            self._meter.close()
+        if self._record is not None:
+            self._record.ended()

@@ -1,9 +1,10 @@
 """The driver's end of one hop: its control stream, read in a task of its own, as session events."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import anyio
+from msgspec.structs import replace
 
 from . import messages
 from .errors import RemoteFault, ShoalError, StreamBroken, Unavailable, VersionMismatch
@@ -45,8 +46,11 @@ class HopLink:
         self._scope = anyio.CancelScope()
         self._closing = False
 
-    async def run(self, request: Open) -> None:
-        """Open the hop and read what it says until the session lets it go. Never raises; what goes wrong is posted."""
+    async def run(self, request: Open, opening: Callable[[], Awaitable[bytes]] | None) -> None:
+        """Open the hop and read what it says until the session lets it go. Never raises; what goes wrong is posted.
+
+        opening: asks for the payment that goes with the request
+        """
         key = self.at.key
         with self._scope:
             try:
@@ -54,6 +58,8 @@ class HopLink:
                     await self._transport.connect(self.at.peer, self.at.addresses)
                 self._stream = await self._transport.open(self.at.peer, messages.CONTROL_PROTOCOL)
                 await greet(self._stream, self._gate)
+                if opening is not None:
+                    request = replace(request, payment=await opening())
                 await self._stream.send(messages.encode(request))
                 await read_welcome(self._stream, self._gate)
                 await self._read(self._stream)
@@ -87,9 +93,12 @@ class HopLink:
         except StreamBroken as error:
             self._post(HopLost(self.at.key, str(error)))
 
-    async def close(self) -> None:
-        """End the session at this hop; a hop that does not acknowledge is left behind after the transport's bound."""
+    async def close(self, word: bytes = b"") -> None:
+        """End the session at this hop, with the last word that is due; a hop that does not acknowledge is left behind
+        after the transport's bound."""
         self._scope.cancel()
         if self._stream is not None and not self._closing:
             self._closing = True
+            if word:
+                await self.tell(messages.Tick(word))
             await self._stream.close()

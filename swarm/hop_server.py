@@ -20,9 +20,12 @@ from .errors import (
 from .handshake import Gate, failure, prompt_message, receive_greeting
 from .hop import ATTACH_PATIENCE_S, Hop
 from .identifiers import ModelId, SessionId
+from .lanes import Accounts, NoBooks
 from .messages import Attach, Open, Opened
+from .metering import Meter, Metering
 from .transport import Stream, Transport
 from .units import Span
+from .work_records import WorkRecords
 
 KEEP_BYTES = 64 << 20  # of outputs per session, for replay
 
@@ -45,11 +48,26 @@ class OpenSession:
 
 
 class HopServer:
-    def __init__(self, transport: Transport, gate: Gate, hosting: Hosting, keep_bytes: int = KEEP_BYTES) -> None:
+    """metering: who is paid; accounts: whose turn it is; records: who keeps what was done, for audits"""
+
+    def __init__(
+        self,
+        transport: Transport,
+        gate: Gate,
+        hosting: Hosting,
+        keep_bytes: int = KEEP_BYTES,
+        *,
+        metering: Metering | None = None,
+        accounts: Accounts | None = None,
+        records: WorkRecords | None = None,
+    ) -> None:
         self._transport = transport
         self._gate = gate
         self._hosting = hosting
         self._keep_bytes = keep_bytes
+        self._metering = metering
+        self._accounts = accounts or NoBooks()
+        self._records = records
         self._hops: dict[SessionId, Hop] = {}
         self._appeared = anyio.Event()
 
@@ -86,22 +104,31 @@ class HopServer:
 
     async def _open(self, stream: Stream, request: Open) -> Hop | None:
         kind: messages.FailureKind = "not_hosted"
+        meter: Meter | None = None
         try:
             compute = self._hosting.find(request.model, request.dtype, request.span)
             kind = "refused"
             if request.session in self._hops:
                 raise Refused("a session of this name is open already")
+            if self._metering is not None:
+                meter = await self._metering.open(stream.peer, request)
+            claim = await self._accounts.claim(stream.peer, request)
             kind = "no_room"
-            await compute.open(request.session, request.span, request.max_tokens, request.sampling, request.history)
+            await compute.open(
+                request.session, request.span, request.max_tokens, request.sampling, request.history, claim
+            )
         except ShoalError as error:
             if isinstance(error, ContextTooLong):
                 kind = "too_long"
             elif not isinstance(error, OutOfMemory | Refused):
                 kind = "local"
+            if meter is not None:
+                meter.close()
             await stream.send(messages.encode(failure(kind, error)))
             await stream.close()
             return None
-        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes)
+        record = self._records.begin(request, stream.peer) if self._records is not None else None
+        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes, meter, record)
         self._hops[request.session] = hop
         self._appeared.set()
         self._appeared = anyio.Event()

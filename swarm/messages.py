@@ -47,6 +47,8 @@ class Open(Message, frozen=True):
     downstream_addresses: tuple[str, ...]
     sampling: Sampling
     history: tuple[int, ...]  # only when the sampling has penalties and this hop has the head
+    payment: bytes = b""  # see `metering`; b"": nothing is offered
+    stamp: bytes = b""  # a newcomer's proof of work, see `lanes`
 
 
 class Opened(Message, frozen=True):
@@ -74,6 +76,12 @@ class Feed(Message, frozen=True):
     wants_token: bool
     replay: bool
     trace: tuple[Timing, ...]  # of the hops before, in order
+
+
+class PaidFeed(Feed, frozen=True, tag="Paid"):
+    """A feed that brings the word for positions before it; every hop takes it and passes it on."""
+
+    tick: bytes
 
 
 class Token(Message, frozen=True):
@@ -134,12 +142,32 @@ class Probe(Message, frozen=True):
 
 
 class Progress(Message, frozen=True):
-    nonce: int
+    nonce: int  # of the probe; 0 when none asked, from the last hop of a paid session
     held: int  # positions computed
 
 
+class Tick(Message, frozen=True):
+    """Driver to hop: the word for all positions so far, where no feed goes that could bring it."""
+
+    word: bytes
+
+
 AnyMessage = (
-    Hello | Welcome | Open | Opened | Attach | Feed | Token | Output | Failed | Adopt | Rewire | Probe | Progress
+    Hello
+    | Welcome
+    | Open
+    | Opened
+    | Attach
+    | Feed
+    | PaidFeed
+    | Token
+    | Output
+    | Failed
+    | Adopt
+    | Rewire
+    | Probe
+    | Progress
+    | Tick
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -65,7 +65,7 @@ def plan_chain(
     me: the driver's own PeerID, when it is a node too: no link to itself
     me_rtt_ms: the driver's measured round trips, for the first and the last leg
     trust: when not empty, only these peers are used
-    penalties_ms: extra cost of a peer, for example after a failure
+    penalties_ms: extra cost of a peer, for example after a failure, or by its standing
     need_tokens: KV room that each hop must have
     first_from, last_to: the peers before and after the span, when these are not the driver
 

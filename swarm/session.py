@@ -369,7 +369,7 @@ class Session:
             yield from self._lose(self._stuck_hop(), "answers probes but computes nothing", now)
             return
         probed = False
-        if now - self._waiting_since_s >= self._silence_s():
+        if now >= self._waiting_since_s + self._silence_s():  # as the wake-up was asked for, to the last bit
             for hop in self.hops:
                 if hop.unanswered_since_s is None:
                     hop.unanswered_since_s = now

@@ -12,6 +12,7 @@ from shoal.compression.errors import MalformedPayload
 from .compute import Done, Work
 from .errors import BadActivation, ContextTooLong, LocalFault, OutOfMemory, Refused
 from .identifiers import SessionId
+from .lanes import MEMBER, Claim
 from .sampling import Sampling
 from .simulated_model import WIDTH, SimulatedModel, pack_hidden, unpack_hidden
 from .units import Span, describe
@@ -72,7 +73,13 @@ class SimulatedCompute:
         self._fault = None
 
     async def open(
-        self, session: SessionId, span: Span, max_tokens: int, sampling: Sampling, history: tuple[int, ...]
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        claim: Claim = MEMBER,
     ) -> None:
         await checkpoint()
         if self._fault == "refuse_open":

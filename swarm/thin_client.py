@@ -16,10 +16,12 @@ from .identity import Identity
 from .invite import read_invite
 from .latency import LatencyBook
 from .member_calls import MemberCalls
+from .metering import Paying
 from .node_lock import CLIENT_NAME, NodeLock
 from .pings import Pinger
 from .record_calls import RemoteDirectory
 from .records import RecordReader
+from .stamp import StampMaker
 from .swarm_entry import enter, join
 from .transports.p2pd import NetworkOptions
 
@@ -29,7 +31,9 @@ def _now() -> float:
 
 
 @asynccontextmanager
-async def thin_driver(home: Home, tasks: TaskGroup, invite_line: str | None = None) -> AsyncIterator[Driver]:
+async def thin_driver(
+    home: Home, tasks: TaskGroup, invite_line: str | None = None, paying: Paying | None = None
+) -> AsyncIterator[Driver]:
     """A driver for the swarm of this home, or for the one that the invite names (which this home then belongs to).
 
     raises: SwarmUnreachable when the home belongs to no swarm or nobody answers; Refused; UsageError
@@ -54,4 +58,5 @@ async def thin_driver(home: Home, tasks: TaskGroup, invite_line: str | None = No
         directory = RemoteDirectory(calls, RecordReader(entered.swarm, entered.revocations), reached, _now)
         pinger = Pinger(transport, calls, LatencyBook(), anyio.current_time)
         planner = DirectoryPlanner(directory, calls, pinger, anyio.current_time, _now)
-        yield Driver(transport, entered.gate, planner, tasks)
+        stamping = StampMaker(entered.swarm.id, identity.public_key, _now) if entered.swarm.public else None
+        yield Driver(transport, entered.gate, planner, tasks, paying=paying, stamping=stamping)

@@ -1,8 +1,9 @@
 """A running generation: carries out the effects of its `Session` and collects the route."""
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -21,7 +22,8 @@ from .hop_link import HopLink, LinkAddress
 from .identifiers import PeerId, SessionId
 from .kept_outputs import without_held
 from .manifest import Manifest
-from .messages import Adopt, Feed, Open, Output, Probe, Rewire, Timing, Token
+from .messages import Adopt, Feed, Open, Output, Probe, Rewire, Tick, Timing, Token
+from .metering import Payment
 from .session import Session
 from .transport import Transport
 from .units import describe, has_head
@@ -65,6 +67,23 @@ class _Tally:
     queue_ms: float = 0.0
 
 
+class _Offer:
+    """A payment that is asked for while the hop is being reached."""
+
+    def __init__(self, ask: Callable[[], Awaitable[bytes]]) -> None:
+        self._ask = ask
+        self._there = anyio.Event()
+        self._bytes = b""
+
+    async def run(self) -> None:
+        self._bytes = await self._ask()
+        self._there.set()
+
+    async def wait(self) -> bytes:
+        await self._there.wait()
+        return self._bytes
+
+
 class DriverStream:
     """`generation.TokenStream`; `run` does the work in a task of the driver."""
 
@@ -81,7 +100,13 @@ class DriverStream:
         head: LocalHead | None,
         clock: Callable[[], float],
         dtype: str | None,
+        payment: Payment | None,
+        stamp: bytes,
+        outliving: TaskGroup,
     ) -> None:
+        self._outliving = outliving  # streams are closed after the caller has left
+        self._payment = payment
+        self._stamp = stamp
         self.route = Route()
         self.finish_reason: FinishReason | None = None
         self._name = name
@@ -96,16 +121,20 @@ class DriverStream:
         self._dtype = dtype
         self._began_s = clock()
         self._links: dict[events.HopKey, HopLink] = {}
-        self._closed: list[HopLink] = []
         self._tallies: dict[events.HopKey, _Tally] = {}
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
-        self._push = DriverPush(transport, gate, feeder, session.ids, self._post)
+        tick = payment.tick if payment else bytes
+        self._push = DriverPush(transport, gate, feeder, session.ids, self._post, tick)
         self._events_in, self._events = anyio.create_memory_object_stream[events.Event](math.inf)
         self._choices_in, self._choices = anyio.create_memory_object_stream[Choice | ShoalError](math.inf)
         self._outputs_in, self._outputs = anyio.create_memory_object_stream[tuple[events.HopKey, Output]](math.inf)
 
     def links(self) -> list[HopLink]:
-        return [*self._links.values(), *self._closed]
+        return list(self._links.values())
+
+    def let_go(self, link: HopLink) -> None:
+        """End the session at a hop, with the word for what has come."""
+        self._outliving.start_soon(link.close, self._payment.word() if self._payment else b"")
 
     @property
     def chain(self) -> tuple[PeerId, ...]:
@@ -131,6 +160,7 @@ class DriverStream:
             over = await self._carry_out(self._session.start(), tasks)
             while not over:
                 event = await self._events.receive()
+                self._pay(event, tasks)
                 over = await self._carry_out(self._session.handle(event, self._clock()), tasks)
 
     def finish(self) -> None:
@@ -160,14 +190,16 @@ class DriverStream:
                 case events.OpenHop():
                     self._open_hop(effect, tasks)
                 case events.CloseHop(key):
-                    self._close_hop(key, tasks)
+                    self._close_hop(key)
                 case events.AdoptUpstream(key, upstream):
                     await self._links[key].tell(Adopt(upstream or self._transport.me))
                 case events.RewireHop(key, downstream):
                     below = self._links[downstream].at
                     await self._links[key].tell(Rewire(below.peer, below.session, below.addresses))
+                    self._tell_all_again(tasks)
                 case events.ConnectFirst(key):
                     self._push.connect(self._links[key].at, tasks)
+                    self._tell_all_again(tasks)
                 case events.Repaired():
                     self._planner.blame(effect.peer)
                     layers = describe(effect.span, self._manifest.layers)
@@ -181,6 +213,35 @@ class DriverStream:
                     self._choices_in.send_nowait(error)
                     return True
         return False
+
+    # Payment
+
+    def _pay(self, event: events.Event, tasks: TaskGroup) -> None:
+        """What the last hop shows is due. A token's word goes with the next feed, that of a prompt by itself."""
+        if self._payment is None:
+            return
+        match event:
+            case events.TokenCame(position):
+                self._payment.arrived(position)
+            case events.ProgressCame(key, held) if self._is_last(key):
+                self._payment.arrived(held)
+                self._tell_all(self._payment.tick(), tasks)
+            case _:
+                pass
+
+    def _is_last(self, key: events.HopKey) -> bool:
+        last = self._session.hops[-1] if self._session.hops else None
+        return last is not None and last.key == key and last.span.stop == self._session.span.stop
+
+    def _tell_all(self, word: bytes, tasks: TaskGroup) -> None:
+        if word:
+            for link in self._links.values():
+                tasks.start_soon(link.tell, Tick(word))
+
+    def _tell_all_again(self, tasks: TaskGroup) -> None:
+        """A word may have been lost with a hop."""
+        if self._payment is not None:
+            self._tell_all(self._payment.word(), tasks)
 
     # Effects
 
@@ -225,25 +286,29 @@ class DriverStream:
             downstream_addresses=below.addresses if below else (),
             sampling=sampling,
             history=tuple(self._session.ids) if with_history else (),
+            stamp=self._stamp,
         )
         link = HopLink(at, self._transport, self._gate, self._post, self._take_result)
         self._links[effect.hop] = link
         self._tallies[effect.hop] = _Tally()
-        tasks.start_soon(link.run, request)
+        opening = None
+        if self._payment is not None:
+            offer = _Offer(partial(self._payment.opening, at.peer, at.session, at.span))
+            opening = offer.wait
+            tasks.start_soon(offer.run)
+        tasks.start_soon(link.run, request, opening)
 
-    def _close_hop(self, key: events.HopKey, tasks: TaskGroup) -> None:
+    def _close_hop(self, key: events.HopKey) -> None:
         link = self._links.pop(key, None)
         if link is not None:
             self._note_hop(link)
-            self._closed.append(link)
-            tasks.start_soon(link.close)
+            self.let_go(link)
 
     # Results
 
     def _take_result(self, key: events.HopKey, result: Token | Output) -> None:
         """Check what the last hop says before the session believes it."""
-        last = self._session.hops[-1] if self._session.hops else None
-        if last is None or last.key != key or last.span.stop != self._session.span.stop:
+        if not self._is_last(key):
             fault: str | None = "a result from a hop that is not the last"
         elif isinstance(result, Output):
             fault = None if self._head is not None else "hidden states for a driver without a head"
@@ -260,6 +325,8 @@ class DriverStream:
             case Token(position, token, logprob, top):
                 self._post(events.TokenCame(position, Choice(token, logprob, top)))
             case Output():
+                if self._payment is not None and not result.wants_token:
+                    self._post(events.ProgressCame(key, result.start + result.count))
                 self._outputs_in.send_nowait((key, result))
 
     async def _run_head(self, head: LocalHead) -> None:

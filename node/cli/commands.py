@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import chat, doctor, down, generate, invite, join, key, kv, models, peers, status, train, up, version
+from . import chat, doctor, down, generate, invite, join, key, kv, ledger, models, peers, status, train, up, version
 from .failures import DEBUG
 
 HELP = "Serve and use language models together, on the machines of volunteers."
@@ -38,6 +38,22 @@ def command_line() -> Any:  # noqa: ANN401  typer exports no name for it
         if context.invoked_subcommand is None:
             typer.echo(context.get_help())
 
-    for module in (up, join, generate, chat, train, models, peers, status, invite, key, kv, doctor, down, version):
+    for module in (
+        up,
+        join,
+        generate,
+        chat,
+        train,
+        models,
+        peers,
+        status,
+        invite,
+        key,
+        ledger,
+        kv,
+        doctor,
+        down,
+        version,
+    ):
         module.register(app)
     return typer.main.get_command(app)

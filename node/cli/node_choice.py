@@ -61,6 +61,7 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         swarm_name=settings.swarm_name,
         public=settings.public,
         invite=invite,
+        ledger=settings.ledger,
         follow=None if settings.gateway_only else settings.follow,
     )
 

@@ -32,6 +32,9 @@ ApiPortFlag = Annotated[int | None, typer.Option("--api-port", help="Port of the
 SwarmNameFlag = Annotated[str | None, typer.Option("--swarm-name", help="Name of a swarm that is founded now.")]
 PublicFlag = Annotated[bool | None, typer.Option("--public", help="Found a swarm that anybody may join.")]
 GatewayFlag = Annotated[bool | None, typer.Option("--gateway-only", help="Host no layers; only answer the API.")]
+LedgerFlag = Annotated[
+    bool | None, typer.Option("--ledger/--no-ledger", help="Keep receipts of what is served and used; off.")
+]
 FollowFlag = Annotated[
     str | None, typer.Option("--follow", metavar="RUN", help="Serve the newest outer parameters of this training run.")
 ]

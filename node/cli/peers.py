@@ -9,7 +9,7 @@ from .flags import HomeFlag, JsonFlag
 from .output import Output
 from .table import show_table
 
-HEADS = ["name", "peer", "model", "layers", "dtype", "rtt ms", "step ms", "sessions", "version"]
+HEADS = ["name", "peer", "model", "layers", "dtype", "rtt ms", "standing", "step ms", "sessions", "version"]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +40,9 @@ def _row(peer: Mapping[str, Any], item: Mapping[str, Any]) -> list[object]:
     name = f"{peer['name']} (this node)" if peer["me"] else peer["name"]
     what = [item.get(key, "-") for key in ("name", "layers", "dtype")]
     load = [item.get(key) for key in ("step_ms", "sessions")]
-    return [name, peer["peer"], *what, peer["rtt_ms"], *load, peer["version"]]
+    standing = peer.get("standing")
+    shown = "-" if standing is None or peer["me"] else f"{standing:.2f}"
+    return [name, peer["peer"], *what, peer["rtt_ms"], shown, *load, peer["version"]]
 
 
 def revoke(

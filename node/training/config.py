@@ -69,12 +69,16 @@ class EvaluationSettings(Table, frozen=True):
 
 
 class OutputSettings(Table, frozen=True):
-    """folder: of records, checkpoints and TensorBoard files; empty: NAME in the home's runs folder"""
+    """folder: of records, checkpoints and TensorBoard files; empty: NAME in the home's runs folder
+
+    updates: keep what this peer offered, so that `shoal ledger shapley` can value it
+    """
 
     folder: str = ""
     checkpoint_every: CountOrNone = 10  # rounds; 0: only at the end
     keep: Count = 3  # checkpoints
     tensorboard: bool = False
+    updates: bool = False
 
 
 class TrainingConfig(Table, frozen=True):

@@ -1,7 +1,7 @@
 """Held-out perplexity: how well the outer parameters, alike at all peers, predict text that nobody trains on."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,6 +39,17 @@ def outer_in_place(parameters: LiveParameters, outer: Values) -> Iterator[None]:
     finally:
         if differs:
             parameters.write(0, own)
+
+
+def gradient_over(steps: InnerSteps, parameters: LiveParameters, text: Windows, windows: Sequence[int]) -> Values:
+    """(N,) of the mean loss over some windows, at the parameters that are in the model."""
+    steps.model.eval()
+    steps.model.zero_grad(set_to_none=True)
+    for index in windows:
+        (steps.loss(text.batch([index]), 0, 1) / len(windows)).backward()  # type: ignore[no-untyped-call]
+    found = parameters.gradients()
+    steps.model.zero_grad(set_to_none=True)
+    return found
 
 
 @torch.no_grad()

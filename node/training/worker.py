@@ -37,6 +37,7 @@ class Applied:
     before: bytes
     after: bytes
     loss: float | None  # mean of the own inner steps since the last round
+    offer: Offer  # this peer's own
 
 
 class Keeper(Protocol):
@@ -79,7 +80,7 @@ class Worker:
         self._config = parts.config
         self._exchange = WatchedExchange(exchange, self._outcome_came)
         self._keeper, self._report, self._watch = keeper, report, watch
-        self._offered: dict[tuple[int, int], tuple[bytes, Outcome]] = {}  # by round and fragment, until applied
+        self._offered: dict[tuple[int, int], tuple[Offer, Outcome]] = {}  # by round and fragment, until applied
         self._losses: list[float] = []
         self._round_began = self._last_tokens_at = 0.0
         self._evaluated_at = -1
@@ -158,7 +159,7 @@ class Worker:
         )
 
     def _outcome_came(self, offer: Offer, outcome: Outcome) -> None:
-        self._offered[outcome.round, outcome.fragment] = offer.state, outcome
+        self._offered[outcome.round, outcome.fragment] = offer, outcome
 
     def _round_ended(self, ended: RoundApplied | RoundLost) -> None:
         match ended:
@@ -174,13 +175,13 @@ class Worker:
                 self._round_applied(ended)
 
     def _round_applied(self, ended: RoundApplied) -> None:
-        before, outcome = self._offered.pop((ended.round, ended.fragment))
+        offer, outcome = self._offered.pop((ended.round, ended.fragment))
         self.progress.after(outcome)
         loss = sum(self._losses) / len(self._losses) if self._losses else None
         self._losses.clear()
         now = self.parts.clock()
         sent, received = self._passed(ended)
-        self._keeper.applied(self, Applied(outcome, before, ended.state, loss))
+        self._keeper.applied(self, Applied(outcome, offer.state, ended.state, loss, offer))
         self._report(
             events.RoundDone(
                 ended.round,

@@ -17,7 +17,7 @@ from shoal.swarm.rounds.catch_up import CatchUp
 from shoal.swarm.rounds.catch_up_fetch import CatchUpLimits
 from shoal.swarm.rounds.catch_up_messages import CheckpointOffer
 from shoal.swarm.rounds.delta_log import DeltaLog
-from shoal.swarm.rounds.exchange import OutOfStep, RunSpec
+from shoal.swarm.rounds.exchange import Outcome, OutOfStep, RunSpec
 from shoal.swarm.rounds.run_identity import differences
 
 from . import events
@@ -36,6 +36,7 @@ from .worker_replica import ROSTER, WorkerReplica
 
 SPEC = "run.json"
 RECORD, CHECKPOINTS, LOG, INCOMING = "record.jsonl", "checkpoints", "rounds", "incoming"
+UPDATES = "updates"  # a log, too: of what this peer alone offered
 IDLE_TRIES, IDLE_PAUSE_S = 8, 0.5
 Peers = Callable[[], Awaitable[Sequence[PeerId]]]
 
@@ -83,6 +84,7 @@ class RunKeeper:
         self._calls, self._peers = calls, peers
         self.store = CheckpointStore(place.folder / CHECKPOINTS, Retention(last=settings.keep))
         self.log = DeltaLog(place.folder / LOG, place.run)
+        self.updates = DeltaLog(place.folder / UPDATES, place.run) if settings.updates else None
         self.record = RunRecord(place.folder / RECORD)
         self._replica = WorkerReplica(parts, self.store, place.run)
         self._saved_at = parts.strategy.outer.rounds
@@ -137,9 +139,21 @@ class RunKeeper:
         if last is not None and last.about.after != applied.before:
             self.log.restart()
         self.log.append(applied.outcome, applied.before, applied.after)
+        self._keep_update(applied)
         roster = self._parts.progress.roster
         self.record.add(round_line(applied.outcome, applied.before, applied.after, roster, applied.loss, _now()))
         self._stand()
+
+    def _keep_update(self, applied: Applied) -> None:
+        """The own offer, as an outcome of this peer alone; none when the round went without it."""
+        me = self._parts.me
+        if self.updates is None or all(peer != me for peer, _ in applied.outcome.contributors):
+            return
+        offer, last = applied.offer, self.updates.last
+        if last is not None and last.about.after != applied.before:
+            self.updates.restart()
+        own = Outcome(offer.round, offer.fragment, offer.payloads, ((me, offer.tokens),))
+        self.updates.append(own, applied.before, applied.after)
 
     def evaluated(self, worker: Worker, round_: int, found: HeldOut) -> None:
         state = self._parts.strategy.outer.hash().hex()

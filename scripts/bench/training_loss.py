@@ -206,7 +206,6 @@ def main() -> None:
     parser.add_argument("--only", default="sync,diloco,streaming,sparse,cocktail", help="runs, or `all`")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--corpus", type=Path, default=ROOT.parent / "shared/corpus")
-    parser.add_argument("--steps", type=int, help="another number of inner steps than the runs have")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path)
     chosen = parser.parse_args()
@@ -221,11 +220,11 @@ def main() -> None:
     start = warm_start(novels, chosen.results.parent)
     for seed in map(int, chosen.seeds.split(",")):
         for name in RUNS if chosen.only == "all" else chosen.only.split(","):
-            run = RUNS[name].with_steps(chosen.steps) if chosen.steps else RUNS[name]
+            run = RUNS[name]
             key = {"run": name, "seed": seed, "settings": run.described()}
             if any({k: r[k] for k in key} == key for r in results_in(chosen.results)):
                 continue
-            result = key | machine() | anyio.run(trained, run, seed, novels, start)[0]
+            result = key | machine() | anyio.run(trained, run, seed, novels, None if run.cold else start)[0]
             with chosen.results.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             print(f"{name} seed {seed}: {result['loss']:.4f} after {result['seconds']} s", flush=True)

@@ -18,7 +18,7 @@ def leaf_hash(data: bytes | memoryview) -> bytes:
 
 def root(leaves: Sequence[bytes]) -> bytes:
     """leaves: hashes, as `leaf_hash` gives them; at least one"""
-    return _bound(_levels(leaves)[-1][0], len(leaves))
+    return bound(_levels(leaves)[-1][0], len(leaves))
 
 
 def path(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
@@ -42,9 +42,9 @@ def shows(tree_root: bytes, count: int, index: int, leaf: bytes, siblings: Seque
                 return False
             sibling = siblings[used]
             used += 1
-            node = _inner(sibling, node) if index & 1 else _inner(node, sibling)
+            node = inner(sibling, node) if index & 1 else inner(node, sibling)
         index, width = index // 2, -(-width // 2)
-    return used == len(siblings) and _bound(node, count) == tree_root
+    return used == len(siblings) and bound(node, count) == tree_root
 
 
 def _levels(leaves: Sequence[bytes]) -> list[Sequence[bytes]]:
@@ -53,16 +53,18 @@ def _levels(leaves: Sequence[bytes]) -> list[Sequence[bytes]]:
     levels = [leaves]
     while len(levels[-1]) > 1:
         below = levels[-1]
-        level = [_inner(below[i], below[i + 1]) for i in range(0, len(below) - 1, 2)]
+        level = [inner(below[i], below[i + 1]) for i in range(0, len(below) - 1, 2)]
         if len(below) % 2:
             level.append(below[-1])
         levels.append(level)
     return levels
 
 
-def _inner(left: bytes, right: bytes) -> bytes:
+def inner(left: bytes, right: bytes) -> bytes:
+    """The hash of a node over its two children."""
     return hashlib.sha256(b"\1" + left + right).digest()
 
 
-def _bound(node: bytes, count: int) -> bytes:
+def bound(node: bytes, count: int) -> bytes:
+    """The root of a tree: its topmost node, bound to the number of leaves."""
     return hashlib.sha256(b"\2" + count.to_bytes(8, "little") + node).digest()

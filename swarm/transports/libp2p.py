@@ -210,6 +210,11 @@ class Libp2pTransport:
         return self._p2p
 
     @property
+    def daemon_control(self) -> str:
+        """The multiaddr of the daemon's control socket, for `p2pd_topics`."""
+        return self._daemon.control
+
+    @property
     def daemon_pid(self) -> int:
         return self._daemon.guard_pid
 

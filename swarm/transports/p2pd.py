@@ -64,6 +64,7 @@ def daemon_arguments(options: NetworkOptions, control: str, key_file: Path) -> l
         f"-id={key_file}",
         "-tls=1",
         "-connManager=1",
+        "-pubsub=1",
         "-idleTimeout=60s",
         f"-natPortMap={nat}",
         f"-autonat={nat}",

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import anyio
 import pytest
+from msgspec import structs
 
 from shoal.swarm.chain_planner import DirectoryPlanner
 from shoal.swarm.errors import ModelNotServable
@@ -111,3 +112,22 @@ def test_a_process_that_failed_is_tried_again_when_nobody_else_is_there() -> Non
     planned_ports(planner, frozenset())
     planner.blame(VOLUNTEER)
     assert planned_ports(planner, frozenset()) == ["5001"]
+
+
+def test_standing_is_a_cost_that_a_plan_weighs_against_speed() -> None:
+    class Suspicious:
+        def cost_ms(self, peer: PeerId) -> float:
+            return 50.0 if peer == VOLUNTEER else 0.0
+
+        def shown(self, peer: PeerId) -> float | None:
+            return None
+
+    other = record(100.0, 5002)
+    hosted = structs.replace(other.hosted[0], step_ms=20.0)
+    slower = structs.replace(other, peer=PeerId("slower"), hosted=(hosted,))
+    listing = Listing(record(100.0, 5001))
+    listing.holders = lambda *_: [listing.known, slower]  # type: ignore[method-assign]
+    planner = DirectoryPlanner(listing, None, Measured(), lambda: 0.0, lambda: 0.0)  # type: ignore[arg-type]
+    assert planned_ports(planner, frozenset()) == ["5001"]
+    planner.standing = Suspicious()
+    assert planned_ports(planner, frozenset()) == ["5002"]

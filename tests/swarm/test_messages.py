@@ -38,6 +38,8 @@ EXAMPLES: list[messages.AnyMessage] = [
     messages.Rewire(PEER, SESSION, ()),
     messages.Probe(7),
     messages.Progress(7, 99),
+    messages.Tick(bytes(20)),
+    messages.PaidFeed(5, 1, (7,), b"", True, False, (), bytes(20)),
 ]
 
 

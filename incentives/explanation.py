@@ -1,0 +1,119 @@
+"""Why a balance is what it is: every entry that moved it, with what it moved, in words that need no glossary."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from shoal.swarm import peer_id
+from shoal.swarm.errors import MalformedMessage
+
+from . import entry as entries
+from .balances import Balances, Movement
+from .bodies import COMPLAINTS, Ack, AnyBody, Checkpoint, Close, ForkProof, Open, Rotate, Train, Verdict
+from .store import Store, Stored
+
+KINDS = {
+    Open: "open",
+    Close: "close",
+    Ack: "ack",
+    Train: "train",
+    Verdict: "verdict",
+    Checkpoint: "checkpoint",
+    Rotate: "rotate",
+    ForkProof: "fork",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One entry (or the passing of time, without one) and what it did to an account."""
+
+    stored: Stored | None
+    movements: tuple[Movement, ...]
+    spendable: int  # of the account afterwards
+    reserved: int
+    waiting: int
+
+
+def steps(store: Store, key: bytes, now: int) -> Iterator[Step]:
+    """All entries that the account wrote or that moved something in it; at last, time up to `now`."""
+    balances = Balances(store.judges)
+    for stored in store.all():
+        entry = stored.entry
+        moved = balances.apply(entry.author, entry.body, entries.hash_of(entry), stored.at)
+        account = balances.owner(key)
+        own = tuple(movement for movement in moved if movement.account == account)
+        if own or balances.owner(entry.author) == account:
+            yield _step(stored, own, balances, key)
+    own = tuple(balances.advance(key, now))
+    if own:
+        yield _step(None, own, balances, key)
+
+
+def _step(stored: Stored | None, movements: tuple[Movement, ...], balances: Balances, key: bytes) -> Step:
+    account = balances.account(key)
+    return Step(stored, movements, account.spendable, account.reserved, account.waiting)
+
+
+def kind_of(body: AnyBody) -> str:
+    return KINDS[type(body)]
+
+
+def short(key: bytes) -> str:
+    """How a person calls a peer: the end of its PeerID."""
+    try:
+        return "..." + peer_id.short(entries.peer_of(key))
+    except MalformedMessage:
+        return key.hex()[:8]
+
+
+def entry_sentence(body: AnyBody, author: bytes, me: bytes) -> str:
+    """What somebody did by writing this."""
+    who = "This node" if author == me else f"Peer {short(author)}"
+    match body:
+        case Open():
+            whom = "this node" if body.server == me else f"peer {short(body.server)}"
+            tokens = body.most_ticks * body.tick_tokens
+            price = f"for {body.price} credits each {body.tick_tokens} tokens" if body.lane else "free of charge"
+            return f"{who} opened a session of at most {tokens} tokens at {whom}, {price}"
+        case Close():
+            return f"{who} settled a session with proof of {body.ticks * 32} tokens"
+        case Ack():
+            known = body.complaint < len(COMPLAINTS)
+            complaint = COMPLAINTS[body.complaint] if known else f"reason {body.complaint}"
+            return f"{who} acknowledged a settlement" + (f" and complained: {complaint}" if body.complaint else "")
+        case Train():
+            return f"{who} worked on round {body.round} of a training, {body.tokens} tokens"
+        case Verdict():
+            found = {0: "found it sound", 1: "found it false"}.get(body.outcome, "could not decide")
+            whom = "this node" if body.subject == me else f"peer {short(body.subject)}"
+            return f"{who} checked work of {whom} and {found}"
+        case Checkpoint():
+            return f"{who} put {body.count} entries under one seal, with {len(body.witnesses)} witnesses"
+        case Rotate():
+            return f"{who} handed its account over to a new key"
+        case ForkProof():
+            return f"{who} showed that somebody keeps two versions of one chain"
+
+
+def movement_sentence(movement: Movement) -> str:
+    """What happened to the account, with the amount."""
+    amount, other = abs(movement.amount), short(movement.other) if movement.other else ""
+    match movement.what:
+        case "reserved":
+            return f"{amount} credits were set aside for peer {other}"
+        case "released":
+            return f"{amount} credits that were set aside for peer {other} came back"
+        case "paid":
+            return f"{amount} credits were paid to peer {other} for tokens that came"
+        case "earned":
+            return f"{amount} credits were earned from peer {other}; they can be spent in a day"
+        case "burned":
+            return f"{amount} credits of that payment were burned, as 5 % of each are"
+        case "vested":
+            return f"{amount} credits earned a day ago can be spent now"
+        case "decayed":
+            return f"{amount} credits faded: what is not spent halves every 30 days"
+        case "minted":
+            return f"{amount} credits were created for work that was checked; they can be spent in a day"
+        case "confiscated":
+            return f"{amount} credits were taken away and burned"

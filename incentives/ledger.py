@@ -1,0 +1,186 @@
+"""The shell around a node's store: one caller at a time, on a thread of its own, several entries in one write.
+
+What a session needs an answer to is awaited; words and settlements are handed over and written behind its back, in the
+order in which they came.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from shoal.swarm.errors import ShoalError, Unavailable
+from shoal.swarm.identity import Identity
+
+from .bodies import Ack, AnyBody, Close
+from .chain import Accepted, Chain, Forked, Refused
+from .entry import Entry, hash_of
+from .store import Owed, Store
+
+TOGETHER_S = 0.1  # sessions that end within this time are settled in one write
+BRIEF_ENTRIES = 4
+
+Result = TypeVar("Result")
+Settled = Callable[[Entry], None]
+
+
+@dataclass(slots=True)
+class _Wanted:
+    body: AnyBody
+    entry: Entry | None = None
+    error: ShoalError | None = None
+
+
+class Ledger:
+    """clock: unix seconds. in_thread: False runs the store in the caller's own thread, for virtual time."""
+
+    def __init__(self, store: Store, identity: Identity, clock: Callable[[], float], *, in_thread: bool = True) -> None:
+        self.store = store
+        self.identity = identity
+        self.on_settled: list[Settled] = []  # called with each CLOSE of ours
+        self.failure: ShoalError | None = None  # of the last write behind a session's back
+        self._clock = clock
+        self._one = anyio.CapacityLimiter(1) if in_thread else None
+        self._wanted: list[_Wanted] = []
+        self._flushing = anyio.Lock()
+        self._words: dict[bytes, Owed] = {}
+        self._closes: list[Close] = []
+        self._more = anyio.Event()
+        self._closed = False
+
+    @property
+    def key(self) -> bytes:
+        return self.identity.public_key
+
+    def now(self) -> int:
+        return int(self._clock())
+
+    async def use(self, work: Callable[[Store], Result], *, brief: bool = False) -> Result:
+        """Run something on the store.
+
+        brief: it takes well under a millisecond and waits for no disk; a thread would cost more than the work
+        raises: ShoalError, and what `work` raises
+        """
+        if self._closed:
+            raise Unavailable("the ledger is closed")
+        if self._one is None or (brief and not self._one.borrowed_tokens):
+            return work(self.store)
+        results: list[Result] = []
+        with anyio.CancelScope(shield=True):  # a write that has begun ends before the store is closed
+            results.append(await anyio.to_thread.run_sync(work, self.store, limiter=self._one))
+        return results[0]
+
+    async def append(self, body: AnyBody) -> Entry:
+        """The next entry of the own chain, on the disk. Calls at the same time share one write. raises: ShoalError"""
+        wanted = _Wanted(body)
+        self._wanted.append(wanted)
+        async with self._flushing:
+            if wanted.entry is None and wanted.error is None:
+                await self._flush()
+        if wanted.error is not None:
+            raise wanted.error
+        assert wanted.entry is not None
+        return wanted.entry
+
+    async def _flush(self) -> None:
+        taken, self._wanted = self._wanted, []
+        now = self.now()
+        try:
+            entries = await self.use(lambda store: store.append_own(self.identity, [w.body for w in taken], now))
+        except ShoalError as error:
+            for wanted in taken:
+                wanted.error = error
+            return
+        for wanted, entry in zip(taken, entries, strict=True):
+            wanted.entry = entry
+
+    async def receive(self, entries: Sequence[Entry]) -> list[Accepted | Refused | Forked]:
+        """Judge and keep what others wrote; whoever forks is convicted in the own chain. raises: ShoalError"""
+        now = self.now()
+        brief = len(entries) <= BRIEF_ENTRIES
+        verdicts = await self.use(lambda store: store.receive_all(entries, now), brief=brief)
+        for verdict in verdicts:
+            if isinstance(verdict, Forked) and verdict.chain.author != self.key:
+                await self.append(verdict.proof)
+        return verdicts
+
+    async def acknowledge(self, close: Entry, complaint: int = 0) -> Entry:
+        """Our last word on somebody's CLOSE of an OPEN of ours. complaint: an index in `COMPLAINTS`
+
+        raises: ShoalError
+        """
+        return await self.append(Ack(hash_of(close), complaint))
+
+    async def chain(self, author: bytes) -> Chain:
+        return await self.use(lambda store: store.chain(author), brief=True)
+
+    async def spendable(self, key: bytes) -> int:
+        """Credits that an account could set aside now."""
+        now = self.now()
+
+        def look(store: Store) -> int:
+            list(store.balances.advance(key, now))
+            return store.balances.account(key).spendable
+
+        return await self.use(look, brief=True)
+
+    # Behind a session's back
+
+    def owe(self, opened: bytes, ticks: int, word: bytes) -> None:
+        """Keep the best word of a session, so that it can be settled after a crash."""
+        owed = Owed(opened, ticks, word)
+        if not self._closed and (self._one is None or not self._one.borrowed_tokens):
+            try:
+                self.store.owe_all([owed])  # 20 us; a thread would take longer to be asked
+            except ShoalError as error:
+                self.failure = error
+            return
+        self._words[opened] = owed
+        self._more.set()
+
+    def settle(self, close: Close) -> None:
+        self._words.pop(close.open, None)
+        self._closes.append(close)
+        self._more.set()
+
+    async def run(self) -> None:
+        """Write what sessions handed over, for ever; first what a process before this one left unsettled."""
+        await self.settle_left()
+        while True:
+            await self._more.wait()
+            self._more = anyio.Event()
+            await anyio.sleep(TOGETHER_S)
+            await self.flush()
+
+    async def settle_left(self) -> None:
+        """Of a process that was killed: its sessions are over."""
+        for owed in await self.use(Store.owed):
+            self.settle(Close(owed.open, owed.ticks, owed.word))
+
+    async def flush(self) -> None:
+        """Write what was handed over until now. A failure is kept and does not stop the next."""
+        words, self._words = self._words, {}
+        closes, self._closes = self._closes, []
+        now = self.now()
+
+        def write(store: Store) -> list[Entry]:
+            store.owe_all(list(words.values()))
+            return store.append_own(self.identity, closes, now) if closes else []
+
+        try:
+            settled = await self.use(write)
+        except ShoalError as error:
+            self.failure = error
+            return
+        for entry in settled:
+            for tell in self.on_settled:
+                tell(entry)
+
+    async def close(self) -> None:
+        """After the last session. Own words that cannot be settled now are settled at the next start."""
+        with anyio.CancelScope(shield=True):
+            await self.flush()
+            await self.use(Store.close)
+            self._closed = True

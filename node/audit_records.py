@@ -1,0 +1,123 @@
+"""What this node did in its last sessions, kept for as long as somebody may ask: chunks, leaves, one statement each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from shoal.compression import activations
+from shoal.compression.errors import MalformedPayload
+from shoal.incentives.audit_evidence import ChunkEvidence, of_chunk
+from shoal.incentives.work_chunks import Chunk, ChunkCutter
+from shoal.incentives.work_statement import Served, WorkLeaves, WorkStatement
+from shoal.swarm.compute import Done
+from shoal.swarm.errors import Refused
+from shoal.swarm.identifiers import PeerId, SessionId
+from shoal.swarm.identity import Identity
+from shoal.swarm.messages import Feed, Open
+
+KEEP_BYTES = 256 << 20  # of all sessions together; the oldest go first
+KEEP_S = 600.0  # after the end of a session
+
+
+@dataclass(slots=True, eq=False)
+class SessionWork:
+    """`swarm.work_records.WorkRecord`. head: the span ends with it"""
+
+    request: Open
+    driver: PeerId
+    head: bool
+    clock: Callable[[], float]
+    chunks: list[Chunk] = field(default_factory=list)
+    leaves: WorkLeaves = field(default_factory=WorkLeaves)
+    held_bytes: int = 0
+    ended_s: float | None = None
+    broken: str = ""  # why there is nothing to show
+    statement: WorkStatement | None = None
+    _cutter: ChunkCutter = field(default_factory=ChunkCutter)
+
+    def worked(self, fed: Feed, done: Done) -> None:
+        if self.broken:
+            return
+        tokens: tuple[int, ...] = ()
+        if self.head:
+            tokens = (0,) * (fed.count - 1) + ((done.choice.id + 1) if done.choice else 0,)
+        made = done.hidden or done.residual or fed.hidden  # the head alone passes on what it was given
+        try:
+            self._take(list(self._cutter.add(fed.count, fed.ids, fed.hidden, made, tokens)))
+        except MalformedPayload as error:
+            self.broken = str(error)
+        self.held_bytes += len(fed.hidden) + 8 * len(fed.ids) + len(made)
+
+    def ended(self) -> None:
+        if self.ended_s is None:
+            self.ended_s = self.clock()
+            last = self._cutter.finish()
+            self._take([last] if last and not self.broken else [])
+
+    def _take(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            self.chunks.append(chunk)
+            self.leaves.add(chunk)
+
+
+class SessionRecords:
+    """`swarm.work_records.WorkRecords`. layers: of a model, None for one that is not served; clock: seconds"""
+
+    def __init__(
+        self,
+        identity: Identity,
+        layers: Callable[[Open], int | None],
+        clock: Callable[[], float],
+        keep_bytes: int = KEEP_BYTES,
+    ) -> None:
+        self._identity, self._layers, self._clock, self._keep_bytes = identity, layers, clock, keep_bytes
+        self._works: dict[SessionId, SessionWork] = {}
+
+    def begin(self, request: Open, driver: PeerId) -> SessionWork | None:
+        self._forget()
+        layers = self._layers(request)
+        if layers is None:
+            return None
+        work = SessionWork(request, driver, request.span.stop == layers + 2, self._clock)
+        self._works[request.session] = work
+        return work
+
+    def statement(self, driver: PeerId, session: SessionId, draw: bytes) -> WorkStatement:
+        """Signed once: whoever asks again, with another draw, gets the first one.
+
+        raises: Refused for a session that is open, unknown, forgotten, or another's
+        """
+        work = self._of(driver, session)
+        if work.statement is None:
+            request = work.request
+            wire = activations.dtype_of(work.chunks[-1].made.hidden)
+            served = Served(bytes.fromhex(request.model), request.dtype, wire, request.span)
+            sampling = msgspec.msgpack.encode(request.sampling) if work.head else b""
+            work.statement = work.leaves.statement(self._identity, session.encode(), served, draw, sampling)
+        return work.statement
+
+    def evidence(self, driver: PeerId, session: SessionId, index: int) -> ChunkEvidence:
+        """raises: Refused, also before the statement"""
+        work = self._of(driver, session)
+        if work.statement is None or not 0 <= index < len(work.chunks):
+            raise Refused("no chunk of a signed statement")
+        return of_chunk(work.statement, work.leaves, work.chunks, index)
+
+    def _of(self, driver: PeerId, session: SessionId) -> SessionWork:
+        work = self._works.get(session)
+        if work is None or work.driver != driver:
+            raise Refused("no session of yours of this name is kept here")
+        if work.ended_s is None:
+            raise Refused("the session is still open")
+        if work.broken or not work.chunks:
+            raise Refused(f"nothing was kept of this session: {work.broken or 'it was empty'}")
+        return work
+
+    def _forget(self) -> None:
+        now = self._clock()
+        held = sum(work.held_bytes for work in self._works.values())
+        for name, work in list(self._works.items()):
+            if work.ended_s is not None and (now - work.ended_s > KEEP_S or held > self._keep_bytes):
+                held -= work.held_bytes
+                del self._works[name]

@@ -1,0 +1,107 @@
+"""Inner steps of another trainer, taken again: from a state that it signed for, on the windows that were its share.
+
+What is compared is what an interval adds to the parameters, as in audits of served chunks: the difference between the
+state that was claimed and the one reached here, relative to the way between beginning and end.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shoal.compression.update_codec import Values
+from shoal.incentives.step_statement import StepStatement
+from shoal.swarm.rounds import hash_tree
+
+from .checkpoints.snapshot import Value
+from .data.assignment import Share
+from .data.windows import Windows
+from .strategies.outer_loop import LiveParameters
+from .worker_inner_state import inner_state, restore_inner
+from .worker_steps import InnerSteps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepState:
+    """parameters: (N,); moments: of the inner optimiser, as `inner_state` gives them"""
+
+    parameters: Values
+    moments: Mapping[str, Value]
+
+    def digest(self) -> bytes:
+        """32 bytes over every value, names and shapes included."""
+        found = hashlib.sha256(b"shoal/1/step-state\0")
+        found.update(np.ascontiguousarray(self.parameters, "<f4").data)
+        for name in sorted(self.moments):
+            value = np.ascontiguousarray(self.moments[name])
+            found.update(f"\0{name} {value.dtype.str} {value.shape}\0".encode())
+            found.update(value.tobytes())
+        return found.digest()
+
+
+def state_now(steps: InnerSteps, parameters: LiveParameters) -> StepState:
+    return StepState(parameters.read(), inner_state(steps.optimizer))
+
+
+class StepLog:
+    """A trainer's side: the digests of a round, one for each interval. every: inner steps of an interval"""
+
+    def __init__(self, start: StepState, every: int) -> None:
+        self.begin = start.digest()
+        self.every = every
+        self.ends: list[bytes] = []
+        self._steps = 0
+
+    def stepped(self, steps: InnerSteps, parameters: LiveParameters) -> None:
+        """After each inner step. Hashing happens at the end of an interval only."""
+        self._steps += 1
+        if self._steps % self.every == 0:
+            self.ends.append(state_now(steps, parameters).digest())
+
+    def statement(self, run: bytes, round_: int, before: bytes, first: int, update: bytes) -> StepStatement:
+        """Unsigned. raises: ValueError before the end of the first interval"""
+        root = hash_tree.root([hash_tree.leaf_hash(end) for end in self.ends])
+        count = len(self.ends)
+        return StepStatement(
+            bytes(32), run, round_, before, first, self.every, count, self.begin, root, update, bytes(64)
+        )
+
+    def paths(self, interval: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """To the leaves at the beginning and at the end of an interval."""
+        leaves = [hash_tree.leaf_hash(end) for end in self.ends]
+        return hash_tree.path(leaves, interval - 1) if interval else (), hash_tree.path(leaves, interval)
+
+
+def taken_again(
+    steps: InnerSteps,
+    parameters: LiveParameters,
+    windows: Windows,
+    start: StepState,
+    batches: Sequence[Sequence[int]],
+    first_step: int,
+) -> StepState:
+    """The state that these steps lead to here. batches: windows of each step; first_step: its number, for the schedule
+
+    Uses and changes the model and the optimiser that it is given: a spare replica, or one between two rounds.
+    raises: ValueError for a state of another model; LossNotFinite, OutOfMemory
+    """
+    restore_inner(steps.optimizer, start.moments)
+    parameters.write(0, start.parameters)
+    for number, batch in enumerate(batches):
+        steps.run(windows.batch(batch), first_step + number)
+    return state_now(steps, parameters)
+
+
+def batches_of(share: Share, taken: int, steps: int, sequences: int) -> list[list[int]]:
+    """The windows of consecutive steps. taken: sequences of the share that earlier steps of the round used"""
+    return [share.windows(taken + number * sequences, sequences) for number in range(steps)]
+
+
+def step_distance(start: Values, claimed: Values, again: Values) -> float:
+    """|claimed - again| / |again - start|; inf for a claim of another length or that is not finite."""
+    if claimed.shape != again.shape or not np.isfinite(claimed).all():
+        return float("inf")
+    moved = float(np.linalg.norm((again - start).astype(np.float64)))
+    apart = float(np.linalg.norm((claimed - again).astype(np.float64)))
+    return apart / max(moved, 1e-30)

@@ -1,0 +1,112 @@
+"""The shell around the store: one write for many, what is settled late, what a flood costs."""
+
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+from simulation.session_world import MANIFEST, MODEL_ID
+
+from shoal.incentives import entry as entries
+from shoal.incentives.bodies import Ack, Close, Open
+from shoal.incentives.entry import NO_HASH
+from shoal.incentives.ledger import Ledger
+from shoal.incentives.payword import PayWords
+from shoal.incentives.session_meter import LedgerMetering
+from shoal.incentives.store import Owed, Store
+from shoal.swarm.errors import Refused, Unavailable
+from shoal.swarm.identifiers import SessionId
+from shoal.swarm.identity import Identity
+from shoal.swarm.messages import Open as SessionOpen
+from shoal.swarm.sampling import Sampling
+from shoal.swarm.units import Span
+
+NOW = 1_790_000_000
+CLIENT, SERVER = (Identity(bytes([n]) * 32) for n in (1, 2))
+WORDS = PayWords(bytes(20), 10)
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return "asyncio", {}
+
+
+def ledger_at(path: Path, identity: Identity = SERVER) -> Ledger:
+    return Ledger(Store(path), identity, lambda: float(NOW))
+
+
+@pytest.mark.anyio
+async def test_entries_that_are_wanted_at_once_form_one_chain(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite")
+    async with anyio.create_task_group() as tasks:
+        for number in range(50):
+            tasks.start_soon(ledger.append, Ack(bytes([number]) * 32, 0))
+    held = ledger.store.of(SERVER.public_key)
+    assert [entry.seq for entry in held] == list(range(50))
+    assert {entry.body for entry in held} == {Ack(bytes([number]) * 32, 0) for number in range(50)}
+    await ledger.close()
+
+
+@pytest.mark.anyio
+async def test_a_server_that_was_killed_in_a_session_settles_it_when_it_starts_again(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    store = Store(path)
+    body = Open(SERVER.public_key, b"s", WORDS.root, 0, 32, 10, 3600, 0)
+    opened = entries.write(CLIENT, 0, NO_HASH, NOW, body)
+    store.receive(opened, NOW)
+    store.owe_all([Owed(entries.hash_of(opened), 6, WORDS.word(6))])
+    store.close()  # as a kill leaves it
+    ledger = ledger_at(path)
+    settled: list[Close] = []
+    ledger.on_settled.append(lambda entry: settled.append(entry.body) if isinstance(entry.body, Close) else None)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ledger.run)
+        with anyio.fail_after(10):
+            while not settled:  # noqa: ASYNC110  the shell has no hook for it
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert settled == [Close(entries.hash_of(opened), 6, WORDS.word(6))]
+    await ledger.close()
+    assert not Store(path).owed()
+
+
+@pytest.mark.anyio
+async def test_a_client_may_acknowledge_a_settlement_and_complain(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite", CLIENT)
+    opened = await ledger.append(Open(SERVER.public_key, b"s", WORDS.root, 0, 32, 10, 3600, 0))
+    close = entries.write(SERVER, 0, NO_HASH, NOW, Close(entries.hash_of(opened), 2, WORDS.word(2)))
+    await ledger.receive([close])
+    acknowledged = await ledger.acknowledge(close, 2)
+    assert acknowledged.body == Ack(entries.hash_of(close), 2)
+    assert ledger.store.chain(CLIENT.public_key).length == 2
+    await ledger.close()
+
+
+@pytest.mark.anyio
+async def test_a_closed_ledger_takes_nothing_more(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite")
+    await ledger.close()
+    with pytest.raises(Unavailable):
+        await ledger.append(Ack(bytes(32), 0))
+
+
+@pytest.mark.anyio
+async def test_a_flood_of_a_hundred_thousand_opens_is_refused_within_the_second_in_which_it_comes(
+    tmp_path: Path,
+) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite")
+    metering = LedgerMetering(ledger, lambda _: MANIFEST, lambda: 100.0)
+    request = SessionOpen(
+        SessionId("ab" * 14), MODEL_ID, "float32", Span(0, 8), 100, CLIENT.peer_id, None, None, (), Sampling(), (), b"x"
+    )
+    refused: dict[str, int] = {}
+    began = time.process_time()
+    for _ in range(100_000):
+        try:
+            await metering.open(CLIENT.peer_id, request)
+        except Refused as error:
+            refused[str(error)[:15]] = refused.get(str(error)[:15], 0) + 1
+    spent_s = time.process_time() - began
+    assert refused == {"the payment can": 400, "too many sessio": 99_600}
+    assert spent_s < 2.0, "on a machine that others use too; a tenth of that alone"
+    await ledger.close()
