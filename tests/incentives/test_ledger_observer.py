@@ -54,7 +54,8 @@ def test_an_observer_checks_the_proofs_of_others() -> None:
     seen = hear(LedgerObserver(SWARM.id), ONE, proof)
     assert isinstance(seen[1], ForkSeen)
     assert seen[1].told
-    worthless = ForkProof(fork_of(past).second, fork_of(past).first)
+    sound = fork_of(past)
+    worthless = ForkProof(sound.author, sound.seq, sound.second, sound.first)
     entry = entries.write(ONE, 0, entries.NO_HASH, NOW_S, worthless)
     seen = hear(LedgerObserver(SWARM.id), ONE, entry)
     assert isinstance(seen[1], Unsound)
