@@ -22,7 +22,7 @@ import shoal
 from shoal.swarm.blobs import serve_blobs
 from shoal.swarm.chain_planner import DirectoryPlanner
 from shoal.swarm.driver import Driver
-from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable
+from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable, UsageError
 from shoal.swarm.home import Home, NodeFacts
 from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import PROTOCOL_VERSION, PeerId
@@ -141,7 +141,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         records = await node.loops.look()
         if node.stop.is_set():
             raise Refused(node.stop_reason)
-        await _gossip(node, tasks, stack)
+        await _gossip(node, tasks, stack, report)
         await _host(node, records, stack, report)
         api_key = options.home.api_key()
         control = LiveControl(node)
@@ -192,7 +192,7 @@ async def _books(
     return books
 
 
-async def _gossip(node: Node, tasks: TaskGroup, stack: AsyncExitStack) -> None:
+async def _gossip(node: Node, tasks: TaskGroup, stack: AsyncExitStack, report: Report) -> None:
     """Once the directory knows who lives: they are asked for this node's own entries before it signs any."""
     if node.books is None:
         return
@@ -201,7 +201,10 @@ async def _gossip(node: Node, tasks: TaskGroup, stack: AsyncExitStack) -> None:
         return {node.transport.me, *(record.peer for record in node.directory.book.live(_now()))}
 
     books, home, swarm = node.books, node.options.home, node.setup.swarm.id
-    await start_gossip(books, home, swarm, node.transport, node.calls, members, tasks, stack)
+    try:
+        await start_gossip(books, home, swarm, node.transport, node.calls, members, tasks, stack)
+    except UsageError as error:
+        report(Warned(f"{error}; this node signs no receipts until it is started again"))
 
 
 async def _reach(transport: Libp2pTransport, setup: Entered, owner: bool, report: Report) -> int:

@@ -99,3 +99,13 @@ def test_a_node_keeps_no_ledger_unless_it_is_asked_to(tmp_path: Path) -> None:
     with local_swarm(tmp_path, {"a": ["novels-6m"]}):
         shoal(tmp_path / "a", "generate", "It was", "--max-tokens", "3")
     assert not (tmp_path / "a" / "ledger.sqlite").exists()
+
+
+def test_a_node_whose_witness_file_is_spoilt_serves_without_receipts(tmp_path: Path) -> None:
+    home = Home(tmp_path / "a")
+    home.prepare()
+    home.witness.mkdir()
+    with local_swarm(tmp_path, {"a": ["novels-6m", "--ledger"]}) as nodes:
+        assert "signs no receipts" in nodes["a"].event("warned")["text"]
+        ask(home.root)
+    assert kinds(home.root) == []
