@@ -110,11 +110,22 @@ class Rotate(Body, frozen=True, tag=7):
     consent: Signature  # of the new key
 
 
-class ForkProof(Body, frozen=True, tag=8):
-    """Two signed entries of one author with one sequence number."""
+class Branch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An entry without its body: enough to compute its hash and check the signature, and of one size always."""
 
-    first: Annotated[bytes, Meta(max_length=MAX_ENTRY_BYTES // 4)]
-    second: Annotated[bytes, Meta(max_length=MAX_ENTRY_BYTES // 4)]
+    prev: Hash
+    time: Seconds
+    body: Hash  # see `entry.body_hash`
+    signature: Signature
+
+
+class ForkProof(Body, frozen=True, tag=8):
+    """Two different entries that one author has signed for one place of its chain, in the order of their hashes."""
+
+    author: Key
+    seq: Count
+    first: Branch
+    second: Branch
 
 
 AnyBody = Open | Close | Ack | Train | Verdict | Checkpoint | Rotate | ForkProof

@@ -117,13 +117,14 @@ def _misplaced(entry: Entry, chain: Chain, predecessor: Chain | None, now: int) 
 def fork_proof(one: Entry, other: Entry) -> ForkProof:
     """The same proof whatever the order in which the two were seen."""
     first, second = sorted((one, other), key=entries.hash_of)
-    return ForkProof(entries.encode(first), entries.encode(second))
+    return ForkProof(one.author, one.seq, entries.branch_of(first), entries.branch_of(second))
 
 
 def forger(proof: ForkProof) -> bytes | None:
-    """The key that a proof convicts; None when it proves nothing. raises: MalformedMessage"""
-    first, second = entries.decode(proof.first), entries.decode(proof.second)
-    same_place = first.author == second.author and first.seq == second.seq
-    if not same_place or entries.hash_of(first) >= entries.hash_of(second):
+    """The key that a proof convicts; None when it proves nothing, whatever stands in it."""
+    author, seq = proof.author, proof.seq
+    hashes = [entries.hash_of_branch(author, seq, branch) for branch in (proof.first, proof.second)]
+    if hashes[0] >= hashes[1]:
         return None
-    return first.author if entries.is_signed(first) and entries.is_signed(second) else None
+    signed = all(entries.is_signed_branch(author, seq, branch) for branch in (proof.first, proof.second))
+    return author if signed else None

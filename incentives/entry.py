@@ -1,6 +1,7 @@
 """One entry of a peer's chain: its one encoding, its hash, its signature.
 
-The hash does not cover the signature: whoever varies a signature has not made another entry.
+The hash does not cover the signature: whoever varies a signature has not made another entry. It covers the body by the
+body's own hash, so that the proof of a fork is small however large the entries are.
 """
 
 from functools import lru_cache
@@ -14,12 +15,13 @@ from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.identity import Identity
 
-from .bodies import MAX_ENTRY_BYTES, AnyBody, Count, Hash, Key, Rotate, Seconds, Signature
+from .bodies import MAX_ENTRY_BYTES, AnyBody, Branch, Count, Hash, Key, Rotate, Seconds, Signature
 
 SIGN_DOMAIN = "ledger-entry"
 CONSENT_DOMAIN = "ledger-rotate"
 NO_HASH = bytes(32)  # before the first entry of a chain
 _HASH_HEAD = b"shoal/1/ledger-hash\0"
+_BODY_HEAD = b"shoal/1/ledger-body\0"
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -36,7 +38,7 @@ class _Unsigned(msgspec.Struct, frozen=True, array_like=True):
     seq: int
     prev: bytes
     time: int
-    body: AnyBody
+    body: bytes
 
 
 _codec = Canonical(Entry, "a ledger entry", MAX_ENTRY_BYTES)
@@ -54,16 +56,38 @@ def decode(data: bytes) -> Entry:
 
 def hash_of(entry: Entry) -> bytes:
     """32 bytes: domain-separated SHA-256 over everything but the signature."""
-    return _hash(entry.author, entry.seq, entry.prev, entry.time, entry.body)
+    return _hash(entry.author, entry.seq, entry.prev, entry.time, body_hash(entry.body))
 
 
-def _hash(author: bytes, seq: int, prev: bytes, time: int, body: AnyBody) -> bytes:
+def body_hash(body: AnyBody) -> bytes:
+    return sha256(_BODY_HEAD + _unsigned.encode(body)).digest()
+
+
+def branch_of(entry: Entry) -> Branch:
+    return Branch(entry.prev, entry.time, body_hash(entry.body), entry.signature)
+
+
+def hash_of_branch(author: bytes, seq: int, branch: Branch) -> bytes:
+    """The hash of the entry that it is a branch of."""
+    return _hash(author, seq, branch.prev, branch.time, branch.body)
+
+
+def is_signed_branch(author: bytes, seq: int, branch: Branch) -> bool:
+    """Whether the author signed that entry; False for weak keys."""
+    try:
+        peer = peer_of(author)
+    except MalformedMessage:
+        return False
+    return identity.verify(peer, SIGN_DOMAIN, hash_of_branch(author, seq, branch), branch.signature)
+
+
+def _hash(author: bytes, seq: int, prev: bytes, time: int, body: bytes) -> bytes:
     return sha256(_HASH_HEAD + _unsigned.encode(_Unsigned(author, seq, prev, time, body))).digest()
 
 
 def write(author: Identity, seq: int, prev: bytes, time: int, body: AnyBody) -> Entry:
     """A signed entry. Whoever calls this has stored nothing yet: see `store.Store.append_own`."""
-    signature = author.sign(SIGN_DOMAIN, _hash(author.public_key, seq, prev, time, body))
+    signature = author.sign(SIGN_DOMAIN, _hash(author.public_key, seq, prev, time, body_hash(body)))
     return Entry(author.public_key, seq, prev, time, body, signature)
 
 

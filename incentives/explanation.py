@@ -7,7 +7,7 @@ from shoal.swarm import peer_id
 from shoal.swarm.errors import MalformedMessage
 
 from . import entry as entries
-from .balances import Balances, Movement
+from .balances import Balances, Movement, settles
 from .bodies import COMPLAINTS, Ack, AnyBody, Checkpoint, Close, ForkProof, Open, Rotate, Train, Verdict
 from .store import Store, Stored
 
@@ -35,18 +35,28 @@ class Step:
 
 
 def steps(store: Store, key: bytes, now: int) -> Iterator[Step]:
-    """All entries that the account wrote or that moved something in it; at last, time up to `now`."""
+    """All entries that the account wrote, that settled its sessions or moved something in it; then time up to `now`."""
     balances = Balances(store.judges)
     for stored in store.all():
         entry = stored.entry
+        settled = _is_settled(balances, stored, key)
         moved = balances.apply(entry.author, entry.body, entries.hash_of(entry), stored.at)
         account = balances.owner(key)
         own = tuple(movement for movement in moved if movement.account == account)
-        if own or balances.owner(entry.author) == account:
+        if own or settled or balances.owner(entry.author) == account:
             yield _step(stored, own, balances, key)
     own = tuple(balances.advance(key, now))
     if own:
         yield _step(None, own, balances, key)
+
+
+def _is_settled(balances: Balances, stored: Stored, key: bytes) -> bool:
+    """Before it is applied: whether this is the CLOSE of a session that the account opened."""
+    body, author = stored.entry.body, balances.owner(stored.entry.author)
+    reservation = balances.reservations.get(body.open) if isinstance(body, Close) else None
+    if not isinstance(body, Close) or reservation is None or reservation.client != balances.owner(key):
+        return False
+    return settles(author, body, reservation)
 
 
 def _step(stored: Stored | None, movements: tuple[Movement, ...], balances: Balances, key: bytes) -> Step:

@@ -61,4 +61,4 @@ async def has_contributed(ledger: Ledger, key: bytes) -> bool:
         account = store.balances.accounts.get(store.balances.owner(key))
         return account is not None and account.contributed > 0 and not account.forked
 
-    return await ledger.use(look)
+    return not ledger.is_forger(key) and await ledger.use(look)

@@ -2,6 +2,9 @@
 
 What a session needs an answer to is awaited; words and settlements are handed over and written behind its back, in the
 order in which they came.
+
+Whoever writes own entries goes through here: nothing is signed before `allow`, when the node keeps a ledger that others
+may know better. Until then an entry that is awaited is refused, and what is settled waits.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +17,7 @@ import anyio.to_thread
 from shoal.swarm.errors import ShoalError, Unavailable
 from shoal.swarm.identity import Identity
 
-from .bodies import Ack, AnyBody, Close
+from .bodies import Ack, AnyBody, Close, ForkProof
 from .chain import Accepted, Chain, Forked, Refused
 from .entry import Entry, hash_of
 from .store import Owed, Store
@@ -24,6 +27,7 @@ BRIEF_ENTRIES = 4
 
 Result = TypeVar("Result")
 Settled = Callable[[Entry], None]
+Told = Callable[[Sequence[Entry]], None]
 
 
 @dataclass(slots=True)
@@ -34,12 +38,27 @@ class _Wanted:
 
 
 class Ledger:
-    """clock: unix seconds. in_thread: False runs the store in the caller's own thread, for virtual time."""
+    """clock: unix seconds. in_thread: False runs the store in the caller's own thread, for virtual time.
+    may_sign: False for a node that first asks the others what they have of its own chain, until `allow`
+    """
 
-    def __init__(self, store: Store, identity: Identity, clock: Callable[[], float], *, in_thread: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        clock: Callable[[], float],
+        *,
+        in_thread: bool = True,
+        may_sign: bool = True,
+    ) -> None:
         self.store = store
         self.identity = identity
+        self.may_sign = may_sign
         self.on_settled: list[Settled] = []  # called with each CLOSE of ours
+        self.on_written: list[Told] = []  # called with own entries
+        self.on_shown: list[Told] = []  # called with entries that their author showed us
+        self.on_caught: list[Callable[[ForkProof], None]] = []
+        self.is_forger: Callable[[bytes], bool] = lambda _author: False  # known before a FORKPROOF stands in the store
         self.failure: ShoalError | None = None  # of the last write behind a session's back
         self._clock = clock
         self._one = anyio.CapacityLimiter(1) if in_thread else None
@@ -47,6 +66,7 @@ class Ledger:
         self._flushing = anyio.Lock()
         self._words: dict[bytes, Owed] = {}
         self._closes: list[Close] = []
+        self._left: set[bytes] = set()  # OPENs of sessions that a process before this one left unsettled
         self._more = anyio.Event()
         self._closed = False
 
@@ -73,7 +93,12 @@ class Ledger:
         return results[0]
 
     async def append(self, body: AnyBody) -> Entry:
-        """The next entry of the own chain, on the disk. Calls at the same time share one write. raises: ShoalError"""
+        """The next entry of the own chain, on the disk. Calls at the same time share one write.
+
+        raises: Unavailable before `allow`, ShoalError
+        """
+        if not self.may_sign:
+            raise Unavailable("this node asks the others for its own entries first; it may not sign yet")
         wanted = _Wanted(body)
         self._wanted.append(wanted)
         async with self._flushing:
@@ -95,15 +120,32 @@ class Ledger:
             return
         for wanted, entry in zip(taken, entries, strict=True):
             wanted.entry = entry
+        self._tell(self.on_written, entries)
+
+    def allow(self) -> None:
+        """This node knows all that it has ever signed: from now on it may sign."""
+        self.may_sign = True
+        self._more.set()
+
+    @staticmethod
+    def _tell(listeners: Sequence[Told], several: Sequence[Entry]) -> None:
+        if several:
+            for tell in listeners:
+                tell(several)
 
     async def receive(self, entries: Sequence[Entry]) -> list[Accepted | Refused | Forked]:
         """Judge and keep what others wrote; whoever forks is convicted in the own chain. raises: ShoalError"""
         now = self.now()
         brief = len(entries) <= BRIEF_ENTRIES
         verdicts = await self.use(lambda store: store.receive_all(entries, now), brief=brief)
+        pairs = zip(entries, verdicts, strict=True)
+        self._tell(self.on_shown, [entry for entry, verdict in pairs if isinstance(verdict, Accepted)])
         for verdict in verdicts:
             if isinstance(verdict, Forked) and verdict.chain.author != self.key:
-                await self.append(verdict.proof)
+                for tell in self.on_caught:
+                    tell(verdict.proof)
+                if self.may_sign:
+                    await self.append(verdict.proof)
         return verdicts
 
     async def acknowledge(self, close: Entry, complaint: int = 0) -> Entry:
@@ -147,26 +189,32 @@ class Ledger:
 
     async def run(self) -> None:
         """Write what sessions handed over, for ever; first what a process before this one left unsettled."""
-        await self.settle_left()
+        self._left = {owed.open for owed in await self.use(Store.owed)}
+        self._more.set()
         while True:
             await self._more.wait()
             self._more = anyio.Event()
             await anyio.sleep(TOGETHER_S)
             await self.flush()
 
-    async def settle_left(self) -> None:
-        """Of a process that was killed: its sessions are over."""
-        for owed in await self.use(Store.owed):
-            self.settle(Close(owed.open, owed.ticks, owed.word))
-
     async def flush(self) -> None:
         """Write what was handed over until now. A failure is kept and does not stop the next."""
         words, self._words = self._words, {}
-        closes, self._closes = self._closes, []
-        now = self.now()
+        closes, now = self._closes, self.now()
+        if not self.may_sign:  # then they wait here, and on the disk as what is owed
+            late = [Owed(close.open, close.ticks, close.word) for close in closes if close.ticks]
+            try:
+                await self.use(lambda store: store.owe_all([*words.values(), *late]))
+            except ShoalError as error:
+                self.failure = error
+            return
+        self._closes = []
+        left, self._left = self._left, set()
 
         def write(store: Store) -> list[Entry]:
             store.owe_all(list(words.values()))
+            if left:  # of a process that was killed: its sessions are over, unless our own chain settles them
+                closes.extend(Close(owed.open, owed.ticks, owed.word) for owed in store.owed() if owed.open in left)
             return store.append_own(self.identity, closes, now) if closes else []
 
         try:
@@ -174,6 +222,7 @@ class Ledger:
         except ShoalError as error:
             self.failure = error
             return
+        self._tell(self.on_written, settled)
         for entry in settled:
             for tell in self.on_settled:
                 tell(entry)

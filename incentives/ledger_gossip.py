@@ -206,10 +206,7 @@ class LedgerGossip:
 
     def _convict(self, proof: ForkProof, *, first_hand: bool, tell_at: float) -> bytes | None:
         """The forger, or None when the proof proves nothing."""
-        try:
-            author = forger(proof)
-        except MalformedMessage:
-            author = None
+        author = forger(proof)
         if author is None:
             self.counts["worthless proofs"] += 1
             return None

@@ -82,10 +82,7 @@ class LedgerObserver:
             self._places.popitem(last=False)
         seen: list[Observation] = [Signed(entry)]
         if isinstance(entry.body, ForkProof):
-            try:
-                author = forger(entry.body)
-            except MalformedMessage:
-                author = None
+            author = forger(entry.body)
             if author is None:
                 return [*seen, Unsound(origin, "a proof that proves nothing")]
             seen += self._fork(author, entry.body, told=True)

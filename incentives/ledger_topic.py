@@ -5,23 +5,25 @@ the same book.
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from shoal.swarm.canonical import Canonical
-from shoal.swarm.errors import LocalFault, OutOfMemory, ShoalError, Unavailable
+from shoal.swarm.errors import MalformedMessage, ShoalError, Unavailable
 from shoal.swarm.identifiers import PeerId, SwarmId
 from shoal.swarm.identity import Identity
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.topic_envelope import open_sealed, seal
 from shoal.swarm.topics import Topics
 
+from . import entry as entries
 from . import gossip_messages as messages
-from .bodies import AnyBody, ForkProof
+from .bodies import Count, ForkProof
 from .chain import forger
 from .entry import Entry
 from .gossip_events import (
@@ -41,6 +43,8 @@ from .gossip_events import (
     Ticked,
     Unanswered,
 )
+from .gossip_messages import MAX_PAGE
+from .ledger import Ledger
 from .ledger_answers import LedgerAnswers
 from .ledger_gossip import LedgerGossip
 from .ledger_topic_name import topic_of
@@ -52,10 +56,13 @@ from .witness_quest import AskWitness, WitnessQuest
 from .witnessed import WitnessedHead, head_problem
 
 Found = TypeVar("Found")
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
 
 ANSWER_S = 5.0
 WITNESSED_S = 10.0  # until an author gives up on its witnesses
 LISTED_S = 5.0
+_MOST_PAGES = 8  # asked for at once, for a session that waits
 _MOST_HEARD = 256  # messages that wait to be looked at; of more the newest are dropped
 ENTRIES, TIPS, PROOF, COSIGN = "ledger/entries", "ledger/tips", "ledger/proof", "ledger/cosign"
 
@@ -64,9 +71,8 @@ ENTRIES, TIPS, PROOF, COSIGN = "ledger/entries", "ledger/tips", "ledger/proof", 
 class LedgerParts:
     """What the shell works with. members: of the swarm that live, by what the directory last said"""
 
-    identity: Identity
+    ledger: Ledger  # all access to its store goes through it, one at a time
     swarm: SwarmId
-    store: Store
     signed: SignedHeads
     topics: Topics
     calls: MemberCalls
@@ -76,16 +82,29 @@ class LedgerParts:
     options: GossipOptions = field(default_factory=GossipOptions)
     generator: random.Random = field(default_factory=random.SystemRandom)
 
+    @property
+    def identity(self) -> Identity:
+        return self.ledger.identity
+
+    @property
+    def store(self) -> Store:
+        return self.ledger.store
+
 
 class LedgerTopic:
-    """`await LedgerTopic.start(parts, tasks)`; its tasks end with the task group."""
+    """`await LedgerTopic.start(parts, tasks)`; its tasks end with `stop`, or with the task group.
 
-    def __init__(self, parts: LedgerParts, tasks: TaskGroup) -> None:
+    The ledger tells it of what is written and shown, and may sign once others have told what they have of its chain.
+    """
+
+    def __init__(self, parts: LedgerParts, convicted: dict[bytes, ForkProof]) -> None:
         self._parts = parts
-        self._tasks = tasks
+        self._tasks: TaskGroup | None = None  # None: not started, or stopped
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self._found: list[ForkProof] = []  # by a witness, while the store was in use
         self._topic = topic_of(parts.swarm)
         me = parts.identity
-        convicted = dict(self._stored_proofs())
         self.gossip = LedgerGossip(
             me.peer_id, parts.store, self._open, parts.options, parts.generator, convicted=convicted
         )
@@ -98,7 +117,7 @@ class LedgerTopic:
             parts.signed,
             parts.members,
             self.is_forger,
-            lambda proof: self._handle(Caught(proof)),
+            self._found.append,
             lambda: self.own_head.may_sign,
         )
         self._give, self._take = anyio.create_memory_object_stream[Heard](_MOST_HEARD)
@@ -106,12 +125,44 @@ class LedgerTopic:
     @classmethod
     async def start(cls, parts: LedgerParts, tasks: TaskGroup) -> "LedgerTopic":
         """raises: DaemonDied"""
-        ledger = cls(parts, tasks)
-        await ledger._serve()
-        await parts.topics.listen(ledger._topic, ledger._heard)
-        tasks.start_soon(ledger._read)
-        tasks.start_soon(ledger._beat)
-        return ledger
+        topic = cls(parts, await parts.ledger.use(_stored_proofs))
+        await tasks.start(topic._run)
+        await topic._serve()
+        await parts.topics.listen(topic._topic, topic._heard)
+        ledger = parts.ledger
+        ledger.is_forger = topic.is_forger
+        ledger.on_written.append(lambda written: topic._soon(Kept(written)))
+        ledger.on_shown.append(lambda shown: topic._soon(Kept(shown)))
+        ledger.on_caught.append(topic.caught)
+        topic._start(topic._read)
+        topic._start(topic._beat)
+        return topic
+
+    async def _run(self, *, task_status: TaskStatus[None]) -> None:
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as self._tasks:
+                    task_status.started()
+                    await anyio.sleep_forever()
+        finally:
+            self._tasks = None
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """Before the ledger is closed."""
+        self._scope.cancel()
+        await self._ended.wait()
+
+    def _start(self, work: Callable[[Unpack[Arguments]], Coroutine[Any, Any, None]], *arguments: *Arguments) -> None:
+        if self._tasks is not None:
+            self._tasks.start_soon(work, *arguments)
+
+    def _soon(self, event: Event) -> None:
+        self._start(self._handle, event)
+
+    async def _use(self, work: Callable[[], Result]) -> Result:
+        """Something that reads or writes the store, when nobody else does."""
+        return await self._parts.ledger.use(lambda _: work(), brief=True)
 
     # For sessions, training and the command line
 
@@ -123,31 +174,35 @@ class LedgerTopic:
         """Return once this node knows that its own chain is all that the others have of it."""
         await self._may_sign.wait()
 
-    def append(self, bodies: Sequence[AnyBody]) -> list[Entry]:
-        """Sign the next entries of the own chain and publish them.
-
-        raises: Unavailable before `until_it_may_sign`; LocalFault, OutOfMemory as `Store.append_own`
-        """
-        if not self.own_head.may_sign:
-            raise Unavailable("this node asks the others for its own entries first; it may not sign yet")
-        written = self._parts.store.append_own(self._parts.identity, bodies, int(self._parts.clock()))
-        self._handle(Kept(written))
-        return written
-
-    def shown(self, entry: Entry) -> None:
-        """An author showed us this entry and the store has accepted it: let others hear of it."""
-        self._handle(Kept([entry]))
-
     def caught(self, proof: ForkProof) -> None:
         """An author showed us an entry that forks his chain."""
-        self._handle(Caught(proof))
+        self._soon(Caught(proof))
+
+    async def fetch(self, peer: PeerId, author: bytes, start: Count, stop: Count) -> list[Entry]:
+        """Entries [start, stop) of an author as a peer has them, or the first of them: for a session that waits.
+
+        raises: ShoalError
+        """
+        found: list[Entry] = []
+        with anyio.move_on_after(ANSWER_S):
+            for _ in range(_MOST_PAGES):
+                at = start + len(found)
+                question = messages.EntriesWanted(author, at, min(stop, at + MAX_PAGE))
+                page = await self._exchange(peer, ENTRIES, messages.entries_wanted.encode(question), messages.page)
+                several = [entries.decode(data) for data in page.entries]
+                if [(e.author, e.seq) for e in several] != [(author, at + n) for n in range(len(several))]:
+                    raise MalformedMessage("entries that were not asked for")
+                found += several
+                if not several or start + len(found) >= stop:
+                    break
+        return found
 
     async def witnessed_head(self, needed: int = NEEDED) -> WitnessedHead:
         """The signatures of our witnesses under our chain as it stands. raises: Unavailable, ValueError (no entries)"""
         parts = self._parts
         author = parts.identity.public_key
-        count = parts.store.chain(author).length
-        quest = WitnessQuest(author, count, parts.store, witnesses(author, parts.members()), needed)
+        appointed, store = witnesses(author, parts.members()), parts.store
+        quest = await self._use(lambda: WitnessQuest(author, store.chain(author).length, store, appointed, needed))
         done = anyio.Event()
         with anyio.move_on_after(WITNESSED_S):
             async with anyio.create_task_group() as tasks:
@@ -180,7 +235,7 @@ class LedgerTopic:
 
     async def _read(self) -> None:
         async for heard in self._take:
-            self._handle(heard)
+            await self._handle(heard)
             await anyio.lowlevel.checkpoint()  # sessions go on between two messages
 
     async def _beat(self) -> None:
@@ -188,24 +243,30 @@ class LedgerTopic:
         listed_at = -LISTED_S
         while True:
             now = parts.clock()
-            if abs(now - listed_at) >= LISTED_S:
+            if abs(now - listed_at) >= LISTED_S or not self._may_sign.is_set():
                 listed_at = now
                 members = parts.members()
-                self._handle(Listed(members))
-                self._ask_for_own(self.own_head.listed(members, now))
-            self._handle(Ticked())
-            self._ask_for_own(self.own_head.ticked(now))
+                await self._handle(Listed(members))
+                if set(members) - {parts.identity.peer_id}:  # alone it has nothing to sign, and cannot know more
+                    await self._ask_for_own(partial(self.own_head.listed, members, now))
+            await self._handle(Ticked())
+            await self._ask_for_own(partial(self.own_head.ticked, now))
             await anyio.sleep(parts.options.beat_s)
 
-    def _handle(self, event: Event) -> None:
-        for effect in self.gossip.handle(event, self._parts.clock()):
+    async def _handle(self, event: Event) -> None:
+        try:
+            effects = await self._use(lambda: self.gossip.handle(event, self._parts.clock()))
+        except ShoalError as error:  # a full disk does not stop the node; what was missed is found by comparing
+            self._parts.ledger.failure = error
+            return
+        for effect in effects:
             match effect:
                 case Publish(body):
-                    self._tasks.start_soon(self._publish, body)
+                    self._start(self._publish, body)
                 case Ask():
-                    self._tasks.start_soon(self._ask, effect)
+                    self._start(self._ask, effect)
                 case Convict(proof):
-                    self._convict(proof)
+                    self._start(self._convict, proof)
                 case Report(fact):
                     self._parts.report(fact)
 
@@ -215,10 +276,11 @@ class LedgerTopic:
         except Unavailable:
             return  # the daemon died; the node ends
 
-    def _convict(self, proof: ForkProof) -> None:
+    async def _convict(self, proof: ForkProof) -> None:
+        await self._may_sign.wait()
         try:
-            self.append([proof])
-        except (Unavailable, LocalFault, OutOfMemory):
+            await self._parts.ledger.append(proof)
+        except ShoalError:
             return  # others tell of it, and whoever compares heads with us hears it
 
     # Calls of ours
@@ -227,9 +289,9 @@ class LedgerTopic:
         try:
             answer = await self._question(ask.peer, ask.question)
         except ShoalError:
-            self._handle(Unanswered(ask.peer, ask.question))
+            await self._handle(Unanswered(ask.peer, ask.question))
         else:
-            self._handle(Answered(ask.peer, ask.question, answer))
+            await self._handle(Answered(ask.peer, ask.question, answer))
 
     async def _question(self, peer: PeerId, question: Asked) -> messages.Answer:
         match question:
@@ -244,10 +306,17 @@ class LedgerTopic:
         """raises: ShoalError"""
         return codec.decode(await self._parts.calls.call(peer, method, body, ANSWER_S))
 
-    def _ask_for_own(self, asks: Iterable[AskForOwn]) -> None:
+    async def _ask_for_own(self, step: Callable[[], Iterable[AskForOwn]]) -> None:
+        """step: what the machine does with the store, and whom it asks then"""
+        try:
+            asks = await self._use(lambda: list(step()))
+        except ShoalError as error:
+            self._parts.ledger.failure = error
+            return
         for ask in asks:
-            self._tasks.start_soon(self._fetch_own, ask)
+            self._start(self._fetch_own, ask)
         if self.own_head.may_sign and not self._may_sign.is_set():
+            self._parts.ledger.allow()
             self._may_sign.set()
 
     async def _fetch_own(self, ask: AskForOwn) -> None:
@@ -255,12 +324,15 @@ class LedgerTopic:
             wanted = messages.entries_wanted.encode(ask.question)
             answer = await self._exchange(ask.peer, ENTRIES, wanted, messages.page)
         except ShoalError:
-            self.own_head.unanswered(ask.peer, self._parts.clock())
-            self._ask_for_own(())
+            await self._ask_for_own(partial(self._no_answer, ask.peer))
             return
-        self._ask_for_own(self.own_head.answered(ask.peer, answer, self._parts.clock()))
+        await self._ask_for_own(partial(self.own_head.answered, ask.peer, answer, self._parts.clock()))
         if self.own_head.forked is not None:
-            self._handle(Caught(self.own_head.forked))
+            await self._handle(Caught(self.own_head.forked))
+
+    def _no_answer(self, peer: PeerId) -> Iterable[AskForOwn]:
+        self.own_head.unanswered(peer, self._parts.clock())
+        return ()
 
     async def _ask_witness(self, quest: WitnessQuest, ask: AskWitness, done: anyio.Event) -> None:
         asks = [ask]
@@ -281,24 +353,33 @@ class LedgerTopic:
     async def _serve(self) -> None:
         calls, answers, clock = self._parts.calls, self._answers, self._parts.clock
 
-        async def entries(peer: PeerId, body: bytes) -> bytes:
-            return messages.page.encode(answers.page(peer, messages.entries_wanted.decode(body), clock()))
+        async def page(peer: PeerId, body: bytes) -> bytes:
+            wanted = messages.entries_wanted.decode(body)
+            return messages.page.encode(await self._use(lambda: answers.page(peer, wanted, clock())))
 
         async def tips(peer: PeerId, body: bytes) -> bytes:
-            return messages.tips.encode(answers.tips(peer, messages.tips_wanted.decode(body), clock()))
+            wanted = messages.tips_wanted.decode(body)
+            return messages.tips.encode(await self._use(lambda: answers.tips(peer, wanted, clock())))
 
         async def proof(peer: PeerId, body: bytes) -> bytes:
-            return messages.proof_found.encode(answers.proof(peer, messages.proof_wanted.decode(body), clock()))
+            wanted = messages.proof_wanted.decode(body)
+            return messages.proof_found.encode(await self._use(lambda: answers.proof(peer, wanted, clock())))
 
         async def cosign(peer: PeerId, body: bytes) -> bytes:
-            return messages.cosigned.encode(self._duty.answer(peer, messages.cosign_wanted.decode(body), clock()))
+            wanted = messages.cosign_wanted.decode(body)
+            try:
+                return messages.cosigned.encode(await self._use(lambda: self._duty.answer(peer, wanted, clock())))
+            finally:
+                found, self._found[:] = list(self._found), []
+                for each in found:
+                    self.caught(each)
 
-        for method, handler in ((ENTRIES, entries), (TIPS, tips), (PROOF, proof), (COSIGN, cosign)):
+        for method, handler in ((ENTRIES, page), (TIPS, tips), (PROOF, proof), (COSIGN, cosign)):
             await calls.answer(method, handler)
 
-    def _stored_proofs(self) -> Iterator[tuple[bytes, ForkProof]]:
-        for stored in self._parts.store.all():
-            if isinstance(stored.entry.body, ForkProof):
-                author = forger(stored.entry.body)
-                if author is not None:
-                    yield author, stored.entry.body
+
+def _stored_proofs(store: Store) -> dict[bytes, ForkProof]:
+    """By forger."""
+    bodies = (stored.entry.body for stored in store.all())
+    proofs = ((forger(body), body) for body in bodies if isinstance(body, ForkProof))
+    return {author: proof for author, proof in proofs if author is not None}

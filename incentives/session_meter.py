@@ -106,6 +106,8 @@ class LedgerMetering:
         terms = self._checked(driver, request, entry)
         if not await self._keep(driver, [entries.decode(raw) for raw in offer.before], entry):
             return None
+        if self._ledger.is_forger(entry.author):
+            raise Refused("this key has signed two entries for one place; its standing is gone")
         digest = entries.hash_of(entry)
         covered = await self._is_covered(digest, request, terms)
         till = Till(digest, terms, TICK_TOKENS if covered else None)

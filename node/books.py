@@ -1,25 +1,33 @@
 """The ledger of a running node, with its two sides of a session."""
 
 import time
+from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
 
+from shoal.incentives.entry import Entry
 from shoal.incentives.lane_accounts import LedgerAccounts, LedgerStamping
 from shoal.incentives.ledger import Ledger
+from shoal.incentives.ledger_topic import LedgerParts, LedgerTopic
 from shoal.incentives.session_meter import LedgerMetering, Manifests
 from shoal.incentives.session_payment import LedgerPaying
 from shoal.incentives.standing import Standings
 from shoal.incentives.standing_view import view_of
 from shoal.incentives.store import Store
+from shoal.incentives.witness_duty import SignedHeads
 from shoal.swarm import peer_id
 from shoal.swarm.errors import OutOfMemory
 from shoal.swarm.home import Home
-from shoal.swarm.identifiers import PeerId
+from shoal.swarm.identifiers import PeerId, SwarmId
 from shoal.swarm.identity import Identity
+from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.membership import Swarm
 from shoal.swarm.stamp import StampGate, StampMaker
+from shoal.swarm.transports.libp2p import Libp2pTransport
 
 from .node_events import Warned
 
@@ -28,17 +36,27 @@ def _now() -> float:
     return time.time()  # noqa: TID251  the shell's clock, passed on to the cores
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Books:
-    """In a public swarm newcomers have to show a stamp; in a private one they were invited."""
+    """In a public swarm newcomers have to show a stamp; in a private one they were invited.
+
+    topic: the gossip, once the network is up; until it has asked others for this node's own entries, nothing is signed
+    """
 
     ledger: Ledger
+    topic: LedgerTopic | None = None
 
     def paying(self) -> LedgerPaying:
         return LedgerPaying(self.ledger)
 
     def metering(self, manifests: Manifests) -> LedgerMetering:
-        return LedgerMetering(self.ledger, manifests, anyio.current_time)
+        return LedgerMetering(self.ledger, manifests, anyio.current_time, catch_up=self.catch_up)
+
+    async def catch_up(self, peer: PeerId, author: bytes, start: int, stop: int) -> list[Entry]:
+        """`session_meter.CatchUp`. raises: ShoalError"""
+        if self.topic is None:
+            return []
+        return await self.topic.fetch(peer, author, start, stop)
 
     def accounts(self, metering: LedgerMetering, swarm: Swarm) -> LedgerAccounts:
         gate = StampGate(swarm.id) if swarm.public else None
@@ -71,4 +89,25 @@ async def open_books(home: Home, identity: Identity, owner: PeerId) -> tuple[Boo
     warning = (
         Warned("the balances in the ledger did not fit its entries; they were made anew") if store.drifted else None
     )
-    return Books(Ledger(store, identity, _now)), warning
+    return Books(Ledger(store, identity, _now, may_sign=False)), warning
+
+
+async def start_gossip(
+    books: Books,
+    home: Home,
+    swarm: SwarmId,
+    transport: Libp2pTransport,
+    calls: MemberCalls,
+    members: Callable[[], Collection[PeerId]],
+    tasks: TaskGroup,
+    stack: AsyncExitStack,
+) -> None:
+    """Entries travel from here on; ended with the stack, before the ledger is closed. raises: UsageError, DaemonDied"""
+    from shoal.swarm.transports.p2pd_topics import P2pdTopics
+
+    signed = SignedHeads(home.witness)
+    stack.callback(signed.close)
+    topics = P2pdTopics(transport.daemon_control)
+    stack.push_async_callback(topics.stop)
+    books.topic = await LedgerTopic.start(LedgerParts(books.ledger, swarm, signed, topics, calls, members, _now), tasks)
+    stack.push_async_callback(books.topic.stop)

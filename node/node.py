@@ -22,7 +22,7 @@ import shoal
 from shoal.swarm.blobs import serve_blobs
 from shoal.swarm.chain_planner import DirectoryPlanner
 from shoal.swarm.driver import Driver
-from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable
+from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable, UsageError
 from shoal.swarm.home import Home, NodeFacts
 from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import PROTOCOL_VERSION, PeerId
@@ -40,7 +40,7 @@ from shoal.swarm.swarm_entry import Entered
 from shoal.swarm.transports.libp2p import Libp2pTransport
 
 from .api_server import ApiServer
-from .books import Books, open_books
+from .books import Books, open_books, start_gossip
 from .hosted_models import HostedModels
 from .local_parts import NodeLocalParts
 from .model_loading import load_hosted, warm_imports
@@ -141,6 +141,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         records = await node.loops.look()
         if node.stop.is_set():
             raise Refused(node.stop_reason)
+        await _gossip(node, tasks, stack, report)
         await _host(node, records, stack, report)
         api_key = options.home.api_key()
         control = LiveControl(node)
@@ -189,6 +190,21 @@ async def _books(
     if books is not None:
         stack.push_async_callback(books.ledger.close)
     return books
+
+
+async def _gossip(node: Node, tasks: TaskGroup, stack: AsyncExitStack, report: Report) -> None:
+    """Once the directory knows who lives: they are asked for this node's own entries before it signs any."""
+    if node.books is None:
+        return
+
+    def members() -> set[PeerId]:
+        return {node.transport.me, *(record.peer for record in node.directory.book.live(_now()))}
+
+    books, home, swarm = node.books, node.options.home, node.setup.swarm.id
+    try:
+        await start_gossip(books, home, swarm, node.transport, node.calls, members, tasks, stack)
+    except UsageError as error:
+        report(Warned(f"{error}; this node signs no receipts until it is started again"))
 
 
 async def _reach(transport: Libp2pTransport, setup: Entered, owner: bool, report: Report) -> int:

@@ -69,6 +69,11 @@ class Home:
         return self.root / "ledger.sqlite"
 
     @property
+    def witness(self) -> Path:
+        """What this node has signed as a witness of others' chains."""
+        return self.root / "witness.sqlite"
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 

@@ -24,7 +24,9 @@ def opened_ledger(folder: Path | None, peer: str | None = None) -> Iterator[tupl
     home = Home.find(folder)
     identity = Identity.load(home.identity) if home.ledger.exists() else None
     if identity is None:
-        raise UsageError(f"there is no ledger at {home.ledger}; a node that is started with it makes it: shoal up --ledger")
+        raise UsageError(
+            f"there is no ledger at {home.ledger}; a node that is started with it makes it: shoal up --ledger"
+        )
     membership = membership_file.load(home.swarm)
     judges = judges_of(membership.swarm.owner) if membership else frozenset[bytes]()
     store = Store(home.ledger, read_only=True, judges=judges)

@@ -25,7 +25,7 @@ def any_body(draw: random.Random) -> AnyBody:
         bodies.Verdict(key, number(8), digest, number(8), draw.randbytes(32)),
         bodies.Checkpoint(digest, number(32), key, (bodies.Witness(key, signature),) * draw.randint(0, 5)),
         bodies.Rotate(key, signature),
-        bodies.ForkProof(draw.randbytes(200), draw.randbytes(210)),
+        bodies.ForkProof(key, number(32), *(bodies.Branch(digest, number(40), key, signature) for _ in range(2))),
     ]
     return draw.choice(kinds)
 

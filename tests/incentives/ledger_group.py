@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,10 @@ from pathlib import Path
 import anyio
 from swarm.people import person, public_swarm
 
+from shoal.incentives.bodies import AnyBody
+from shoal.incentives.entry import Entry
 from shoal.incentives.gossip_events import Fact, GossipOptions
+from shoal.incentives.ledger import Ledger
 from shoal.incentives.ledger_topic import LedgerParts, LedgerTopic
 from shoal.incentives.store import Store
 from shoal.incentives.witness_duty import SignedHeads
@@ -33,13 +36,17 @@ QUICK = GossipOptions(beat_s=0.2, sync_s=2.0)
 class Member:
     identity: Identity
     store: Store
-    ledger: LedgerTopic
+    topic: LedgerTopic
+    ledger: Ledger
     addresses: tuple[str, ...]
     facts: list[Fact] = field(default_factory=list)
 
     @property
     def peer(self) -> PeerId:
         return self.identity.peer_id
+
+    async def append(self, bodies: Sequence[AnyBody]) -> list[Entry]:
+        return [await self.ledger.append(body) for body in bodies]
 
     def length(self, other: "Member") -> int:
         return self.store.chain(other.identity.public_key).length
@@ -74,9 +81,8 @@ async def running_members(folder: Path, numbers: range) -> AsyncIterator[list[Me
             facts: list[Fact] = []
             all_parts.append(
                 LedgerParts(
-                    identity=person(number),
+                    ledger=Ledger(store, person(number), clock, may_sign=False),
                     swarm=SWARM.id,
-                    store=store,
                     signed=signed,
                     topics=topics,
                     calls=calls,
@@ -90,7 +96,14 @@ async def running_members(folder: Path, numbers: range) -> AsyncIterator[list[Me
             all_facts.append(facts)
         async with anyio.create_task_group() as tasks:
             yield [
-                Member(parts.identity, parts.store, await LedgerTopic.start(parts, tasks), transport.addresses, facts)
+                Member(
+                    parts.identity,
+                    parts.store,
+                    await LedgerTopic.start(parts, tasks),
+                    parts.ledger,
+                    transport.addresses,
+                    facts,
+                )
                 for parts, transport, facts in zip(all_parts, transports, all_facts, strict=True)
             ]
             tasks.cancel_scope.cancel()

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from shoal.incentives import entry as entries
-from shoal.incentives.bodies import Ack, Close, ForkProof
+from shoal.incentives.bodies import Ack, Checkpoint, Close, ForkProof, Witness
 from shoal.incentives.chain import (
     MAX_AHEAD_S,
     ROTATION_FINAL_S,
@@ -15,6 +15,7 @@ from shoal.incentives.chain import (
     Forked,
     Refused,
     forger,
+    fork_proof,
     judge,
 )
 from shoal.incentives.entry import NO_HASH, Entry
@@ -109,10 +110,39 @@ def test_nobody_is_convicted_by_what_others_signed() -> None:
     chain, held = chain_of(ALICE, 2)
     forged = replace(entries.write(THIEF, 1, held[0].prev, NOW, body(8)), author=ALICE.public_key)
     assert judge(forged, chain, held[1], None, NOW + 2) == Refused("unsigned")
-    first, second = sorted((forged, held[1]), key=entries.hash_of)
-    assert forger(ForkProof(entries.encode(first), entries.encode(second))) is None
-    assert forger(ForkProof(entries.encode(held[1]), entries.encode(held[1]))) is None
-    assert forger(ForkProof(entries.encode(held[0]), entries.encode(held[1]))) is None
+    assert forger(fork_proof(forged, held[1])) is None
+    assert forger(fork_proof(held[1], held[1])) is None
+    assert forger(fork_proof(held[0], held[1])) is None
+
+
+def test_a_fork_with_the_largest_entries_gives_a_proof_that_everybody_can_read() -> None:
+    def large(root: int) -> Entry:
+        witnesses = (Witness(bytes(32), bytes(64)),) * 16
+        return entries.write(ALICE, 0, NO_HASH, NOW, Checkpoint(bytes([root]) * 32, 0, bytes(32), witnesses))
+
+    one, other = large(1), large(2)
+    assert len(entries.encode(one)) > 1024
+    accepted = judge(one, Chain(ALICE.public_key), None, None, NOW)
+    assert isinstance(accepted, Accepted)
+    verdict = judge(other, accepted.chain, one, None, NOW)
+    assert isinstance(verdict, Forked)
+    written = entries.decode(entries.encode(entries.write(BOB, 0, NO_HASH, NOW, verdict.proof)))
+    assert isinstance(written.body, ForkProof)
+    assert forger(written.body) == ALICE.public_key
+    assert len(entries.encode(written)) < 600
+
+
+def test_who_forks_its_fork_proofs_is_convicted_by_a_proof_of_the_same_size() -> None:
+    _, held = chain_of(ALICE, 2)
+    proof = fork_proof(held[1], entries.write(ALICE, 1, held[0].prev, NOW, body(8)))
+    one, other = (entries.write(BOB, 0, NO_HASH, NOW + late, proof) for late in (0, 1))
+    again = fork_proof(one, other)
+    assert forger(again) == BOB.public_key
+    assert abs(len(encoded_proof(again)) - len(encoded_proof(proof))) < 8
+
+
+def encoded_proof(proof: ForkProof) -> bytes:
+    return entries.encode(entries.write(THIEF, 0, NO_HASH, NOW, proof))
 
 
 def rotated() -> tuple[Chain, list[Entry], Chain]:

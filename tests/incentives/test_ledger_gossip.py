@@ -212,10 +212,10 @@ def test_a_proof_that_proves_nothing_costs_nobody_its_standing() -> None:
     unsigned = entries.Entry(AUTHOR.public_key, 1, chain[0].prev, NOW_S, chain[0].body, bytes(64))
     liar, prev = person(3), entries.NO_HASH
     worthless = (
-        ForkProof(entries.encode(chain[0]), entries.encode(chain[1])),
-        ForkProof(entries.encode(chain[1]), entries.encode(chain[1])),
+        fork_proof(chain[0], chain[1]),
+        fork_proof(chain[1], chain[1]),
         fork_proof(chain[1], unsigned),
-        ForkProof(b"rubbish", b""),
+        ForkProof(bytes(32), 0, entries.branch_of(chain[0]), entries.branch_of(chain[1])),
     )
     for seq, proof in enumerate(worthless):
         writing = entries.write(liar, seq, prev, NOW_S, proof)

@@ -54,7 +54,8 @@ def test_an_observer_checks_the_proofs_of_others() -> None:
     seen = hear(LedgerObserver(SWARM.id), ONE, proof)
     assert isinstance(seen[1], ForkSeen)
     assert seen[1].told
-    worthless = ForkProof(fork_of(past).second, fork_of(past).first)
+    sound = fork_of(past)
+    worthless = ForkProof(sound.author, sound.seq, sound.second, sound.first)
     entry = entries.write(ONE, 0, entries.NO_HASH, NOW_S, worthless)
     seen = hear(LedgerObserver(SWARM.id), ONE, entry)
     assert isinstance(seen[1], Unsound)
@@ -112,14 +113,13 @@ async def test_an_observer_without_the_daemon_hears_the_nodes_and_finds_their_fo
                 await until_event("listening")
                 forger_, one, other = members
                 for member in members:
-                    await member.ledger.until_it_may_sign()
+                    await member.topic.until_it_may_sign()
                 await anyio.sleep(2)  # until the mesh has taken the observer in: a heartbeat of either implementation
-                one.ledger.append([opening(5)])
+                await one.append([opening(5)])
                 assert (await until_event("entry", one.peer))["kind"] == "open"
                 for victim, first in ((one, 100), (other, 200)):
                     (entry,) = continued(forger_.identity, [], 1, first, int(clock()))
-                    victim.store.receive_all([entry], int(clock()))
-                    victim.ledger.shown(entry)
+                    await victim.ledger.receive([entry])
                 await until_event("fork", peer_of(forger_.identity.public_key))
                 assert not [event for event in events if event["event"] == "unsound"]
                 process.terminate()

@@ -8,11 +8,13 @@ import pytest
 from simulation.session_world import MANIFEST, MODEL_ID
 
 from shoal.incentives import entry as entries
-from shoal.incentives.bodies import Ack, Close, Open
+from shoal.incentives.bodies import Ack, Close, ForkProof, Open
+from shoal.incentives.chain import Forked
 from shoal.incentives.entry import NO_HASH
 from shoal.incentives.ledger import Ledger
 from shoal.incentives.payword import PayWords
 from shoal.incentives.session_meter import LedgerMetering
+from shoal.incentives.session_payment import Offer, offers, session_name
 from shoal.incentives.store import Owed, Store
 from shoal.swarm.errors import Refused, Unavailable
 from shoal.swarm.identifiers import SessionId
@@ -109,4 +111,81 @@ async def test_a_flood_of_a_hundred_thousand_opens_is_refused_within_the_second_
     spent_s = time.process_time() - began
     assert refused == {"the payment can": 400, "too many sessio": 99_600}
     assert spent_s < 2.0, "on a machine that others use too; a tenth of that alone"
+    await ledger.close()
+
+
+@pytest.mark.anyio
+async def test_who_is_known_to_have_forked_opens_no_session_even_before_the_proof_is_stored(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite")
+    metering = LedgerMetering(ledger, lambda _: MANIFEST, lambda: 100.0)
+
+    def session(seq: int, prev: bytes) -> tuple[SessionOpen, bytes]:
+        name = SessionId(f"{seq:02x}" * 14)
+        body = Open(SERVER.public_key, session_name(name), WORDS.root, 0, 32, 10, 3600, 0)
+        entry = entries.write(CLIENT, seq, prev, NOW, body)
+        offer = offers.encode(Offer(entries.encode(entry), (), 0, bytes(20)))
+        terms = (name, MODEL_ID, "float32", Span(0, 8), 100, CLIENT.peer_id, None, None, (), Sampling(), (), offer)
+        return SessionOpen(*terms), entries.hash_of(entry)
+
+    request, head = session(0, NO_HASH)
+    assert await metering.open(CLIENT.peer_id, request) is not None
+    ledger.is_forger = lambda author: author == CLIENT.public_key
+    with pytest.raises(Refused, match="its standing is gone"):
+        await metering.open(CLIENT.peer_id, session(1, head)[0])
+    await ledger.close()
+
+
+@pytest.mark.anyio
+async def test_nothing_is_signed_before_the_others_were_asked_and_what_was_settled_meanwhile_is_kept(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(Store(path), SERVER, lambda: float(NOW), may_sign=False)
+    body = Open(SERVER.public_key, b"s", WORDS.root, 0, 32, 10, 3600, 0)
+    opened = entries.write(CLIENT, 0, NO_HASH, NOW, body)
+    fork = entries.write(CLIENT, 0, NO_HASH, NOW + 1, body)
+    caught: list[ForkProof] = []
+    ledger.on_caught.append(caught.append)
+    await ledger.receive([opened])
+    with pytest.raises(Unavailable):
+        await ledger.append(Ack(bytes(32), 0))
+    (verdict,) = await ledger.receive([fork])
+    assert isinstance(verdict, Forked)
+    assert caught == [verdict.proof]
+    close = Close(entries.hash_of(opened), 4, WORDS.word(4))
+    ledger.settle(close)
+    await ledger.flush()
+    assert ledger.store.chain(SERVER.public_key).length == 0
+    await ledger.close()  # as a node that is stopped before anybody answered
+    again = Ledger(Store(path), SERVER, lambda: float(NOW), may_sign=False)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(again.run)
+        await anyio.wait_all_tasks_blocked()
+        assert again.store.chain(SERVER.public_key).length == 0
+        again.allow()
+        with anyio.fail_after(10):
+            while not again.store.chain(SERVER.public_key).length:  # noqa: ASYNC110  the shell has no hook for it
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert [entry.body for entry in again.store.of(SERVER.public_key)] == [close]
+    await again.close()
+
+
+@pytest.mark.anyio
+async def test_what_a_restored_backup_takes_back_is_not_settled_again(tmp_path: Path) -> None:
+    ledger = Ledger(Store(tmp_path / "ledger.sqlite"), SERVER, lambda: float(NOW), may_sign=False)
+    body = Open(SERVER.public_key, b"s", WORDS.root, 0, 32, 10, 3600, 0)
+    opened = entries.write(CLIENT, 0, NO_HASH, NOW, body)
+    close = Close(entries.hash_of(opened), 4, WORDS.word(4))
+    await ledger.receive([opened])
+    ledger.store.owe_all([Owed(entries.hash_of(opened), 3, WORDS.word(3))])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ledger.run)
+        await anyio.wait_all_tasks_blocked()
+        await ledger.receive([entries.write(SERVER, 0, NO_HASH, NOW, close)])  # others have kept it
+        ledger.allow()
+        await ledger.append(Ack(bytes(32), 0))
+        await ledger.flush()
+        tasks.cancel_scope.cancel()
+    assert [entry.body for entry in ledger.store.of(SERVER.public_key)] == [close, Ack(bytes(32), 0)]
     await ledger.close()

@@ -3,7 +3,8 @@
 from itertools import count
 
 from shoal.incentives import entry as entries
-from shoal.incentives.bodies import WORD_BYTES, AnyBody, Close, ForkProof, Open, Verdict
+from shoal.incentives.bodies import WORD_BYTES, AnyBody, Close, Open, Verdict
+from shoal.incentives.chain import fork_proof
 from shoal.incentives.entry import Entry
 from shoal.incentives.payword import PayWords
 from shoal.incentives.standing import FORKED_MS
@@ -69,5 +70,5 @@ def test_a_forger_is_the_last_choice() -> None:
     served(store, ME, BAD, 10)
     (first,) = append(other, BAD, Verdict(GOOD.public_key, 0, bytes(32), 0, bytes(32)))
     second = store.of(BAD.public_key)[0]
-    append(store, ME, ForkProof(*sorted((entries.encode(first), entries.encode(second)))))
+    append(store, ME, fork_proof(first, second))
     assert view_of(ME.public_key, store).cost_ms(BAD.peer_id) == FORKED_MS

@@ -8,7 +8,7 @@ import pytest
 
 from shoal.incentives import entry as entries
 from shoal.incentives.account import Account
-from shoal.incentives.bodies import Ack, Close, Open, Train, Verdict
+from shoal.incentives.bodies import Ack, Branch, Close, ForkProof, Open, Train, Verdict
 from shoal.incentives.chain import Accepted, Forked, Refused
 from shoal.incentives.entry import NO_HASH, Entry
 from shoal.incentives.payword import PayWords
@@ -168,6 +168,18 @@ def test_a_hidden_spend_is_a_fork_and_costs_all_that_can_be_spent(store: Store) 
     assert store.receive(following, NOW + 2) == Refused("forked")
     with pytest.raises(LocalFault):
         store.append_own(CLIENT, [opened()], NOW + 2)
+
+
+def test_a_fork_proof_that_proves_nothing_is_stored_and_moves_nothing(store: Store) -> None:
+    had = account(store, CLIENT).spendable
+    rubbish = Branch(bytes(32), 0, bytes(32), bytes(64))
+    for seq, author in enumerate((CLIENT.public_key, b"\xff" * 32)):  # the second is no key at all
+        proof = ForkProof(author, 0, rubbish, Branch(bytes(32), seq, b"\1" * 32, bytes(64)))
+        entry = entries.write(SERVER, seq, store.chain(SERVER.public_key).head, NOW, proof)
+        assert isinstance(store.receive(entry, NOW), Accepted)
+    assert account(store, CLIENT).spendable == had
+    assert not account(store, CLIENT).forked
+    assert store.chain(SERVER.public_key).length == 2
 
 
 def test_the_server_of_a_forker_is_paid_from_what_was_set_aside(store: Store) -> None:
