@@ -10,7 +10,7 @@ from . import messages
 from .compute import Compute, Work
 from .identifiers import SessionId
 from .kept_outputs import KeptOutputs
-from .messages import Feed, PaidFeed
+from .messages import Feed, with_word
 from .transport import Stream
 
 PREFILL_POSITIONS = 256  # ids in one feed: hops work on different feeds of one prompt at the same time
@@ -21,12 +21,6 @@ def _chunks(ids: Sequence[int], start: int, positions: int) -> list[tuple[int, t
     return [
         (at, tuple(ids[at : at + positions]), at + positions >= len(ids)) for at in range(start, len(ids), positions)
     ]
-
-
-def _with(tick: bytes, feed: Feed) -> Feed:
-    if not tick:
-        return feed
-    return PaidFeed(feed.start, feed.count, feed.ids, feed.hidden, feed.wants_token, feed.replay, feed.trace, tick)
 
 
 class IdFeeder:
@@ -41,7 +35,7 @@ class IdFeeder:
             await stream.send(messages.encode(Feed(start, len(chunk), chunk, b"", last, replay, ())))
 
     async def feed_token(self, stream: Stream, start: int, token: int, tick: bytes) -> None:
-        await stream.send(messages.encode(_with(tick, Feed(start, 1, (token,), b"", True, False, ()))))
+        await stream.send(messages.encode(with_word(Feed(start, 1, (token,), b"", True, False, ()), tick)))
 
     def close(self) -> None:
         return
@@ -74,7 +68,7 @@ class LocalFeeder:
             await stream.send(messages.encode(feed))
 
     async def feed_token(self, stream: Stream, start: int, token: int, tick: bytes) -> None:
-        await stream.send(messages.encode(_with(tick, await self._run(start, (token,), True, False))))
+        await stream.send(messages.encode(with_word(await self._run(start, (token,), True, False), tick)))
 
     def close(self) -> None:
         self._compute.close(self._session)

@@ -32,6 +32,7 @@ from .messages import (
     Tick,
     Timing,
     Token,
+    with_word,
 )
 from .metering import Meter
 from .transport import Stream, Transport
@@ -253,11 +254,7 @@ class Hop:
     async def _pass_on(self, fed: Feed, done: Done, tick: bytes) -> None:
         trace = (*fed.trace, Timing(done.queue_s * 1e3, done.compute_s * 1e3))
         if self.request.downstream is not None:
-            out = (
-                PaidFeed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace, tick)
-                if tick
-                else Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace)
-            )
+            out = with_word(Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace), tick)
             async with self._downstream_lock:
                 self._kept.add(out)
                 await self._push(out)

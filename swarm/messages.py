@@ -84,6 +84,13 @@ class PaidFeed(Feed, frozen=True, tag="Paid"):
     tick: bytes
 
 
+def with_word(feed: Feed, tick: bytes) -> Feed:
+    """tick: b"" when no word is due"""
+    if not tick:
+        return feed
+    return PaidFeed(feed.start, feed.count, feed.ids, feed.hidden, feed.wants_token, feed.replay, feed.trace, tick)
+
+
 class Token(Message, frozen=True):
     """Last hop to driver: the token at index `position`."""
 
