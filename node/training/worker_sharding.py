@@ -7,6 +7,8 @@ Every process gets its rows of each batch; a gradient is the mean over all rows,
 source: Zhao et al., PyTorch FSDP, arXiv:2304.11277; `torch.distributed.fsdp.fully_shard` is its second form
 """
 
+import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from .worker_steps import InnerSteps, StepResult
 
 STEP, LOSS, READ, GRADIENTS, WRITE, STOP = range(6)
 _HEAD = 8  # numbers that say what comes next
+_LET_GO = 10.0  # s
 
 
 class Ranks:
@@ -39,12 +42,14 @@ class Ranks:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self.device = device
         self.mesh = init_device_mesh(device.type, (self.count,))
+        self._said: weakref.ref[torch.Tensor] | None = None
 
     def head(self, numbers: list[int] | None) -> list[int]:
         """What the first process is about to do; it gives it, the others get it."""
         padded = [*(numbers or []), *[0] * (_HEAD - len(numbers or []))]
         tensor = torch.tensor(padded, dtype=torch.int64, device=self.device)
         dist.broadcast(tensor, 0)
+        self._said = weakref.ref(tensor)
         return [int(number) for number in tensor.cpu()]
 
     def share(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -54,6 +59,14 @@ class Ranks:
         return placed
 
     def close(self) -> None:
+        """After the last word.
+
+        gloo's threads let go of a broadcast's tensor a moment after it is over, and need the interpreter for that:
+        one that comes to it when the interpreter ends aborts the process. So this waits until they have.
+        """
+        deadline = time.monotonic() + _LET_GO
+        while self._said is not None and self._said() is not None and time.monotonic() < deadline:
+            time.sleep(0.001)
         dist.destroy_process_group()
 
 
