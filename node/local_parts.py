@@ -52,8 +52,10 @@ class SplitCompute:
     async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
         return await self._sessions[session].export_kv(session, start, stop, level)
 
-    async def import_kv(self, session: SessionId, start: int, chunks: Sequence[bytes]) -> int:
-        return await self._sessions[session].import_kv(session, start, chunks)
+    async def import_kv(
+        self, session: SessionId, start: int, chunks: Sequence[bytes], history: tuple[int, ...] = ()
+    ) -> int:
+        return await self._sessions[session].import_kv(session, start, chunks, history)
 
     def close(self, session: SessionId) -> None:
         compute = self._sessions.pop(session, None)
