@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from shoal.compression.errors import MalformedPayload
@@ -19,7 +20,7 @@ from .compute import Compute, Done, Work
 from .errors import BadActivation, LocalFault, MalformedMessage, Refused, ShoalError, Unavailable
 from .handshake import Gate, failure
 from .hop_cache import HopCache, cache_lost
-from .identifiers import PeerId, SessionId
+from .identifiers import PeerId
 from .kept_outputs import KeptOutputs, without_held
 from .messages import (
     Adopt,
@@ -36,6 +37,7 @@ from .messages import (
     Restored,
     Rewire,
     SendCache,
+    Stay,
     Tick,
     Timing,
     Token,
@@ -78,6 +80,10 @@ class Hop:
         self._restored = anyio.Event()
         self._chosen: list[int] = []  # tokens, when the sampling has penalties
         self._handing = anyio.CancelScope()
+        self._target: Rewire | None = None
+        if request.downstream is not None and request.downstream_session is not None:
+            self._target = Rewire(request.downstream, request.downstream_session, request.downstream_addresses)
+        self._finished = False  # whom this hop pushes to has been told that nothing more comes
         self.handed = False  # a successor has everything
         self.stranded = ""  # why there is no successor
         self._taking = anyio.Lock(fast_acquire=True)  # without a turn of the event loop, 30 us each time
@@ -95,27 +101,30 @@ class Hop:
 
     async def connect_downstream(self) -> None:
         """Open the push stream early, so that the first positions find it ready."""
-        request = self.request
-        if request.downstream is None or request.downstream_session is None:
+        if self._target is None:
             return
-        if request.cache_from is not None:
+        if self.request.cache_from is not None:
             await self._restored.wait()  # before that the next hop does not expect this one
         with self._connecting:
             async with self._downstream_lock:
-                await self._open_downstream(
-                    request.downstream, request.downstream_session, request.downstream_addresses
-                )
+                await self._open_downstream(self._target)
 
-    async def _open_downstream(self, peer: PeerId, session: SessionId, addresses: tuple[str, ...]) -> None:
+    async def _open_downstream(self, to: Rewire) -> None:
         try:
             self._downstream = await open_attached(
-                self._transport, self._gate, messages.PUSH_PROTOCOL, peer, addresses, session
+                self._transport,
+                self._gate,
+                messages.PUSH_PROTOCOL,
+                to.downstream,
+                to.downstream_addresses,
+                to.downstream_session,
             )
         except ShoalError as error:
-            await self._tell(failure("downstream_lost", error, culprit=peer))
+            await self._tell(failure("downstream_lost", error, culprit=to.downstream))
 
     def rewire(self, to: Rewire, tasks: TaskGroup) -> None:
         """Push to another peer from now on, beginning with what it lacks. Probes are answered meanwhile."""
+        self._target, self._finished = to, False
         self._connecting.cancel()
         self._connecting = anyio.CancelScope()
         if self._downstream is not None:
@@ -134,7 +143,7 @@ class Hop:
         if to.start < self._kept.first:
             await self._tell(Failed("cannot_replay", "this hop no longer keeps its outputs", None))
             return
-        await self._open_downstream(to.downstream, to.downstream_session, to.downstream_addresses)
+        await self._open_downstream(to)
         for feed in self._kept.replay(to.start):
             await self._push(feed)
 
@@ -336,7 +345,14 @@ class Hop:
         async with self._downstream_lock:
             if self._downstream is not None:
                 await self._downstream.close()
-                self._downstream = None
+                self._downstream, self._finished = None, True
+
+    def stay(self, tasks: TaskGroup) -> None:
+        """There is no successor after all."""
+        self._handing.cancel()
+        self.handed = False
+        if self._finished and self._target is not None:
+            self.rewire(msgspec.structs.replace(self._target, start=self.held), tasks)
 
     async def leave(self, within_s: float) -> None:
         """Ask the driver for a successor."""
@@ -363,6 +379,8 @@ class Hop:
                     self.rewire(to, tasks)
                 case SendCache() as to:
                     self.send_cache(to, tasks)
+                case Stay():
+                    self.stay(tasks)
                 case NoSuccessor(text):
                     self.stranded = text
                 case Tick(word):

@@ -97,8 +97,8 @@ class HopLink:
                     self._post(CacheCame(key, held))
                 case CacheLost(session, text):
                     self._post(CacheFailed(key, self._key_of(session), text))
-                case Leaving():
-                    self._post(HopLeaves(key))
+                case Leaving(within_s):
+                    self._post(HopLeaves(key, within_s))
                 case Handed(held):
                     self._post(HopHanded(key, held))
                 case Failed(kind, text, culprit):

@@ -213,6 +213,10 @@ class NoSuccessor(Message, frozen=True):
     text: str
 
 
+class Stay(Message, frozen=True):
+    """Driver to a hop that hands over: its successor is gone; compute on."""
+
+
 class Handed(Message, frozen=True):
     """Hop to driver: the successor has all of the cache, and everybody downstream all that came of it."""
 
@@ -248,6 +252,7 @@ AnyMessage = (
     | Restored
     | Leaving
     | NoSuccessor
+    | Stay
     | Handed
     | Feed
     | PaidFeed

@@ -4,7 +4,7 @@ The failover ladder of DESIGN 6: a lost hop is replaced by its standby, which ha
 (`session_standby`), and its upstream neighbour replays its kept outputs from there on (the driver, when the first hop
 is lost); with no standby another holder replaces it and gets all outputs; when that cannot be, the whole chain is
 opened anew and the driver feeds all tokens again. Peers that failed are excluded for the rest of the session; the
-number of failures is bounded. A hop that leaves of its own accord is replaced while it still works (`session_move`).
+number of failures is bounded. A hop that leaves of its own accord is replaced while it works (`session_move`).
 
 Events go in through `handle` with the time they happened; effects come out in the order in which the shell carries them
 out.
@@ -122,13 +122,13 @@ class Session:
                 yield from self._on_opened(key, now)
             case HopFailed(key, kind, text):
                 if self._is_aside(key):
-                    yield from self._lose_aside(key, f"{kind}: {text}", now)
+                    yield from self._lose_aside(key, f"{kind}: {text}")
                 else:
                     yield from self._on_failed(event, now)
             case HopLost(key, reason):
                 hop = self._hop(key)
                 if self._is_aside(key):
-                    yield from self._lose_aside(key, reason, now)
+                    yield from self._lose_aside(key, reason)
                 elif hop:
                     yield from self._lose(hop, reason, now)
             case PeerSought(key, peer, reason):
@@ -137,10 +137,10 @@ class Session:
                 yield from self._on_cache(key, held, now)
             case CacheFailed(key, to, reason):
                 yield from self._on_cache_failed(key, to, reason, now)
-            case HopLeaves(key):
+            case HopLeaves(key, within_s):
                 hop = self._hop(key)
                 if hop:
-                    hop.leaving = True
+                    hop.leaving, hop.hurried = True, within_s < self.patience.hurried_s
                 yield from self._tend(now)
             case HopHanded(key):
                 if self._move and self._move.leaver.key == key:
@@ -295,12 +295,11 @@ class Session:
             self._broke_at_s = self._waiting_since_s or now
         self._lost.append((hop.peer, hop.span, reason))
         yield CloseHop(hop.key)
-        handed = self._move is not None and self._move.handed_at_s is not None and self._move.leaver is not hop
         yield from self._end_move()
         if self._failures > self.patience.failures:
             yield from self._give_up(reason)
             return
-        if self.phase == "running" and hop in self.hops and not handed:
+        if self.phase == "running" and hop in self.hops:
             self._gap = self.hops.index(hop)
             self.hops.remove(hop)
             yield from self._replace(hop, now)
@@ -359,22 +358,20 @@ class Session:
         successor = self._move.successor if self._move else None
         return self._standbys.is_standby(self.hops, key) or (successor is not None and successor.key == key)
 
-    def _lose_aside(self, key: HopKey, reason: str, now: float) -> Iterator[Effect]:
+    def _lose_aside(self, key: HopKey, reason: str) -> Iterator[Effect]:
         move = self._move
         if move is None or move.successor is None or move.successor.key != key:
             yield from self._standbys.lost(self.hops, key)
             return
         self.exclude |= {move.successor.peer}
-        yield from self._fail_move(reason, now)
+        yield from self._fail_move(reason)
 
-    def _fail_move(self, reason: str, now: float) -> Iterator[Effect]:
+    def _fail_move(self, reason: str) -> Iterator[Effect]:
         """The successor is gone, or of no use."""
         move = self._move
         assert move is not None
         yield from move.failed()
-        if move.handed_at_s is not None:
-            yield from self._lose(move.leaver, f"left, and its successor failed: {reason}", now)
-        elif move.tries < self.patience.successor_tries:
+        if move.may_try_again:
             yield from move.seek(self.hops, self.exclude)
         else:
             yield from move.stranded(reason)
@@ -412,7 +409,7 @@ class Session:
         if move is not None and move.leaver is hop and move.seeking:
             if peer is not None:
                 yield from move.found(peer, self.hops, next(self._keys), now)
-            elif move.tries < self.patience.successor_tries:
+            elif move.may_try_again:
                 yield from move.seek(self.hops, self.exclude, self.patience.successor_retry_s)
             else:
                 yield from move.stranded(reason)
@@ -567,9 +564,7 @@ class Session:
 
     def _tick_running(self, now: float) -> Iterator[Effect]:
         if self._move is not None and self._move.is_late(now):
-            yield from self._fail_move(f"took over nothing within {self.patience.prefill_s:.0f} s", now)
-            if self.phase != "running":
-                return
+            yield from self._fail_move(f"took over nothing within {self.patience.prefill_s:.0f} s")
         for hop in self.hops:
             since_s = hop.unanswered_since_s
             if since_s is not None and now - since_s >= self.patience.probe_s - _TICK_SLACK_S:

@@ -80,9 +80,10 @@ class CacheFailed:
 
 @dataclass(frozen=True, slots=True)
 class HopLeaves:
-    """A hop asks for a successor."""
+    """A hop asks for a successor, and is gone after so many seconds."""
 
     hop: HopKey
+    within_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +220,13 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepOn:
+    """A leaving hop hands over to nobody, for now."""
+
+    hop: HopKey
+
+
+@dataclass(frozen=True, slots=True)
 class TellStranded:
     """A leaving hop has no successor."""
 
@@ -306,6 +314,7 @@ Effect = (
     | SendSnapshots
     | SendKept
     | HandOver
+    | KeepOn
     | TellStranded
     | CloseHop
     | AdoptUpstream

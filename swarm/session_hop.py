@@ -23,7 +23,8 @@ class Patience:
     standby_retry_s: float = 30.0  # after one was lost, or none was found
     standby_tries: int = 4  # for one hop
     successor_retry_s: float = 2.0
-    successor_tries: int = 3  # for one hop that leaves
+    successor_tries: int = 3  # for one hop that leaves, unless it is hurried
+    hurried_s: float = 15.0
 
 
 @dataclass(slots=True)
@@ -50,4 +51,5 @@ class Hop:
     standby_tries: int = 0
     standby_after_s: float = 0.0
     leaving: bool = False  # it has asked for a successor
+    hurried: bool = False  # and cannot wait until one turns up
     stranded: bool = False  # there is none

@@ -13,6 +13,7 @@ from .session_events import (
     Effect,
     HandOver,
     HopKey,
+    KeepOn,
     OpenHop,
     Restore,
     SeekPeer,
@@ -41,6 +42,10 @@ class Move:
 
     def is_late(self, now: float) -> bool:
         return self.successor is not None and now - self.began_s > self.patience.prefill_s
+
+    @property
+    def may_try_again(self) -> bool:
+        return self.tries < self.patience.successor_tries and not self.leaver.hurried
 
     def seek(self, hops: Sequence[Hop], exclude: frozenset[PeerId], after_s: float = 0.0) -> Iterator[Effect]:
         self.tries += 1
@@ -71,11 +76,12 @@ class Move:
         yield HandOver(self.leaver.key, self.successor.key)
 
     def failed(self) -> Iterator[Effect]:
-        """The successor is of no use; the leaver goes on if it has not handed over."""
+        """The successor is of no use; the leaver goes on."""
         if self.successor is not None:
+            if self.successor.opened:
+                yield KeepOn(self.leaver.key)
             yield CloseHop(self.successor.key)
-            self.successor = None
-            self.restored = None
+            self.successor = self.restored = self.handed_at_s = None
 
     def stranded(self, text: str) -> Iterator[Effect]:
         self.leaver.stranded = True

@@ -27,7 +27,7 @@ from .identifiers import PeerId, SessionId
 from .kept_outputs import without_held
 from .kv_chunks import KvFormat
 from .manifest import Manifest
-from .messages import Adopt, Feed, NoSuccessor, Open, Output, Probe, Rewire, SendCache, Tick, Timing, Token
+from .messages import Adopt, Feed, NoSuccessor, Open, Output, Probe, Rewire, SendCache, Stay, Tick, Timing, Token
 from .metering import Payment
 from .session import Session
 from .transport import Transport
@@ -216,6 +216,9 @@ class DriverStream:
                     new = self._links[successor].at
                     handover = SendCache(new.peer, new.session, new.addresses, self._level, hands_over=True)
                     await self._links[key].tell(handover)
+                case events.KeepOn(key):
+                    if key in self._links:
+                        await self._links[key].tell(Stay())
                 case events.TellStranded(key, reason):
                     await self._links[key].tell(NoSuccessor(reason[:500]))
                 case events.AdoptUpstream(key, upstream):
