@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from shoal.swarm.cache_keeper import BUDGET_BYTES
 from shoal.swarm.home import Home
 from shoal.swarm.transports.p2pd import NetworkOptions
 
@@ -26,4 +27,6 @@ class NodeOptions:
     public: bool = False
     invite: str | None = None  # join with this line instead of the swarm of this home
     ledger: bool = False  # receipts for what is served and used
+    drain_limit_s: float = 10.0  # that a signal leaves for moving sessions
+    standby_bytes: int = BUDGET_BYTES  # of memory, for the snapshots of other nodes' caches
     follow: str | None = None  # name of a training run whose newest parameters are served

@@ -11,6 +11,7 @@ from .node_flags import (
     ApiPortFlag,
     DetachFlag,
     DeviceFlag,
+    DrainLimitFlag,
     DtypeFlag,
     FollowFlag,
     GatewayFlag,
@@ -23,6 +24,7 @@ from .node_flags import (
     NatFlag,
     PortFlag,
     RelayFlag,
+    StandbyMemoryFlag,
     ThreadsFlag,
 )
 
@@ -52,6 +54,8 @@ def join(
     gateway_only: GatewayFlag = None,
     follow: FollowFlag = None,
     ledger: LedgerFlag = None,
+    standby_memory: StandbyMemoryFlag = None,
+    drain_limit: DrainLimitFlag = None,
     detach: DetachFlag = False,
     home: HomeFlag = None,
     json: JsonFlag = False,
