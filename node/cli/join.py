@@ -24,6 +24,7 @@ from .node_flags import (
     PortFlag,
     RelayFlag,
     ThreadsFlag,
+    UploadFlag,
 )
 
 InviteArgument = Annotated[str, typer.Argument(help="The line that begins with shoal1:, or - to read it from stdin.")]
@@ -51,6 +52,7 @@ def join(
     api_port: ApiPortFlag = None,
     gateway_only: GatewayFlag = None,
     follow: FollowFlag = None,
+    upload_limit: UploadFlag = None,
     ledger: LedgerFlag = None,
     detach: DetachFlag = False,
     home: HomeFlag = None,

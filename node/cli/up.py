@@ -24,6 +24,7 @@ from .node_flags import (
     RelayFlag,
     SwarmNameFlag,
     ThreadsFlag,
+    UploadFlag,
 )
 
 
@@ -50,6 +51,7 @@ def up(
     public: PublicFlag = None,
     gateway_only: GatewayFlag = None,
     follow: FollowFlag = None,
+    upload_limit: UploadFlag = None,
     ledger: LedgerFlag = None,
     detach: DetachFlag = False,
     home: HomeFlag = None,
