@@ -46,15 +46,18 @@ from .api_server import ApiServer
 from .books import Books, open_books, start_gossip
 from .hosted_models import HostedModels
 from .local_parts import NodeLocalParts
+from .model_finding import Finder
 from .model_loading import load_hosted, warm_imports
 from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
 from .options import NodeOptions
+from .peer_folder import PeerFolder
+from .peer_model import kept_model
 from .publications import Publications
-from .published_model import looks_published, published_model
 from .swarm_setup import enter_swarm
 from .trainings import Trainings
+from .weight_shelf import WeightShelf
 
 if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
@@ -87,6 +90,7 @@ class Node:
     planner: DirectoryPlanner
     hops: HopServer
     invites: InviteStore | None  # at the owner
+    shelf: WeightShelf
     publications: Publications
     trainings: Trainings
     books: Books | None  # None: it keeps no ledger
@@ -120,6 +124,14 @@ class Node:
             certificate=self.setup.gate.certificate,
             runs=tuple(sorted(self.runs)),
         )
+
+    def members(self) -> list[PeerId]:
+        """The others that are there now."""
+        return [record.peer for record in self.directory.book.live(_now()) if record.peer != self.transport.me]
+
+    def finder(self, tell: Report | None = None) -> Finder:
+        cache, public = self.options.home.cache, self.setup.swarm.public
+        return Finder(self.calls, self.members, self.transport.me, cache, public, tell)
 
     def ask_to_stop(self, reason: str, leave: Leave | None = None) -> None:
         """leave: how its sessions are moved first; None: as a signal does"""
@@ -184,7 +196,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         await node.loops.announce()
         stack.push_async_callback(node.loops.withdraw)
         tasks.start_soon(node.loops.run)
-        tasks.start_soon(node.publications.restore)
+        tasks.start_soon(_give, node)
         if options.follow is not None:
             from .run_following import follow_run  # torch
 
@@ -277,7 +289,7 @@ async def _assemble(
     pinger = Pinger(transport, calls, LatencyBook(), anyio.current_time)
     planner = DirectoryPlanner(directory, calls, pinger, anyio.current_time, _now)
     hosted = HostedModels()
-    local_parts = NodeLocalParts(options)
+    local_parts = NodeLocalParts(options, hosted)
     stack.callback(local_parts.stop)
     paying = books.paying() if books else None
     metering = books.metering(hosted.manifest) if books else None
@@ -303,6 +315,7 @@ async def _assemble(
         setup.revocations.merge(invites.revocations())
         await serve_joining(transport, lambda peer, body: invites.answer(peer, body, _now()))
     started_at = _now()
+    shelf = WeightShelf(options.upload_byte_s)
     node = Node(
         options=options,
         identity=identity,
@@ -316,7 +329,8 @@ async def _assemble(
         planner=planner,
         hops=hops,
         invites=invites,
-        publications=Publications(options.home),
+        shelf=shelf,
+        publications=Publications(options.home, shelf),
         trainings=Trainings(tasks),
         books=books,
         started_at=started_at,
@@ -327,8 +341,8 @@ async def _assemble(
     await hops.start()
     await serve_pings(calls)
     await serve_records(calls, directory, _now)
-    await serve_blobs(calls, lambda model: hosted.blobs(model) or node.publications.blobs(model))
-    await node.publications.serve(calls)
+    await serve_blobs(calls, lambda model: shelf.blobs(model) or hosted.blobs(model))
+    await shelf.serve(calls)
     return node
 
 
@@ -345,17 +359,14 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
         else:
             anyio.from_thread.run_sync(report, event)
 
-    published = None
-    if looks_published(node.options.model):
-        peers = [record.peer for record in records if record.peer != node.transport.me]
-        published = await published_model(node.calls, peers, node.options.model, node.options.home.cache)
+    model = await node.finder(tell).find(node.options.model, records)
     hosted = await anyio.to_thread.run_sync(
         load_hosted,
         node.options,
         records,
         node.transport.me,
         tell,
-        published,
+        model,
         abandon_on_cancel=True,
     )
     node.device = hosted.device
@@ -363,6 +374,18 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
     hosted.engine.keeps_lanes = node.books is not None and node.setup.swarm.public
     node.hosted.add(hosted)
     stack.callback(hosted.engine.stop)
+
+
+async def _give(node: Node) -> None:
+    """Weights that are here, to members that fetch them: what is served, was published or was fetched before."""
+    for hosted in node.hosted:
+        if hosted.local is not None:
+            await node.shelf.offer(hosted.local, "hosted")
+    await node.publications.restore()
+    for folder in PeerFolder.every(node.options.home.cache):
+        kept = kept_model(folder)
+        if kept is not None:
+            await node.shelf.offer(kept, "kept")
 
 
 def _verdict(options: NodeOptions, node: Node, reached: int) -> str:
