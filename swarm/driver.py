@@ -24,6 +24,7 @@ from .session import Patience, Session
 from .token_stream import DriverStream, LocalHead
 from .transport import Transport
 from .units import Span, whole
+from .work_records import SessionAudits
 
 
 class LocalParts(Protocol):
@@ -48,7 +49,9 @@ class Driver:
         seed: int | None = None,
         paying: Paying | None = None,
         stamping: Stamping | None = None,
+        audits: SessionAudits | None = None,
     ) -> None:
+        self.audits = audits
         self._transport = transport
         self._gate = gate
         self._planner = planner
@@ -128,6 +131,8 @@ class Driver:
                 head.close()
             for link in stream.links():
                 stream.let_go(link)
+            if self.audits is not None:
+                self.audits.ended(stream.used())
         if error is not None:
             raise error
 

@@ -27,6 +27,7 @@ from .metering import Payment
 from .session import Session
 from .transport import Transport
 from .units import describe, has_head
+from .work_records import UsedHop, UsedSession
 
 
 class LocalHead:
@@ -122,6 +123,8 @@ class DriverStream:
         self._began_s = clock()
         self._links: dict[events.HopKey, HopLink] = {}
         self._tallies: dict[events.HopKey, _Tally] = {}
+        self._since: dict[events.HopKey, int] = {}  # the session's length at its opening, 0 in the first chain
+        self._used: list[UsedHop] = []
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
         tick = payment.tick if payment else bytes
         self._push = DriverPush(transport, gate, feeder, session.ids, self._post, tick)
@@ -166,7 +169,7 @@ class DriverStream:
     def finish(self) -> None:
         """The caller has left: complete the route."""
         for link in self._links.values():
-            self._note_hop(link)
+            self._note_hop(link, stayed=True)
         self.route.total_s = self._clock() - self._began_s
         if self.finish_reason is None:
             self.finish_reason = "cancelled"
@@ -288,6 +291,7 @@ class DriverStream:
             history=tuple(self._session.ids) if with_history else (),
             stamp=self._stamp,
         )
+        self._since[effect.hop] = len(self._session.ids) if self._used else 0
         link = HopLink(at, self._transport, self._gate, self._post, self._take_result)
         self._links[effect.hop] = link
         self._tallies[effect.hop] = _Tally()
@@ -301,7 +305,7 @@ class DriverStream:
     def _close_hop(self, key: events.HopKey) -> None:
         link = self._links.pop(key, None)
         if link is not None:
-            self._note_hop(link)
+            self._note_hop(link, stayed=self._session.phase == "over")
             self.let_go(link)
 
     # Results
@@ -346,7 +350,21 @@ class DriverStream:
             tally.compute_ms += timing.compute_ms
             tally.queue_ms += timing.queue_ms
 
-    def _note_hop(self, link: HopLink) -> None:
+    def used(self) -> UsedSession:
+        """After `finish`: whom this session went through."""
+        return UsedSession(
+            self._request, self._manifest, self._dtype or "", tuple(self._session.ids), tuple(self._used)
+        )
+
+    def _note_use(self, link: HopLink, *, stayed: bool) -> None:
+        """One token may be on its way past a hop that is opened in another's place, so the second one counts."""
+        since, length = self._since[link.at.key], len(self._session.ids)
+        came = length - (since or len(self._request.ids))
+        shown = length - 1 if came >= (2 if since else 1) else 0
+        self._used.append(UsedHop(link.at.peer, link.at.session, link.at.span, shown, since, stayed))
+
+    def _note_hop(self, link: HopLink, *, stayed: bool) -> None:
+        self._note_use(link, stayed=stayed)
         tally = self._tallies.pop(link.at.key)
         if not tally.steps:
             return

@@ -10,11 +10,12 @@ from node.engine_chain import CPU, local_model
 from node.tiny_models import VOCABULARY, make_model, save_model
 from simulation.session_world import OpenGate
 
+from shoal.incentives.audit_evidence import ChunkEvidence
 from shoal.incentives.audit_threshold import Finding, Threshold, rounding_floor
-from shoal.incentives.sequential_test import Suspicion
 from shoal.incentives.work_statement import Served
-from shoal.node import audit_service
+from shoal.node import audit_calls
 from shoal.node.audit_driver import AuditDriver, AuditOutcome, ServedSession
+from shoal.node.audit_memory import AuditMemory
 from shoal.node.audit_records import SessionRecords
 from shoal.node.audit_service import AuditService
 from shoal.node.engine import Engine
@@ -28,7 +29,6 @@ from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.manifest import Manifest
-from shoal.swarm.messages import Open
 from shoal.swarm.session_events import Plan
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.units import Span
@@ -64,7 +64,7 @@ class Peer:
             shard.layers[3] = Missing()
         self.compute = Engine(shard, 1024)
         self.transport = network.join(self.peer)
-        self.records = SessionRecords(self.identity, self._layers, anyio.current_time)
+        self.records = SessionRecords(self.identity, lambda _: model.manifest, anyio.current_time)
 
     @property
     def peer(self) -> PeerId:
@@ -74,16 +74,13 @@ class Peer:
     def key(self) -> bytes:
         return self.identity.public_key
 
-    def _layers(self, request: Open) -> int | None:
-        return 4
-
     def find(self, model: ModelId, dtype: str, span: Span) -> Compute:
         return self.compute
 
     def engine(self, model: ModelId) -> Engine | None:
         return self.compute
 
-    async def threshold(self, served: Served) -> Threshold:
+    async def threshold(self, served: Served, evidence: ChunkEvidence) -> Threshold:
         return LIMIT
 
     async def start(self) -> None:
@@ -149,7 +146,7 @@ async def served(
             about = Served(bytes.fromhex(MODEL), "float32", "float32", span)
             sessions.append(ServedSession(peer, key, session, about, len(PROMPT) + NEW - 1))
     holders = [(each.peer, each.key) for each, _ in hops]
-    return AuditDriver(transport, OpenGate(), lambda _: holders, heard.append), sessions
+    return AuditDriver(transport, OpenGate(), lambda _: holders, heard.append, AuditMemory(None)), sessions
 
 
 def run(scenario: Callable[[], object]) -> None:
@@ -175,12 +172,14 @@ def test_an_honest_newcomer_is_audited_in_every_chunk_and_found_sound(model: Loc
             audits.holders = lambda _: [(p.peer, p.key) for p in peers]
             await ended(peers)
             for session in sessions:
-                audits.standing[session.key] = Suspicion()
-                assert await audits.audit(session) >= 3
+                result = await audits.audit(session)
+                assert result.judged >= 3
+                assert result.case is not None
+                assert not result.is_false
             assert {outcome.judgement.finding for outcome in heard} == {Finding.SOUND}
-            assert all(audits.standing[p.key].most == 0 for p in peers[:2])
+            assert all(audits.known.server(p.key).most == 0 for p in peers[:2])
             first = sessions[0]
-            assert audits.standing[first.key].sound == sum(o.subject == first.key for o in heard)
+            assert audits.known.server(first.key).sound == sum(o.subject == first.key for o in heard)
 
     run(scenario)
 
@@ -194,12 +193,12 @@ def test_a_hop_that_skips_a_layer_is_convicted_by_one_session(model: LocalModel)
             await ended(peers)
             for session in sessions:
                 await audits.audit(session)
-            assert audits.standing[peers[1].key].convicted
-            assert not audits.standing[peers[0].key].convicted
+            assert audits.known.server(peers[1].key).convicted
+            assert not audits.known.server(peers[0].key).convicted
             against = [o for o in heard if o.subject == peers[1].key]
             assert {o.judgement.finding for o in against} == {Finding.GROSS}
             assert all(len(o.reports) == 4 for o in against)
-            assert not any(s.convicted for s in audits.auditors.values())
+            assert not any(s.convicted for s in audits.known.auditors.values())
 
     run(scenario)
 
@@ -215,10 +214,10 @@ def test_an_auditor_that_computes_falsely_harms_itself_only(model: LocalModel) -
                 audits.holders = lambda _: [(p.peer, p.key) for p in peers]
                 await ended(peers)
                 await audits.audit(sessions[0])
-                assert not audits.standing[peers[0].key].convicted
-                if audits.auditors.get(peers[4].key, Suspicion()).most > 0:
+                assert not audits.known.server(peers[0].key).convicted
+                if audits.known.auditor(peers[4].key).most > 0:
                     break
-            assert audits.auditors[peers[4].key].most > 0
+            assert audits.known.auditor(peers[4].key).most > 0
             assert {o.judgement.finding for o in heard} == {Finding.SOUND}
             assert {key for o in heard for key in o.judgement.dissenters} == {peers[4].key}
 
@@ -234,8 +233,8 @@ def test_work_is_signed_for_once_and_shown_to_its_driver_alone(model: LocalModel
             first = records.statement(PeerId("driver"), name, bytes(32))
             assert records.statement(PeerId("driver"), name, bytes([1]) * 32) == first
             stranger = network.join(PeerId("stranger"))
-            question = audit_service.AskStatement(name, bytes(32))
+            question = audit_calls.AskStatement(name, bytes(32))
             with pytest.raises(Exception, match="no session of yours"):
-                await audit_service.ask(stranger, OpenGate(), peers[0].peer, question)
+                await audit_calls.ask(stranger, OpenGate(), peers[0].peer, question, 5.0)
 
     run(scenario)
