@@ -115,13 +115,14 @@ class Answer(Enum):
     FALSE = auto()  # what no honest server says
 
 
-Holders = Callable[[Served], Sequence[tuple[PeerId, bytes]]]
+Holders = Callable[[Served, bytes], Sequence[tuple[PeerId, bytes]]]
 Here = Callable[[bytes], Awaitable[AuditReport]]
 
 
 @dataclass
 class AuditDriver:
-    """holders: of the class, the server and this node left out or not: nobody is asked about himself
+    """holders: of the class on the kind of device of the server with this key, itself and this node left out or not:
+    nobody is asked about himself
 
     hears: called with each outcome; here: computes evidence again in this process, for a node that holds the class
     """
@@ -233,7 +234,11 @@ class AuditDriver:
         jury: bool = False,
     ) -> list[AuditReport]:
         """What others find. jury: several are asked whatever the first one says"""
-        keys = {peer: key for peer, key in self.holders(served) if peer not in not_these and key != statement.server}
+        keys = {
+            peer: key
+            for peer, key in self.holders(served, statement.server)
+            if peer not in not_these and key != statement.server
+        }
         trusted = [peer for peer, key in keys.items() if not self.known.auditor(key).convicted]
         reports: list[AuditReport] = []
         wanted = 1 + JURORS if jury else 1

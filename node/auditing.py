@@ -43,9 +43,10 @@ class Auditing:
             transport, gate, ledger, self.known, nodes, here=self.service.report, holds=self._holds, clock=clock
         )
 
-    def _holds(self, served: Served) -> bool:
+    def _holds(self, served: Served) -> str | None:
         model = served.model.hex()
-        return any(h.model == model and h.dtype == served.dtype and h.span.covers(served.span) for h in self._hosted)
+        mine = [h for h in self._hosted if h.model == model and h.dtype == served.dtype]
+        return next((h.device for h in mine if h.span.covers(served.span)), None)
 
     async def start(self, tasks: TaskGroup) -> None:
         await self.service.start()

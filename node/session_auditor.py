@@ -60,7 +60,8 @@ def _monotonic() -> float:
 class SessionAuditor:
     """`swarm.work_records.SessionAudits`. `run` it, and `stop` before the ledger is closed.
 
-    nodes: who is in the swarm now; here: see `AuditDriver`; holds: whether this process could compute a class again
+    nodes: who is in the swarm now; here: see `AuditDriver`
+    holds: the kind of device on which this process computes a class, None when it does not
     changed: set when standing has to be looked at anew; whoever waits for it puts a fresh one in its place
     """
 
@@ -73,7 +74,7 @@ class SessionAuditor:
         nodes: Callable[[], Sequence[NodeRecord]],
         *,
         here: Here | None = None,
-        holds: Callable[[Served], bool] = lambda _: False,
+        holds: Callable[[Served], str | None] = lambda _: None,
         hears: Callable[[AuditOutcome], None] = lambda _: None,
         clock: Callable[[], float] = _monotonic,
     ) -> None:
@@ -86,6 +87,7 @@ class SessionAuditor:
         self._driver = AuditDriver(transport, gate, self._holders, hears, known, here)
         self._give, self._take = anyio.create_memory_object_stream[UsedSession | _Heard](MOST_WAITING)
         self._praised: dict[bytes, float] = {}
+        self._kinds: dict[bytes, str] = {}  # of device, by server
         self._looked_at: dict[bytes, list[float]] = {}
         self._unwritten: list[AuditCase] = []  # false ones, while this node may not sign
         self._scope = anyio.CancelScope()
@@ -188,18 +190,22 @@ class SessionAuditor:
         since = hop.since + 2 if hop.since else 0
         return Neighbour(after.peer, peer_id.public_key_of(after.peer), after.session, _served(session, after), since)
 
-    def _holders(self, served: Served) -> Sequence[tuple[PeerId, bytes]]:
+    def _holders(self, served: Served, server: bytes) -> Sequence[tuple[PeerId, bytes]]:
         """Who computes this class; only within one kind of device are numbers compared."""
-        model = served.model.hex()
-        found = [
-            record.peer
+        model, audited = served.model.hex(), peer_of(server)
+        devices = {
+            record.peer: hosted.device
             for record in self._nodes()
             for hosted in record.hosted
             if hosted.model == model and hosted.dtype == served.dtype and hosted.span.covers(served.span)
-        ]
-        if self._holds(served) and self._transport.me not in found:
-            found.append(self._transport.me)
-        return [(peer, peer_id.public_key_of(peer)) for peer in found]
+        }
+        here = self._holds(served)
+        if here is not None:
+            devices[self._transport.me] = here
+        kind = devices.get(audited, self._kinds.get(server))
+        if kind is not None:
+            self._kinds[server] = kind  # it may be gone by the time that it is judged
+        return [(peer, peer_id.public_key_of(peer)) for peer, device in devices.items() if device == kind]
 
     # What others found
 
@@ -241,7 +247,7 @@ class SessionAuditor:
             return
         case = audit_case.decode(data)
         statement = work_statement.decode(case.statement)
-        if not judge and not self._holds(statement.served):
+        if not judge and self._holds(statement.served) is None:
             self.known.keep_case(heard.verdict.evidence, data)
             return
         fresh, again = secrets.token_bytes(32), {}
