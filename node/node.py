@@ -43,6 +43,7 @@ from shoal.swarm.swarm_entry import Entered
 from shoal.swarm.transports.libp2p import Libp2pTransport
 
 from .api_server import ApiServer
+from .auditing import Auditing
 from .books import Books, open_books, start_gossip
 from .hosted_models import HostedModels
 from .local_parts import NodeLocalParts
@@ -94,6 +95,7 @@ class Node:
     publications: Publications
     trainings: Trainings
     books: Books | None  # None: it keeps no ledger
+    auditing: Auditing | None  # with a ledger
     started_at: float  # unix seconds
     earlier_starts: frozenset[float]  # of this home: their records may outlive them
     device: str = "none"
@@ -306,9 +308,16 @@ async def _assemble(
         stamping=stamping,
         receiver=receiver,
     )
-    hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts, receiver=receiver)
-    if books is not None:
+    auditing = _auditing(options, identity, transport, setup, books, hosted, directory) if books else None
+    driver.audits = auditing.sessions if auditing else None
+    records = auditing.records if auditing else None
+    hops = HopServer(
+        transport, setup.gate, hosted, metering=metering, accounts=accounts, records=records, receiver=receiver
+    )
+    if books is not None and auditing is not None:
         tasks.start_soon(books.ledger.run)
+        await auditing.start(tasks)
+        stack.push_async_callback(auditing.stop)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
     if invites is not None:
         stack.callback(invites.close)
@@ -333,6 +342,7 @@ async def _assemble(
         publications=Publications(options.home, shelf),
         trainings=Trainings(tasks),
         books=books,
+        auditing=auditing,
         started_at=started_at,
         earlier_starts=options.home.note_start(started_at),
     )
@@ -344,6 +354,21 @@ async def _assemble(
     await serve_blobs(calls, lambda model: shelf.blobs(model) or hosted.blobs(model))
     await shelf.serve(calls)
     return node
+
+
+def _auditing(
+    options: NodeOptions,
+    identity: Identity,
+    transport: Libp2pTransport,
+    setup: Entered,
+    books: Books,
+    hosted: HostedModels,
+    directory: "DhtDirectory",
+) -> Auditing:
+    def nodes() -> list[NodeRecord]:
+        return directory.book.live(_now())
+
+    return Auditing(options.home, identity, transport, setup.gate, books.ledger, hosted, nodes, anyio.current_time)
 
 
 async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, report: Report) -> None:

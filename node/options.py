@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from shoal.swarm.cache_keeper import BUDGET_BYTES
 from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S
+from shoal.swarm.cache_keeper import BUDGET_BYTES
 from shoal.swarm.home import Home
 from shoal.swarm.transports.p2pd import NetworkOptions
 

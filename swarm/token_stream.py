@@ -32,6 +32,7 @@ from .metering import Payment
 from .session import Session
 from .transport import Transport
 from .units import describe, has_head, layer_range
+from .work_records import UsedHop, UsedSession
 
 
 class LocalHead:
@@ -129,6 +130,8 @@ class DriverStream:
         self._began_s = clock()
         self._links: dict[events.HopKey, HopLink] = {}
         self._tallies: dict[events.HopKey, _Tally] = {}
+        self._since: dict[events.HopKey, int] = {}  # the session's length at its opening, 0 in the first chain
+        self._used: list[UsedHop] = []
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
         tick = payment.tick if payment else bytes
         self._push = DriverPush(transport, gate, feeder, session.ids, self._post, tick)
@@ -177,7 +180,7 @@ class DriverStream:
     def finish(self) -> None:
         """The caller has left: complete the route."""
         for link in self._links.values():
-            self._note_hop(link)
+            self._note_hop(link, stayed=True)
         self.route.total_s = self._clock() - self._began_s
         if self.finish_reason is None:
             self.finish_reason = "cancelled"
@@ -346,6 +349,7 @@ class DriverStream:
             history=tuple(self._session.ids) if with_history else (),
             stamp=self._stamp,
         )
+        self._since[effect.hop] = len(self._session.ids) if self._used else 0
         if effect.restore is not None:
             request = replace(request, **self._holds.restoring(effect.restore))
         link = HopLink(at, self._transport, self._gate, self._post, self._take_result, self._key_of)
@@ -364,7 +368,7 @@ class DriverStream:
             self._outliving.start_soon(hold.close)
         link = self._links.pop(key, None)
         if link is not None:
-            self._note_hop(link)
+            self._note_hop(link, stayed=self._session.phase == "over")
             self.let_go(link)
 
     def _key_of(self, name: SessionId) -> events.HopKey:
@@ -430,7 +434,21 @@ class DriverStream:
             tally.compute_ms += timing.compute_ms
             tally.queue_ms += timing.queue_ms
 
-    def _note_hop(self, link: HopLink) -> None:
+    def used(self) -> UsedSession:
+        """After `finish`: whom this session went through."""
+        return UsedSession(
+            self._request, self._manifest, self._dtype or "", tuple(self._session.ids), tuple(self._used)
+        )
+
+    def _note_use(self, link: HopLink, *, stayed: bool) -> None:
+        """One token may be on its way past a hop that is opened in another's place, so the second one counts."""
+        since, length = self._since[link.at.key], len(self._session.ids)
+        came = length - (since or len(self._request.ids))
+        shown = length - 1 if came >= (2 if since else 1) else 0
+        self._used.append(UsedHop(link.at.peer, link.at.session, link.at.span, shown, since, stayed))
+
+    def _note_hop(self, link: HopLink, *, stayed: bool) -> None:
+        self._note_use(link, stayed=stayed)
         tally = self._tallies.pop(link.at.key)
         if not tally.steps:
             return
