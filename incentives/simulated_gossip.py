@@ -22,7 +22,7 @@ from shoal.swarm.simulated_topics import MeshConditions, SimulatedTopics
 from shoal.swarm.topic_envelope import open_sealed, seal
 
 from . import entry as entries
-from .bodies import Open, Witness
+from .bodies import WORD_BYTES, Open, Witness
 from .chain import Forked
 from .chain import Refused as Rejected
 from .entry import Entry
@@ -199,7 +199,7 @@ class GossipSimulation:
 
     def _body(self, server: SimulatedLedgerPeer) -> Open:
         draw = self._random.randbytes
-        return Open(server.identity.public_key, draw(16), draw(20), 1000, 32, 64, 3600, 1)
+        return Open(server.identity.public_key, draw(16), draw(WORD_BYTES), 1000, 32, 64, 3600, 1)
 
     def _have_session(self, client: SimulatedLedgerPeer) -> None:
         self.timeline.after(self._wait_s(), self._have_session, client)

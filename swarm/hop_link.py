@@ -10,7 +10,7 @@ from . import messages
 from .errors import RemoteFault, ShoalError, StreamBroken, Unavailable, VersionMismatch
 from .handshake import Gate, greet, next_message, read_welcome
 from .identifiers import PeerId, SessionId
-from .messages import Failed, Open, Opened, Output, Progress, Token
+from .messages import Computed, Failed, Open, Opened, Output, Progress, Token
 from .session_events import Event, HopFailed, HopKey, HopLost, HopOpened, ProgressCame
 from .transport import Stream, Transport
 from .units import Span
@@ -76,7 +76,7 @@ class HopLink:
             match await next_message(stream):
                 case Token() | Output() as result:
                     self._on_result(key, result)
-                case Progress(_, held):
+                case Progress(_, held) | Computed(held):
                     self._post(ProgressCame(key, held))
                 case Opened():
                     self._post(HopOpened(key))

@@ -9,31 +9,33 @@ from typing import Literal
 
 import msgspec
 
+from shoal.compression import activations
+
 from .errors import MalformedMessage
 from .identifiers import ModelId, PeerId, SessionId, SwarmId
 from .sampling import Sampling
 from .units import Span
 
-CONTROL_PROTOCOL = "/shoal/session/1"
-PUSH_PROTOCOL = "/shoal/push/1"
+CONTROL_PROTOCOL = "/shoal/session/2"
+PUSH_PROTOCOL = "/shoal/push/2"
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """Base of the wire types; an array whose first element is the class name."""
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of the wire types; an array whose first element is the number of the type."""
 
 
-class Hello(Message, frozen=True):
+class Hello(Message, frozen=True, tag=0):
     protocol: int
     swarm: SwarmId
     certificate: bytes  # b"" in public swarms
 
 
-class Welcome(Message, frozen=True):
+class Welcome(Message, frozen=True, tag=1):
     protocol: int
     certificate: bytes
 
 
-class Open(Message, frozen=True):
+class Open(Message, frozen=True, tag=2):
     """Driver to hop: reserve room and get ready. Answered by Opened or Failed."""
 
     session: SessionId
@@ -51,11 +53,11 @@ class Open(Message, frozen=True):
     stamp: bytes = b""  # a newcomer's proof of work, see `lanes`
 
 
-class Opened(Message, frozen=True):
+class Opened(Message, frozen=True, tag=3):
     session: SessionId
 
 
-class Attach(Message, frozen=True):
+class Attach(Message, frozen=True, tag=4):
     """First message after Hello on a push stream."""
 
     session: SessionId
@@ -66,7 +68,7 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
     compute_ms: float
 
 
-class Feed(Message, frozen=True):
+class Feed(Message, frozen=True, tag=5):
     """`count` positions from `start`, as ids or as hidden states. A replay may repeat positions the receiver holds."""
 
     start: int
@@ -78,10 +80,28 @@ class Feed(Message, frozen=True):
     trace: tuple[Timing, ...]  # of the hops before, in order
 
 
-class PaidFeed(Feed, frozen=True, tag="Paid"):
+class PaidFeed(Feed, frozen=True, tag=6):
     """A feed that brings the word for positions before it; every hop takes it and passes it on."""
 
     tick: bytes
+
+
+class Slice(Message, frozen=True, tag=7):
+    """A piece of a paid prompt as ids, after which more comes; tick: as in `PaidFeed`, None for the first."""
+
+    start: int
+    ids: tuple[int, ...]
+    tick: bytes | None
+
+
+class HiddenSlice(Message, frozen=True, tag=8):
+    """The same as hidden states: `compression.activations` without its header."""
+
+    start: int
+    count: int
+    dtype: int
+    body: bytes
+    tick: bytes | None
 
 
 def with_word(feed: Feed, tick: bytes) -> Feed:
@@ -91,7 +111,31 @@ def with_word(feed: Feed, tick: bytes) -> Feed:
     return PaidFeed(feed.start, feed.count, feed.ids, feed.hidden, feed.wants_token, feed.replay, feed.trace, tick)
 
 
-class Token(Message, frozen=True):
+Pushed = Feed | Slice | HiddenSlice
+
+
+def slice_of(feed: Feed, tick: bytes) -> Slice | HiddenSlice:
+    """For a feed that wants no token. raises: MalformedPayload"""
+    if feed.ids:
+        return Slice(feed.start, feed.ids, tick or None)
+    code, body = activations.undress(feed.hidden)
+    return HiddenSlice(feed.start, feed.count, code, body, tick or None)
+
+
+def unpacked(pushed: Pushed) -> tuple[Feed, bytes]:
+    """The positions, and the word that came with them or b"". raises: MalformedPayload"""
+    match pushed:
+        case PaidFeed():
+            return pushed, pushed.tick
+        case Feed():
+            return pushed, b""
+        case Slice(start, ids, tick):
+            return Feed(start, len(ids), ids, b"", False, False, ()), tick or b""
+        case HiddenSlice(start, count, code, body, tick):
+            return Feed(start, count, (), activations.dress(code, count, body), False, False, ()), tick or b""
+
+
+class Token(Message, frozen=True, tag=9):
     """Last hop to driver: the token at index `position`."""
 
     position: int
@@ -101,7 +145,7 @@ class Token(Message, frozen=True):
     trace: tuple[Timing, ...]
 
 
-class Output(Message, frozen=True):
+class Output(Message, frozen=True, tag=10):
     """Last hop to a driver that keeps the head."""
 
     start: int
@@ -124,19 +168,19 @@ FailureKind = Literal[
 ]
 
 
-class Failed(Message, frozen=True):
+class Failed(Message, frozen=True, tag=11):
     kind: FailureKind
     text: str
     culprit: PeerId | None  # whom the sender blames, when not itself
 
 
-class Adopt(Message, frozen=True):
+class Adopt(Message, frozen=True, tag=12):
     """Driver to the hop after a lost one: take positions from another peer from now on."""
 
     upstream: PeerId
 
 
-class Rewire(Message, frozen=True):
+class Rewire(Message, frozen=True, tag=13):
     """Driver to the hop before a lost one: push to another peer, and send it everything from position 0 again."""
 
     downstream: PeerId
@@ -144,19 +188,31 @@ class Rewire(Message, frozen=True):
     downstream_addresses: tuple[str, ...]
 
 
-class Probe(Message, frozen=True):
+class Probe(Message, frozen=True, tag=14):
     nonce: int
 
 
-class Progress(Message, frozen=True):
-    nonce: int  # of the probe; 0 when none asked, from the last hop of a paid session
+class Progress(Message, frozen=True, tag=15):
+    nonce: int  # of the probe
     held: int  # positions computed
 
 
-class Tick(Message, frozen=True):
+class Computed(Message, frozen=True, tag=16):
+    """Last hop to the driver of a paid session: positions that gave no token, so that they can be paid."""
+
+    held: int
+
+
+class Tick(Message, frozen=True, tag=17):
     """Driver to hop: the word for all positions so far, where no feed goes that could bring it."""
 
     word: bytes
+
+
+class Pay(Message, frozen=True, tag=18):
+    """Driver to hop: what else stands in `Open.payment`, for a session that is open already and costs nothing."""
+
+    payment: bytes
 
 
 AnyMessage = (
@@ -167,6 +223,8 @@ AnyMessage = (
     | Attach
     | Feed
     | PaidFeed
+    | Slice
+    | HiddenSlice
     | Token
     | Output
     | Failed
@@ -174,7 +232,9 @@ AnyMessage = (
     | Rewire
     | Probe
     | Progress
+    | Computed
     | Tick
+    | Pay
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -18,7 +18,7 @@ from shoal.swarm.identity import Identity
 
 NOW = 1_790_000_000
 CLIENT, SERVER, OTHER = (Identity(bytes([n]) * 32) for n in (1, 2, 3))
-WORDS = PayWords(bytes(20), 100)
+WORDS = PayWords(bytes(16), 100)
 
 
 def opened(price: int = 100, ticks: int = 10, server: Identity = SERVER, session: bytes = b"s") -> Open:
@@ -70,7 +70,7 @@ def test_a_close_pays_once_and_only_its_server(store: Store) -> None:
     assert store.balances.imbalance() == 0
 
 
-@pytest.mark.parametrize(("ticks", "word"), [(3, WORDS.word(2)), (3, bytes(20)), (11, WORDS.word(11))])
+@pytest.mark.parametrize(("ticks", "word"), [(3, WORDS.word(2)), (3, bytes(16)), (11, WORDS.word(11))])
 def test_a_close_without_the_word_of_its_ticks_pays_nothing(store: Store, ticks: int, word: bytes) -> None:
     (open_entry,) = store.append_own(CLIENT, [opened()], NOW)
     store.append_own(SERVER, [Close(entries.hash_of(open_entry), ticks, word)], NOW)
