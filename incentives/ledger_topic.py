@@ -49,7 +49,7 @@ from .ledger_answers import LedgerAnswers
 from .ledger_gossip import LedgerGossip
 from .ledger_topic_name import topic_of
 from .own_head import AskForOwn, OwnHead
-from .rendezvous import NEEDED, witnesses
+from .rendezvous import witnesses
 from .store import Store
 from .witness_duty import SignedHeads, WitnessDuty
 from .witness_quest import AskWitness, WitnessQuest
@@ -61,6 +61,7 @@ Arguments = TypeVarTuple("Arguments")
 
 ANSWER_S = 5.0
 WITNESSED_S = 10.0  # until an author gives up on its witnesses
+LINGER_S = 0.25  # for the signatures of the others, when there are enough
 LISTED_S = 5.0
 _MOST_PAGES = 8  # asked for at once, for a session that waits
 _MOST_HEARD = 256  # messages that wait to be looked at; of more the newest are dropped
@@ -197,26 +198,28 @@ class LedgerTopic:
                     break
         return found
 
-    async def witnessed_head(self, needed: int = NEEDED) -> WitnessedHead:
+    async def witnessed_head(self, needed: int | None = None) -> WitnessedHead:
         """The signatures of our witnesses under our chain as it stands. raises: Unavailable, ValueError (no entries)"""
         parts = self._parts
         author = parts.identity.public_key
         appointed, store = witnesses(author, parts.members()), parts.store
         quest = await self._use(lambda: WitnessQuest(author, store.chain(author).length, store, appointed, needed))
-        done = anyio.Event()
+        enough, complete = anyio.Event(), anyio.Event()
         with anyio.move_on_after(WITNESSED_S):
             async with anyio.create_task_group() as tasks:
                 for ask in quest.begin():
-                    tasks.start_soon(self._ask_witness, quest, ask, done)
-                if quest.result is None and not quest.failed:
-                    await done.wait()
+                    tasks.start_soon(self._ask_witness, quest, ask, enough, complete)
+                if not quest.complete:
+                    await enough.wait()
+                    with anyio.move_on_after(LINGER_S):
+                        await complete.wait()
                 tasks.cancel_scope.cancel()
         if quest.result is None:
             reasons = "; ".join(sorted(set(quest.refusals.values()))) or "no answer"
             raise Unavailable(f"too few witnesses signed the head of this node's chain: {reasons}")
         return quest.result
 
-    def head_problem(self, witnessed: WitnessedHead, entry: Entry, needed: int = NEEDED) -> str:
+    def head_problem(self, witnessed: WitnessedHead, entry: Entry, needed: int | None = None) -> str:
         """Why an entry is not to be honoured on the strength of this head, or an empty string."""
         if self.is_forger(entry.author):
             return "the author has forked its chain"
@@ -334,9 +337,11 @@ class LedgerTopic:
         self.own_head.unanswered(peer, self._parts.clock())
         return ()
 
-    async def _ask_witness(self, quest: WitnessQuest, ask: AskWitness, done: anyio.Event) -> None:
+    async def _ask_witness(
+        self, quest: WitnessQuest, ask: AskWitness, enough: anyio.Event, complete: anyio.Event
+    ) -> None:
         asks = [ask]
-        while asks and quest.result is None:
+        while asks:
             ask = asks.pop()
             body = messages.cosign_wanted.encode(ask.question)
             try:
@@ -345,8 +350,10 @@ class LedgerTopic:
                 quest.unanswered(ask.peer, str(error))
                 break
             asks += quest.answered(ask.peer, answer)
-        if quest.result is not None or quest.failed:
-            done.set()
+        if quest.result is not None or quest.complete:
+            enough.set()
+        if quest.complete:
+            complete.set()
 
     # Calls of others
 
