@@ -51,6 +51,7 @@ from .quotas import Allowance
 from .rendezvous import WITNESSES, witnesses
 from .simulated_book import SimulatedBook
 from .witness_duty import SignedHeads, WitnessDuty
+from .witness_pursuit import LINGER_S
 from .witness_quest import AskWitness, WitnessQuest
 from .witnessed import Head, WitnessedHead, cosign, head_problem
 
@@ -58,7 +59,6 @@ TOPIC = "simulated"
 EPOCH_S = 1_800_000_000.0
 WARM_UP_S = 5.0
 NEXT = 2  # after a forger's own witnesses
-LINGER_S = 0.25  # as `ledger_topic.LINGER_S`
 COLLECTED_S = 0.7  # a forger's witnesses have answered by then, twice
 _UNBOUNDED = Allowance(burst=1e9, per_s=1e9)
 
