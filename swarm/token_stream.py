@@ -27,7 +27,7 @@ from .identifiers import PeerId, SessionId
 from .kept_outputs import without_held
 from .kv_chunks import KvFormat
 from .manifest import Manifest
-from .messages import Adopt, Feed, NoSuccessor, Open, Output, Probe, Rewire, SendCache, Stay, Tick, Timing, Token
+from .messages import Adopt, Feed, NoSuccessor, Open, Output, Pay, Probe, Rewire, SendCache, Stay, Tick, Timing, Token
 from .metering import Payment
 from .session import Session
 from .transport import Transport
@@ -134,7 +134,9 @@ class DriverStream:
         self._used: list[UsedHop] = []
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
         tick = payment.tick if payment else bytes
-        self._push = DriverPush(transport, gate, feeder, session.ids, self._post, tick)
+        in_turn = payment is not None and payment.slice_tokens is not None
+        self._push = DriverPush(transport, gate, feeder, session.ids, self._post, tick, in_turn=in_turn)
+        self._late: dict[events.HopKey, anyio.Event] = {}  # set when the payment that came late has left
         self._events_in, self._events = anyio.create_memory_object_stream[events.Event](math.inf)
         self._choices_in, self._choices = anyio.create_memory_object_stream[Choice | ShoalError](math.inf)
         self._outputs_in, self._outputs = anyio.create_memory_object_stream[tuple[events.HopKey, Output]](math.inf)
@@ -148,7 +150,18 @@ class DriverStream:
 
     def let_go(self, link: HopLink) -> None:
         """End the session at a hop, with the word for what has come."""
-        self._outliving.start_soon(link.close, self._payment.word() if self._payment else b"")
+        self._outliving.start_soon(self._let_go, link)
+
+    async def _let_go(self, link: HopLink) -> None:
+        late = self._late.get(link.at.key)
+        if late is not None:
+            await late.wait()
+        await link.close(self._last_word())
+
+    def _last_word(self) -> bytes:
+        if self._payment is None:
+            return b""
+        return self._payment.word() if self.route.failovers else self._payment.last()
 
     @property
     def chain(self) -> tuple[PeerId, ...]:
@@ -174,7 +187,7 @@ class DriverStream:
             over = await self._carry_out(self._session.start(), tasks)
             while not over:
                 event = await self._events.receive()
-                self._pay(event, tasks)
+                self._pay(event)
                 over = await self._carry_out(self._session.handle(event, self._clock()), tasks)
 
     def finish(self) -> None:
@@ -245,18 +258,35 @@ class DriverStream:
 
     # Payment
 
-    def _pay(self, event: events.Event, tasks: TaskGroup) -> None:
-        """What the last hop shows is due. A token's word goes with the next feed, that of a prompt by itself."""
-        if self._payment is None:
+    def _pay(self, event: events.Event) -> None:
+        """What the last hop shows is due; the word goes with what is fed next."""
+        payment = self._payment
+        if payment is None:
             return
         match event:
             case events.TokenCame(position):
-                self._payment.arrived(position)
+                payment.arrived(position)
+                self._push.computed(position)
+                if not payment.in_advance:
+                    self._pay_hops_late(payment)
             case events.ProgressCame(key, held) if self._is_last(key):
-                self._payment.arrived(held)
-                self._tell_all(self._payment.tick(), tasks)
+                payment.arrived(held)
+                self._push.computed(held)
             case _:
                 pass
+
+    def _pay_hops_late(self, payment: Payment) -> None:
+        for hop in self._session.hops:
+            if hop.key in self._links and hop.key not in self._late:
+                self._late[hop.key] = anyio.Event()
+                self._outliving.start_soon(self._pay_late, payment, self._links[hop.key], self._late[hop.key])
+
+    @staticmethod
+    async def _pay_late(payment: Payment, link: HopLink, left: anyio.Event) -> None:
+        opening = await payment.opening(link.at.peer, link.at.session, link.at.span)
+        if opening:
+            await link.tell(Pay(opening))
+        left.set()
 
     def _is_last(self, key: events.HopKey) -> bool:
         last = self._session.hops[-1] if self._session.hops else None
@@ -356,7 +386,7 @@ class DriverStream:
         self._links[effect.hop] = link
         self._tallies[effect.hop] = _Tally()
         opening = None
-        if self._payment is not None:
+        if self._payment is not None and self._payment.in_advance:
             offer = _Offer(partial(self._payment.opening, at.peer, at.session, at.span))
             opening = offer.wait
             tasks.start_soon(offer.run)
