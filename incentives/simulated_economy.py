@@ -405,8 +405,6 @@ class Economy:
         self._out.add(peer.key)
         found = AuditRecord(peer.suspicion.sound, peer.suspicion.chunks - peer.suspicion.sound)
         self._found[peer.key] = self.records[_id(peer.key)] = found
-            peer.suspicion.sound, peer.suspicion.chunks - peer.suspicion.sound
-        )
         peer.banned_until_s = self.now + BACK_AFTER_S
         for those in (self._serving, self._there()):
             if peer in those:
