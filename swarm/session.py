@@ -141,6 +141,8 @@ class Session:
                 hop = self._hop(key)
                 if hop:
                     hop.leaving, hop.hurried = True, within_s < self.patience.hurried_s
+                elif self._is_aside(key):
+                    yield from self._lose_aside(key, "it leaves too")
                 yield from self._tend(now)
             case HopHanded(key):
                 if self._move and self._move.leaver.key == key:

@@ -57,12 +57,19 @@ def leave(node: LocalNode, *flags: str) -> list[dict[str, object]]:
 
 
 async def tokens_of(
-    driver: Driver, model: ModelId, exactness: Exactness, at: int = 0, act: Act | None = None
+    driver: Driver,
+    model: ModelId,
+    exactness: Exactness,
+    at: int = 0,
+    act: Act | None = None,
+    *,
+    keep_snapshots: bool = False,
 ) -> tuple[list[int], Route]:
     """act: called on a thread with the chain after `at` tokens, while the session goes on"""
     got: list[int] = []
+    request = TokenRequest(model, PROMPT, NEW, exactness=exactness, keep_snapshots=keep_snapshots)
     async with anyio.create_task_group() as tasks:
-        async with driver.generate(TokenRequest(model, PROMPT, NEW, exactness=exactness)) as stream:
+        async with driver.generate(request) as stream:
             async for choice in stream:
                 got.append(choice.id)
                 if act is not None and len(got) == at:
@@ -81,6 +88,9 @@ async def test_killed_hops_come_back_from_snapshots_and_leaving_ones_hand_over(
     def kill_last(chain: tuple[PeerId, ...]) -> None:
         by_peer[chain[-1]].kill()
 
+    def kill_first(chain: tuple[PeerId, ...]) -> None:
+        by_peer[chain[0]].kill()
+
     def drain_last(chain: tuple[PeerId, ...]) -> None:
         told.extend(leave(by_peer[chain[-1]], "--drain", "--drain-limit", "30"))
 
@@ -93,6 +103,11 @@ async def test_killed_hops_come_back_from_snapshots_and_leaving_ones_hand_over(
         (failover,) = route.failovers
         assert not failover.planned
         assert failover.loaded >= 192, failover
+
+        got, route = await tokens_of(driver, model, "exact", 70, kill_first, keep_snapshots=True)
+        assert got == expected
+        (failover,) = route.failovers
+        assert failover.loaded >= 192, "from the client itself, which listens nowhere"
 
         got, route = await tokens_of(driver, model, "exact", 10, drain_last)
         assert got == expected
