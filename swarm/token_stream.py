@@ -213,8 +213,8 @@ class DriverStream:
                 case events.SendKept(hold, key, below):
                     tasks.start_soon(self._holds.send_kept, hold, self._links[key].at, below)
                 case events.HandOver(key, successor):
-                    new = self._links[successor].at
-                    handover = SendCache(new.peer, new.session, new.addresses, self._level, hands_over=True)
+                    to = self._links[successor].at
+                    handover = SendCache(to.peer, to.session, to.addresses, self._level, hands_over=True)
                     await self._links[key].tell(handover)
                 case events.KeepOn(key):
                     if key in self._links:
@@ -224,8 +224,8 @@ class DriverStream:
                 case events.AdoptUpstream(key, upstream):
                     await self._links[key].tell(Adopt(upstream or self._transport.me))
                 case events.RewireHop(key, downstream, start):
-                    below = self._links[downstream].at
-                    await self._links[key].tell(Rewire(below.peer, below.session, below.addresses, start))
+                    to = self._links[downstream].at
+                    await self._links[key].tell(Rewire(to.peer, to.session, to.addresses, start))
                     self._tell_all_again(tasks)
                 case events.ConnectFirst(key, start):
                     self._push.connect(self._links[key].at, start, tasks)

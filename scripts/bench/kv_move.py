@@ -28,7 +28,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import anyio
 import numpy as np
 import torch
-from kv_move_world import CONTEXT, MovingWorld
 from random_llama import write_random_llama
 
 from shoal.compression.kv_bitstream import decode_kv, encode_kv
@@ -36,6 +35,7 @@ from shoal.compression.kv_block import KvBlock, KvShape, from_floats
 from shoal.node.kv_calibration import calibrate_files
 from shoal.node.local_swarm import LocalNode, create_invite, environment, local_swarm
 from shoal.node.model_source import LocalModel, resolve
+from shoal.node.paced_swarm import PacedSwarm
 from shoal.swarm.compute import Work
 from shoal.swarm.driver import Driver
 from shoal.swarm.generation import Exactness, TokenRequest
@@ -47,6 +47,7 @@ from shoal.swarm.thin_client import thin_driver
 
 ROOT = Path(__file__).parents[2]
 NOVELS = ROOT / "node/embedded/novels-6m"
+CONTEXT = 1024
 SESSIONS = 8
 PARTS = ("failover", "bytes", "memory", "drain")
 
@@ -90,15 +91,15 @@ def failovers(given: argparse.Namespace, folder: Path, stack: ExitStack) -> dict
     equal: dict[str, int] = dict.fromkeys(kinds, 0)
     loaded: list[int] = []
     generator = random.Random(1)
-    world = stack.enter_context(MovingWorld(model, given.mbit, given.rtt_ms))
+    world = stack.enter_context(PacedSwarm(model, given.mbit, given.rtt_ms, 4 * CONTEXT))
 
     async def measure() -> None:
         for run in range(given.runs):
             prompt = tuple(generator.randrange(model.manifest.vocabulary) for _ in range(CONTEXT - 24))
             at, victim = generator.randrange(20, 40), generator.randrange(2)
-            whole, _ = await world.generate(prompt, 48, "replay", None, 0)
+            whole, _ = await world.generate(prompt, 64)
             for kind in kinds:
-                tokens, route = await world.generate(prompt, 48, kind, at, victim)
+                tokens, route = await world.generate(prompt, 64, kind, kill_at=at, victim=victim)
                 (failover,) = route.failovers
                 pauses[kind].append(failover.pause_s)
                 equal[kind] += tokens == whole
