@@ -43,19 +43,23 @@ from shoal.swarm.swarm_entry import Entered
 from shoal.swarm.transports.libp2p import Libp2pTransport
 
 from .api_server import ApiServer
+from .auditing import Auditing
 from .books import Books, open_books, start_gossip
 from .hosted_models import HostedModels
 from .leaving import AT_ONCE, Leave
 from .local_parts import NodeLocalParts
+from .model_finding import Finder
 from .model_loading import load_hosted, warm_imports
 from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
 from .options import NodeOptions
+from .peer_folder import PeerFolder
+from .peer_model import kept_model
 from .publications import Publications
-from .published_model import looks_published, published_model
 from .swarm_setup import enter_swarm
 from .trainings import Trainings
+from .weight_shelf import WeightShelf
 
 if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
@@ -80,9 +84,11 @@ class Node:
     planner: DirectoryPlanner
     hops: HopServer
     invites: InviteStore | None  # at the owner
+    shelf: WeightShelf
     publications: Publications
     trainings: Trainings
     books: Books | None  # None: it keeps no ledger
+    auditing: Auditing | None  # with a ledger
     started_at: float  # unix seconds
     earlier_starts: frozenset[float]  # of this home: their records may outlive them
     device: str = "none"
@@ -113,6 +119,14 @@ class Node:
             certificate=self.setup.gate.certificate,
             runs=tuple(sorted(self.runs)),
         )
+
+    def members(self) -> list[PeerId]:
+        """The others that are there now."""
+        return [record.peer for record in self.directory.book.live(_now()) if record.peer != self.transport.me]
+
+    def finder(self, tell: Report | None = None) -> Finder:
+        cache, public = self.options.home.cache, self.setup.swarm.public
+        return Finder(self.calls, self.members, self.transport.me, cache, public, tell)
 
     def ask_to_stop(self, reason: str, leave: Leave | None = None) -> None:
         """leave: what is done for its sessions first; None: what a signal does"""
@@ -177,7 +191,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         await node.loops.announce()
         stack.push_async_callback(node.loops.withdraw)
         tasks.start_soon(node.loops.run)
-        tasks.start_soon(node.publications.restore)
+        tasks.start_soon(_give, node)
         if options.follow is not None:
             from .run_following import follow_run  # torch
 
@@ -270,7 +284,7 @@ async def _assemble(
     pinger = Pinger(transport, calls, LatencyBook(), anyio.current_time)
     planner = DirectoryPlanner(directory, calls, pinger, anyio.current_time, _now)
     hosted = HostedModels()
-    local_parts = NodeLocalParts(options)
+    local_parts = NodeLocalParts(options, hosted)
     stack.callback(local_parts.stop)
     paying = books.paying() if books else None
     metering = books.metering(hosted.manifest) if books else None
@@ -287,15 +301,23 @@ async def _assemble(
         stamping=stamping,
         receiver=receiver,
     )
-    hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts, receiver=receiver)
-    if books is not None:
+    auditing = _auditing(options, identity, transport, setup, books, hosted, directory) if books else None
+    driver.audits = auditing.sessions if auditing else None
+    records = auditing.records if auditing else None
+    hops = HopServer(
+        transport, setup.gate, hosted, metering=metering, accounts=accounts, records=records, receiver=receiver
+    )
+    if books is not None and auditing is not None:
         tasks.start_soon(books.ledger.run)
+        await auditing.start(tasks)
+        stack.push_async_callback(auditing.stop)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
     if invites is not None:
         stack.callback(invites.close)
         setup.revocations.merge(invites.revocations())
         await serve_joining(transport, lambda peer, body: invites.answer(peer, body, _now()))
     started_at = _now()
+    shelf = WeightShelf(options.upload_byte_s)
     node = Node(
         options=options,
         identity=identity,
@@ -309,9 +331,11 @@ async def _assemble(
         planner=planner,
         hops=hops,
         invites=invites,
-        publications=Publications(options.home),
+        shelf=shelf,
+        publications=Publications(options.home, shelf),
         trainings=Trainings(tasks),
         books=books,
+        auditing=auditing,
         started_at=started_at,
         earlier_starts=options.home.note_start(started_at),
     )
@@ -320,9 +344,24 @@ async def _assemble(
     await hops.start()
     await serve_pings(calls)
     await serve_records(calls, directory, _now)
-    await serve_blobs(calls, lambda model: hosted.blobs(model) or node.publications.blobs(model))
-    await node.publications.serve(calls)
+    await serve_blobs(calls, lambda model: shelf.blobs(model) or hosted.blobs(model))
+    await shelf.serve(calls)
     return node
+
+
+def _auditing(
+    options: NodeOptions,
+    identity: Identity,
+    transport: Libp2pTransport,
+    setup: Entered,
+    books: Books,
+    hosted: HostedModels,
+    directory: "DhtDirectory",
+) -> Auditing:
+    def nodes() -> list[NodeRecord]:
+        return directory.book.live(_now())
+
+    return Auditing(options.home, identity, transport, setup.gate, books.ledger, hosted, nodes, anyio.current_time)
 
 
 async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, report: Report) -> None:
@@ -338,17 +377,14 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
         else:
             anyio.from_thread.run_sync(report, event)
 
-    published = None
-    if looks_published(node.options.model):
-        peers = [record.peer for record in records if record.peer != node.transport.me]
-        published = await published_model(node.calls, peers, node.options.model, node.options.home.cache)
+    model = await node.finder(tell).find(node.options.model, records)
     hosted = await anyio.to_thread.run_sync(
         load_hosted,
         node.options,
         records,
         node.transport.me,
         tell,
-        published,
+        model,
         abandon_on_cancel=True,
     )
     node.device = hosted.device
@@ -356,6 +392,18 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
     hosted.engine.keeps_lanes = node.books is not None and node.setup.swarm.public
     node.hosted.add(hosted)
     stack.callback(hosted.engine.stop)
+
+
+async def _give(node: Node) -> None:
+    """Weights that are here, to members that fetch them: what is served, was published or was fetched before."""
+    for hosted in node.hosted:
+        if hosted.local is not None:
+            await node.shelf.offer(hosted.local, "hosted")
+    await node.publications.restore()
+    for folder in PeerFolder.every(node.options.home.cache):
+        kept = kept_model(folder)
+        if kept is not None:
+            await node.shelf.offer(kept, "kept")
 
 
 def _verdict(options: NodeOptions, node: Node, reached: int) -> str:

@@ -82,6 +82,7 @@ class LiveControl:
                 "version": record.version,
                 "rtt_ms": rtt_ms.get(record.peer),
                 "standing": standing.shown(record.peer),
+                "remark": standing.remark(record.peer),
                 "hosted": [
                     {
                         "model": item.model,

@@ -91,13 +91,16 @@ class NodeLoops:
 
     async def _judge_often(self) -> None:
         """What routing thinks of others follows from the ledger."""
-        books = self._node.books
+        books, auditing = self._node.books, self._node.auditing
         while books is not None:
             try:
-                self._node.planner.standing = await books.standings()
+                self._node.planner.standing = await books.standings(auditing.known.avoided() if auditing else ())
             except ShoalError as error:
                 log.warning("standing_unknown", reason=str(error))
-            await anyio.sleep(JUDGE_PERIOD_S)
+            with anyio.move_on_after(JUDGE_PERIOD_S):
+                await (auditing.sessions.changed.wait() if auditing else anyio.sleep_forever())
+            if auditing is not None:
+                auditing.sessions.changed = anyio.Event()
 
     async def renew(self, now: float) -> None:
         """Ask the owner for a fresh certificate when ours runs out soon. raises: Unavailable, Refused"""

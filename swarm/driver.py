@@ -27,6 +27,7 @@ from .session_hop import Patience
 from .token_stream import DriverStream, LocalHead
 from .transport import Transport
 from .units import Span, whole
+from .work_records import SessionAudits
 
 
 class LocalParts(Protocol):
@@ -52,7 +53,9 @@ class Driver:
         paying: Paying | None = None,
         stamping: Stamping | None = None,
         receiver: CacheReceiver | None = None,
+        audits: SessionAudits | None = None,
     ) -> None:
+        self.audits = audits
         self._transport = transport
         self._gate = gate
         self._planner = planner
@@ -138,6 +141,8 @@ class Driver:
             if head is not None:
                 head.close()
             stream.let_all_go()
+            if self.audits is not None:
+                self.audits.ended(stream.used())
         if error is not None:
             raise error
 

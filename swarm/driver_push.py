@@ -16,7 +16,9 @@ from .transport import Stream, Transport
 
 
 class DriverPush:
-    """ids: the session's tokens, prompt first; it grows, and all of it may be pushed. tick: the word that is due"""
+    """ids: the session's tokens, prompt first; it grows, and all of it may be pushed. tick: the word that is due
+    in_turn: a slice of the prompt waits until the last hop has computed the one before
+    """
 
     def __init__(
         self,
@@ -26,6 +28,8 @@ class DriverPush:
         ids: Sequence[int],
         post: Callable[[Event], None],
         tick: Callable[[], bytes],
+        *,
+        in_turn: bool,
     ) -> None:
         self._transport = transport
         self._gate = gate
@@ -33,6 +37,8 @@ class DriverPush:
         self._ids = ids
         self._post = post
         self._tick = tick
+        self._in_turn = in_turn
+        self._computed = 0  # positions, by the last hop's word
         self._wanted = 0  # tokens that may be pushed
         self._more = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -49,6 +55,18 @@ class DriverPush:
         """Push all tokens before index `stop` that were not pushed yet."""
         self._wanted = stop
         self._more.set()
+
+    def computed(self, positions: int) -> None:
+        """The whole chain has computed so many."""
+        if positions > self._computed:
+            self._computed = positions
+            self._more.set()
+
+    async def _turn(self, start: int) -> bytes:
+        while self._computed < start:
+            self._more = anyio.Event()
+            await self._more.wait()
+        return self._tick()
 
     async def _run(self, to: LinkAddress, start: int, replay: bool, scope: anyio.CancelScope) -> None:
         with scope:
@@ -67,7 +85,7 @@ class DriverPush:
     async def _push_all(self, stream: Stream, start: int, replay: bool) -> None:
         """For ever."""
         known = tuple(self._ids)
-        await self._feeder.feed_all(stream, known, start, replay)
+        await self._feeder.feed_all(stream, known, start, replay, self._turn if self._in_turn else None)
         fed = len(known)
         while True:
             while fed < self._wanted:

@@ -24,30 +24,37 @@ from .identifiers import PeerId
 from .kept_outputs import KeptOutputs, without_held
 from .messages import (
     Adopt,
+    Computed,
     Failed,
     Feed,
     Handed,
+    HiddenSlice,
     Leaving,
     NoSuccessor,
     Open,
     Output,
-    PaidFeed,
+    Pay,
     Probe,
     Progress,
+    Pushed,
     Restored,
     Rewire,
     SendCache,
+    Slice,
     Stay,
     Tick,
     Timing,
     Token,
+    slice_of,
+    unpacked,
     with_word,
 )
-from .metering import Meter
+from .metering import Meter, Metering
 from .transport import Stream, Transport
 from .work_records import WorkRecord
 
 ATTACH_PATIENCE_S = 10.0
+PAY_S = 5.0  # a session that is over waits so long for the receipt that its driver sent before it left
 IDLE_S = 60.0  # a driver whose session makes no progress probes every few seconds; one that is silent so long is gone
 
 
@@ -64,9 +71,14 @@ class Hop:
         keep_bytes: int,
         meter: Meter | None = None,
         record: WorkRecord | None = None,
+        metering: Metering | None = None,
     ) -> None:
+        """metering: for a driver that pays later"""
         self.request = request
         self._meter = meter
+        self._metering = metering
+        self._paying: anyio.Event | None = None  # a late payment came; set when it has been looked at
+        self._early_word = b""  # that came before it
         self.held = 0
         self._upstream = request.upstream
         self._upstream_changed = anyio.Event()
@@ -147,11 +159,11 @@ class Hop:
         for feed in self._kept.replay(to.start):
             await self._push(feed)
 
-    async def _push(self, feed: Feed) -> None:
+    async def _push(self, pushed: Pushed) -> None:
         if self._downstream is None:
             return  # lost: kept until the driver names another
         try:
-            await self._downstream.send(messages.encode(feed))
+            await self._downstream.send(messages.encode(pushed))
         except Unavailable as error:
             peer = self._downstream.peer
             self._downstream.abort()
@@ -189,21 +201,21 @@ class Hop:
             frame = await stream.receive()
             if frame is None:
                 return
-            feed = messages.decode(frame)
-            if not isinstance(feed, Feed):
-                raise MalformedMessage(f"{type(feed).__name__} on a push stream")
+            pushed = messages.decode(frame)
+            if not isinstance(pushed, Feed | Slice | HiddenSlice):
+                raise MalformedMessage(f"{type(pushed).__name__} on a push stream")
             async with self._taking:
-                if self._upstream != stream.peer or not await self._take(feed):
+                if self._upstream != stream.peer or not await self._take(pushed):
                     return
 
-    async def _take(self, feed: Feed) -> bool:
+    async def _take(self, pushed: Pushed) -> bool:
         """returns: whether the session can go on with this upstream"""
         self._active_s = anyio.current_time()
         blamed = None if self._upstream == self.driver else self._upstream
-        tick = feed.tick if isinstance(feed, PaidFeed) else b""
-        if tick and not await self._take_word(tick):
-            return False
         try:
+            feed, tick = unpacked(pushed)
+            if tick and not await self._take_word(tick):
+                return False
             fresh = without_held(feed, self.held)
         except MalformedPayload as error:
             await self._tell(failure("bad_input", error, blamed))
@@ -247,12 +259,13 @@ class Hop:
             self._meter.computed(fresh.count)
         if self._record is not None:
             self._record.worked(fresh, done)
-        await self._pass_on(fresh, done, tick)
+        await self._pass_on(fresh, done, tick, sliced=not isinstance(pushed, Feed))
         return True
 
     async def _take_word(self, word: bytes) -> bool:
         """returns: whether the session goes on"""
         if self._meter is None:
+            self._early_word = word  # a later one pays for those before it too
             return True
         try:
             self._meter.take(word)
@@ -261,13 +274,13 @@ class Hop:
             return False
         return True
 
-    async def _pass_on(self, fed: Feed, done: Done, tick: bytes) -> None:
+    async def _pass_on(self, fed: Feed, done: Done, tick: bytes, *, sliced: bool) -> None:
         trace = (*fed.trace, Timing(done.queue_s * 1e3, done.compute_s * 1e3))
         if self.request.downstream is not None:
-            out = with_word(Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace), tick)
+            out = Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace)
             async with self._downstream_lock:
                 self._kept.add(out)
-                await self._push(out)
+                await self._push(slice_of(out, tick) if sliced else with_word(out, tick))
         elif done.choice is not None:
             choice = done.choice
             if self.request.sampling.needs_history:
@@ -275,8 +288,8 @@ class Hop:
             await self._tell(Token(fed.start + fed.count, choice.id, choice.logprob, choice.top, trace))
         elif done.hidden:
             await self._tell(Output(fed.start, fed.count, done.hidden, fed.wants_token, trace))
-        elif self._meter is not None and self._meter.shows_progress:
-            await self._tell(Progress(0, self.held))
+        elif self.request.payment:  # the driver sends the next slice when this one is computed
+            await self._tell(Computed(self.held))
 
     # The cache
 
@@ -385,8 +398,35 @@ class Hop:
                     self.stranded = text
                 case Tick(word):
                     await self._take_word(word)
+                case Pay(payment):
+                    self._begin_late(payment, tasks)
                 case other:
                     raise MalformedMessage(f"{type(other).__name__} on a control stream")
+        if self._paying is not None:
+            with anyio.move_on_after(PAY_S):
+                await self._paying.wait()
+
+    def _begin_late(self, payment: bytes, tasks: TaskGroup) -> None:
+        """Nothing waits for it: in the free lane no position is owed for."""
+        if self._paying is not None or self._meter is not None:
+            raise MalformedMessage("a second payment for one session")
+        self._paying = anyio.Event()
+        tasks.start_soon(self._pay_late, payment, self._paying)
+
+    async def _pay_late(self, payment: bytes, looked_at: anyio.Event) -> None:
+        try:
+            if self._metering is None:
+                return
+            meter = await self._metering.open_late(self.driver, self.request, payment)
+            if meter is not None:
+                meter.computed(self.held)
+                self._meter = meter
+                if self._early_word:
+                    await self._take_word(self._early_word)
+        except Refused as error:
+            await self._tell(failure("refused", error))
+        finally:
+            looked_at.set()
 
     async def _tell(self, message: messages.AnyMessage) -> None:
         try:

@@ -10,7 +10,20 @@ from . import messages
 from .errors import RemoteFault, ShoalError, StreamBroken, Unavailable, VersionMismatch
 from .handshake import Gate, greet, next_message, read_welcome
 from .identifiers import PeerId, SessionId
-from .messages import CacheLost, Failed, Handed, Hold, Leaving, Open, Opened, Output, Progress, Restored, Token
+from .messages import (
+    CacheLost,
+    Computed,
+    Failed,
+    Handed,
+    Hold,
+    Leaving,
+    Open,
+    Opened,
+    Output,
+    Progress,
+    Restored,
+    Token,
+)
 from .session_events import (
     CacheCame,
     CacheFailed,
@@ -89,7 +102,7 @@ class HopLink:
             match await next_message(stream):
                 case Token() | Output() as result:
                     self._on_result(key, result)
-                case Progress(_, held):
+                case Progress(_, held) | Computed(held):
                     self._post(ProgressCame(key, held))
                 case Opened():
                     self._post(HopOpened(key))

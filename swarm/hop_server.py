@@ -236,7 +236,9 @@ class HopServer:
             await stream.close()
             return None
         record = self._records.begin(request, stream.peer) if self._records is not None else None
-        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes, meter, record)
+        hop = Hop(
+            request, compute, stream, self._transport, self._gate, self._keep_bytes, meter, record, self._metering
+        )
         self._hops[request.session] = hop
         self._appeared.set()
         self._appeared = anyio.Event()

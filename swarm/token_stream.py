@@ -27,11 +27,12 @@ from .identifiers import PeerId, SessionId
 from .kept_outputs import without_held
 from .kv_chunks import KvFormat
 from .manifest import Manifest
-from .messages import Adopt, Feed, NoSuccessor, Open, Output, Probe, Rewire, SendCache, Stay, Tick, Timing, Token
+from .messages import Adopt, Feed, NoSuccessor, Open, Output, Pay, Probe, Rewire, SendCache, Stay, Tick, Timing, Token
 from .metering import Payment
 from .session import Session
 from .transport import Transport
 from .units import describe, has_head, layer_range
+from .work_records import UsedHop, UsedSession
 
 
 class LocalHead:
@@ -129,9 +130,13 @@ class DriverStream:
         self._began_s = clock()
         self._links: dict[events.HopKey, HopLink] = {}
         self._tallies: dict[events.HopKey, _Tally] = {}
+        self._since: dict[events.HopKey, int] = {}  # the session's length at its opening, 0 in the first chain
+        self._used: list[UsedHop] = []
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
         tick = payment.tick if payment else bytes
-        self._push = DriverPush(transport, gate, feeder, session.ids, self._post, tick)
+        in_turn = payment is not None and payment.slice_tokens is not None
+        self._push = DriverPush(transport, gate, feeder, session.ids, self._post, tick, in_turn=in_turn)
+        self._late: dict[events.HopKey, anyio.Event] = {}  # set when the payment that came late has left
         self._events_in, self._events = anyio.create_memory_object_stream[events.Event](math.inf)
         self._choices_in, self._choices = anyio.create_memory_object_stream[Choice | ShoalError](math.inf)
         self._outputs_in, self._outputs = anyio.create_memory_object_stream[tuple[events.HopKey, Output]](math.inf)
@@ -145,7 +150,18 @@ class DriverStream:
 
     def let_go(self, link: HopLink) -> None:
         """End the session at a hop, with the word for what has come."""
-        self._outliving.start_soon(link.close, self._payment.word() if self._payment else b"")
+        self._outliving.start_soon(self._let_go, link)
+
+    async def _let_go(self, link: HopLink) -> None:
+        late = self._late.get(link.at.key)
+        if late is not None:
+            await late.wait()
+        await link.close(self._last_word())
+
+    def _last_word(self) -> bytes:
+        if self._payment is None:
+            return b""
+        return self._payment.word() if self.route.failovers else self._payment.last()
 
     @property
     def chain(self) -> tuple[PeerId, ...]:
@@ -171,13 +187,13 @@ class DriverStream:
             over = await self._carry_out(self._session.start(), tasks)
             while not over:
                 event = await self._events.receive()
-                self._pay(event, tasks)
+                self._pay(event)
                 over = await self._carry_out(self._session.handle(event, self._clock()), tasks)
 
     def finish(self) -> None:
         """The caller has left: complete the route."""
         for link in self._links.values():
-            self._note_hop(link)
+            self._note_hop(link, stayed=True)
         self.route.total_s = self._clock() - self._began_s
         if self.finish_reason is None:
             self.finish_reason = "cancelled"
@@ -242,18 +258,35 @@ class DriverStream:
 
     # Payment
 
-    def _pay(self, event: events.Event, tasks: TaskGroup) -> None:
-        """What the last hop shows is due. A token's word goes with the next feed, that of a prompt by itself."""
-        if self._payment is None:
+    def _pay(self, event: events.Event) -> None:
+        """What the last hop shows is due; the word goes with what is fed next."""
+        payment = self._payment
+        if payment is None:
             return
         match event:
             case events.TokenCame(position):
-                self._payment.arrived(position)
+                payment.arrived(position)
+                self._push.computed(position)
+                if not payment.in_advance:
+                    self._pay_hops_late(payment)
             case events.ProgressCame(key, held) if self._is_last(key):
-                self._payment.arrived(held)
-                self._tell_all(self._payment.tick(), tasks)
+                payment.arrived(held)
+                self._push.computed(held)
             case _:
                 pass
+
+    def _pay_hops_late(self, payment: Payment) -> None:
+        for hop in self._session.hops:
+            if hop.key in self._links and hop.key not in self._late:
+                self._late[hop.key] = anyio.Event()
+                self._outliving.start_soon(self._pay_late, payment, self._links[hop.key], self._late[hop.key])
+
+    @staticmethod
+    async def _pay_late(payment: Payment, link: HopLink, left: anyio.Event) -> None:
+        opening = await payment.opening(link.at.peer, link.at.session, link.at.span)
+        if opening:
+            await link.tell(Pay(opening))
+        left.set()
 
     def _is_last(self, key: events.HopKey) -> bool:
         last = self._session.hops[-1] if self._session.hops else None
@@ -346,13 +379,14 @@ class DriverStream:
             history=tuple(self._session.ids) if with_history else (),
             stamp=self._stamp,
         )
+        self._since[effect.hop] = len(self._session.ids) if self._used else 0
         if effect.restore is not None:
             request = replace(request, **self._holds.restoring(effect.restore))
         link = HopLink(at, self._transport, self._gate, self._post, self._take_result, self._key_of)
         self._links[effect.hop] = link
         self._tallies[effect.hop] = _Tally()
         opening = None
-        if self._payment is not None:
+        if self._payment is not None and self._payment.in_advance:
             offer = _Offer(partial(self._payment.opening, at.peer, at.session, at.span))
             opening = offer.wait
             tasks.start_soon(offer.run)
@@ -364,7 +398,7 @@ class DriverStream:
             self._outliving.start_soon(hold.close)
         link = self._links.pop(key, None)
         if link is not None:
-            self._note_hop(link)
+            self._note_hop(link, stayed=self._session.phase == "over")
             self.let_go(link)
 
     def _key_of(self, name: SessionId) -> events.HopKey:
@@ -430,7 +464,21 @@ class DriverStream:
             tally.compute_ms += timing.compute_ms
             tally.queue_ms += timing.queue_ms
 
-    def _note_hop(self, link: HopLink) -> None:
+    def used(self) -> UsedSession:
+        """After `finish`: whom this session went through."""
+        return UsedSession(
+            self._request, self._manifest, self._dtype or "", tuple(self._session.ids), tuple(self._used)
+        )
+
+    def _note_use(self, link: HopLink, *, stayed: bool) -> None:
+        """One token may be on its way past a hop that is opened in another's place, so the second one counts."""
+        since, length = self._since[link.at.key], len(self._session.ids)
+        came = length - (since or len(self._request.ids))
+        shown = length - 1 if came >= (2 if since else 1) else 0
+        self._used.append(UsedHop(link.at.peer, link.at.session, link.at.span, shown, since, stayed))
+
+    def _note_hop(self, link: HopLink, *, stayed: bool) -> None:
+        self._note_use(link, stayed=stayed)
         tally = self._tallies.pop(link.at.key)
         if not tally.steps:
             return

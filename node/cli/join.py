@@ -26,6 +26,7 @@ from .node_flags import (
     RelayFlag,
     StandbyMemoryFlag,
     ThreadsFlag,
+    UploadFlag,
 )
 
 InviteArgument = Annotated[str, typer.Argument(help="The line that begins with shoal1:, or - to read it from stdin.")]
@@ -53,6 +54,7 @@ def join(
     api_port: ApiPortFlag = None,
     gateway_only: GatewayFlag = None,
     follow: FollowFlag = None,
+    upload_limit: UploadFlag = None,
     ledger: LedgerFlag = None,
     standby_memory: StandbyMemoryFlag = None,
     drain_limit: DrainLimitFlag = None,

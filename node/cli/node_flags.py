@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 ModelArgument = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="Embedded name, folder or hub id; else novels-6m.")
+    str | None, typer.Argument(metavar="MODEL", help="Name or id in the swarm, folder, hub id; else by need.")
 ]
 NameFlag = Annotated[
     str | None, typer.Option("--name", help="What others see; else the last run's or the host's name.")
@@ -43,5 +43,9 @@ DrainLimitFlag = Annotated[
 ]
 FollowFlag = Annotated[
     str | None, typer.Option("--follow", metavar="RUN", help="Serve the newest outer parameters of this training run.")
+]
+UploadFlag = Annotated[
+    str | None,
+    typer.Option("--upload-limit", help="For weights that others fetch from here: 20 Mbit/s; 0 gives none."),
 ]
 DetachFlag = Annotated[bool, typer.Option("--detach", "-d", help="Start in the background; return when it is ready.")]

@@ -26,6 +26,7 @@ from .node_flags import (
     StandbyMemoryFlag,
     SwarmNameFlag,
     ThreadsFlag,
+    UploadFlag,
 )
 
 
@@ -52,6 +53,7 @@ def up(
     public: PublicFlag = None,
     gateway_only: GatewayFlag = None,
     follow: FollowFlag = None,
+    upload_limit: UploadFlag = None,
     ledger: LedgerFlag = None,
     standby_memory: StandbyMemoryFlag = None,
     drain_limit: DrainLimitFlag = None,
