@@ -114,17 +114,19 @@ class HopServer:
         """
         self._leaving = True
         self._moved = self._ended = 0
-        began = len(self._hops)
-        last = Drained(began, waiting=began)
+        asked: set[SessionId] = set()
+        last = Drained(len(self._hops), waiting=len(self._hops))
         told(last)
         async with anyio.create_task_group() as tasks:
-            for hop in self._hops.values():
-                tasks.start_soon(hop.leave, limit_s)
             with anyio.move_on_after(limit_s):
                 while not last.over:
+                    for session, hop in self._hops.items():
+                        if session not in asked:  # one that was just about to open comes later
+                            asked.add(session)
+                            tasks.start_soon(hop.leave, limit_s)
                     await anyio.sleep(DRAIN_LOOK_S)
                     stranded = [hop.stranded for hop in self._hops.values() if hop.stranded]
-                    now = Drained(began, self._moved, self._ended, len(self._hops), next(iter(stranded), ""))
+                    now = Drained(len(asked), self._moved, self._ended, len(self._hops), next(iter(stranded), ""))
                     if now != last:
                         told(now)
                     last = now
