@@ -338,6 +338,7 @@ class Hop:
         """The session goes on until all but the last chunk are sent; from then on nothing is computed here."""
         with scope:
             try:
+                await self._compute.prepare_kv(self.request.span)
                 sender = await self._cache.sender(to)
                 try:
                     await sender.send_full_chunks(lambda: self.held)

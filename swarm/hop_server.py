@@ -12,6 +12,7 @@ from .cache_streams import ATTACH_PATIENCE_S, CacheReceiver
 from .compute import Compute
 from .errors import (
     ContextTooLong,
+    LocalFault,
     MalformedMessage,
     OutOfMemory,
     Refused,
@@ -197,6 +198,7 @@ class HopServer:
             return
         try:
             await stream.send(messages.encode(Opened(name)))
+            await compute.prepare_kv(request.span)
             over, held = False, -1
             while not over and keeper.held(name) != held:
                 held = keeper.held(name)
@@ -204,8 +206,8 @@ class HopServer:
                     if await stream.receive() is not None:
                         raise MalformedMessage("a message to a standby")
                     over = True
-        except StreamBroken:
-            return  # the driver is gone
+        except (Unavailable, Refused, LocalFault):
+            return  # the driver is gone, or this node cannot take caches in: the driver sees the stream end
         finally:
             keeper.end(name)
             with anyio.CancelScope(shield=True):
@@ -223,6 +225,8 @@ class HopServer:
             if self._metering is not None:
                 meter = await self._metering.open(stream.peer, request)
             claim = await self._accounts.claim(stream.peer, request)
+            if request.cache_from is not None:
+                await compute.prepare_kv(request.span)
             kind = "no_room"
             await compute.open(
                 request.session, request.span, request.max_tokens, request.sampling, request.history, claim
