@@ -306,11 +306,14 @@ class Session:
             self.hops.remove(hop)
             yield from self._replace(hop, now)
             return
-        if hop in self._pending and self._loading is not None and self._gap is not None:
+        if hop in self._pending and self._loading is not None and self._gap_span is not None:
+            for other in self._pending:
+                if other is not hop:
+                    yield CloseHop(other.key)
             self._pending.clear()
             yield CloseHop(self._loading.key)
             self._loading = None
-            yield from self._plan(hop.span, 0.0)  # without the snapshot
+            yield from self._plan(self._gap_span, 0.0)  # without the snapshot
             return
         yield from self._standbys.end(hop)
         if hop in self._pending:
