@@ -330,6 +330,7 @@ class Hop:
         if not to.hands_over:
             tasks.start_soon(self._cache.follow, to)
             return
+        self.stranded = ""
         self._handing.cancel()
         self._handing = anyio.CancelScope()
         tasks.start_soon(self._hand_over, to, self._handing)

@@ -50,6 +50,7 @@ from .session_events import (
     RewireHop,
     SendKept,
     SendProbe,
+    TellStranded,
     Ticked,
     TokenCame,
     WakeAt,
@@ -415,6 +416,7 @@ class Session:
             if peer is not None:
                 yield from move.found(peer, self.hops, next(self._keys), now)
             elif move.may_try_again:
+                yield TellStranded(key, reason)  # so far
                 yield from move.seek(self.hops, self.exclude, self.patience.successor_retry_s)
             else:
                 yield from move.stranded(reason)

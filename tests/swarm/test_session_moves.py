@@ -219,7 +219,7 @@ def test_a_cache_that_cannot_be_moved_is_computed_again_by_another() -> None:
     assert of(effects, Plan)
 
 
-def test_who_finds_no_successor_is_told_after_a_few_tries_and_a_hurried_one_at_once() -> None:
+def test_who_finds_no_successor_is_told_and_the_search_ends_after_a_few_tries_or_at_once_for_the_hurried() -> None:
     running = Running("replay")
     running.token()
     effects = running.say(HopLeaves(2, 60.0))
@@ -227,8 +227,8 @@ def test_who_finds_no_successor_is_told_after_a_few_tries_and_a_hurried_one_at_o
     while of(effects, SeekPeer):
         tries += 1
         effects = running.say(PeerSought(2, None, "nobody"))
+        assert of(effects, TellStranded) == [TellStranded(2, "nobody")]
     assert tries == Patience().successor_tries
-    assert of(effects, TellStranded) == [TellStranded(2, "nobody")]
     assert not of(running.token(), SeekPeer)
     running.say(HopLeaves(3, 5.0))
     assert of(running.say(PeerSought(3, None, "nobody")), TellStranded) == [TellStranded(3, "nobody")]
