@@ -49,6 +49,7 @@ from shoal.swarm.thin_client import thin_driver
 ROOT = Path(__file__).parents[2]
 NOVELS = ROOT / "node/embedded/novels-6m"
 CONTEXT = 1024
+NEW = 800  # of the drained sessions: a command has time to start meanwhile
 SESSIONS = 8
 PARTS = ("failover", "bytes", "memory", "drain")
 
@@ -218,14 +219,14 @@ async def _drain(folder: Path, nodes: dict[str, LocalNode], invite: str) -> dict
     prompts = [tuple(generator.randrange(100, 4000) for _ in range(200)) for _ in range(SESSIONS)]
     async with anyio.create_task_group() as tasks, thin_driver(Home(folder / "client"), tasks, invite) as driver:
         model = (await driver.models())[0].id
-        expected = [(await _tokens(driver, TokenRequest(model, prompt, 160)))[0] for prompt in prompts]
+        expected = [(await _tokens(driver, TokenRequest(model, prompt, NEW)))[0] for prompt in prompts]
         got: list[list[int]] = [[] for _ in prompts]
         routes: list[Any] = [None] * SESSIONS
         under_way = anyio.Event()
         counts = [0] * SESSIONS
 
         async def one(index: int) -> None:
-            request = TokenRequest(model, prompts[index], 160, exactness="exact")
+            request = TokenRequest(model, prompts[index], NEW, exactness="exact")
             async with driver.generate(request) as stream:
                 async for choice in stream:
                     got[index].append(choice.id)
