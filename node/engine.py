@@ -185,6 +185,13 @@ class Engine:
     def kv_format(self, span: Span) -> KvFormat:
         return self._coding(span).kind
 
+    async def prepare_kv(self, span: Span) -> None:
+        """See `Compute.prepare_kv`. raises: Refused, LocalFault"""
+        coding = self._coding(span)
+        if not coding.is_warm:
+            shape = await self._ask(partial(self._core.cache.width, range(*coding.kind.layers)))
+            await self._coder.run(partial(coding.warm_up, *shape))
+
     async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
         """See `Compute.export_kv`. raises: Refused, LocalFault"""
         if not 0 <= start < stop:

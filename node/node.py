@@ -46,6 +46,7 @@ from .api_server import ApiServer
 from .auditing import Auditing
 from .books import Books, open_books, start_gossip
 from .hosted_models import HostedModels
+from .leaving import AT_ONCE, Leave
 from .local_parts import NodeLocalParts
 from .model_finding import Finder
 from .model_loading import load_hosted, warm_imports
@@ -65,14 +66,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 Report = Callable[[NodeEvent], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """What a node that is asked to stop does for its sessions. waits: also for those that find no successor"""
-
-    limit_s: float
-    waits: bool = False
 
 
 @dataclass(slots=True)
@@ -136,7 +129,7 @@ class Node:
         return Finder(self.calls, self.members, self.transport.me, cache, public, tell)
 
     def ask_to_stop(self, reason: str, leave: Leave | None = None) -> None:
-        """leave: how its sessions are moved first; None: as a signal does"""
+        """leave: what is done for its sessions first; None: what a signal does"""
         self.stop_reason = reason
         self.leave = leave or Leave(self.options.drain_limit_s)
         self.stop.set()
@@ -435,7 +428,7 @@ def _now() -> float:
 
 async def _watch_daemon(node: Node) -> None:
     await node.transport.died()
-    node.ask_to_stop("the libp2p daemon died")
+    node.ask_to_stop("the libp2p daemon died", AT_ONCE)
 
 
 async def run_node(options: NodeOptions, report: Report, on_running: Callable[[Node], None] | None = None) -> None:
