@@ -31,6 +31,7 @@ from shoal.swarm.invite import read_invite
 from shoal.swarm.invite_store import InviteStore
 from shoal.swarm.joining import connect_any, serve_joining
 from shoal.swarm.latency import LatencyBook
+from shoal.swarm.manifest import ADAPTER
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.node_lock import NodeLock
 from shoal.swarm.pings import Pinger, serve_pings
@@ -41,6 +42,7 @@ from shoal.swarm.transports.libp2p import Libp2pTransport
 
 from .api_server import ApiServer
 from .books import Books, open_books, start_gossip
+from .fetching import Fetching
 from .hosted_models import HostedModels
 from .local_parts import NodeLocalParts
 from .model_finding import Finder
@@ -111,9 +113,13 @@ class Node:
             runs=tuple(sorted(self.runs)),
         )
 
+    def known(self) -> list[NodeRecord]:
+        """Who is there now."""
+        return self.directory.book.live(_now())
+
     def members(self) -> list[PeerId]:
-        """The others that are there now."""
-        return [record.peer for record in self.directory.book.live(_now()) if record.peer != self.transport.me]
+        """The others."""
+        return [record.peer for record in self.known() if record.peer != self.transport.me]
 
     def finder(self, tell: Report | None = None) -> Finder:
         cache, public = self.options.home.cache, self.setup.swarm.public
@@ -158,7 +164,14 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         api_key = options.home.api_key()
         control = LiveControl(node)
         server = ApiServer(
-            node.driver, control, api_key, options.api_host, options.api_port, node.publications, node.trainings
+            node.driver,
+            control,
+            api_key,
+            options.api_host,
+            options.api_port,
+            node.publications,
+            node.trainings,
+            Fetching(node),
         )
         api = await stack.enter_async_context(server.running(tasks))
         facts = NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at)
@@ -321,6 +334,8 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
             anyio.from_thread.run_sync(report, event)
 
     model = await node.finder(tell).find(node.options.model, records)
+    if model.manifest.model_type == ADAPTER:
+        raise UsageError(f"{model.manifest.name} is an adapter; shoal carries adapters and does not serve them")
     hosted = await anyio.to_thread.run_sync(
         load_hosted,
         node.options,

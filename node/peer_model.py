@@ -10,20 +10,20 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio.from_thread
-import anyio.to_thread
 import msgspec
 
 from shoal.swarm import blobs
 from shoal.swarm.block_transfer import Block, Dropped
-from shoal.swarm.block_transfer_fetch import BlockFetcher, Holders, Search, Waiting
+from shoal.swarm.block_transfer_fetch import BlockFetcher, Holders, Search, Threads, Waiting
 from shoal.swarm.block_transfer_folder import BlockFolder
 from shoal.swarm.block_transfer_listing import BundleId, Listing, weights_listing
 from shoal.swarm.errors import RemoteFault, ShoalError, Unavailable, UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
-from shoal.swarm.manifest import CHUNK_BYTES, TEXT_FILES, Manifest
+from shoal.swarm.manifest import ADAPTER, CHUNK_BYTES, TEXT_FILES, Manifest
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.units import Span
 from shoal.swarm.weight_holdings import Holdings, ask_holdings, held_blocks, table_digest
@@ -119,11 +119,13 @@ class PeerWeights:
         tell: Tell,
         progress: Progress | None = None,
         wait_s: float = WAIT_S,
+        threads: Threads | None = None,
     ) -> None:
         self._calls, self._peers, self._folder, self._model = calls, peers, folder, model
         self._manifest = manifest  # its chunks: the hashes that were agreed on so far
         self._tell, self._progress, self._wait_s = tell, progress, wait_s
-        self._fetcher = BlockFetcher(calls, method=WEIGHTS_METHOD)
+        self._threads = threads or Threads()
+        self._fetcher = BlockFetcher(calls, threads=self._threads, method=WEIGHTS_METHOD)
         self._liars: set[PeerId] = set()
         self._given: Counter[PeerId] = Counter()
         self._kept_bytes = 0
@@ -133,11 +135,11 @@ class PeerWeights:
         """raises: Unavailable (nobody has it; what has come is kept), RemoteFault (what they have is not this model),
         OutOfMemory
         """
-        wanted = tensors_of(self._manifest, span)
+        wanted = self._manifest.tensors if self._manifest.model_type == ADAPTER else tensors_of(self._manifest, span)
         files = sorted({entry.file for entry in wanted})
         names = {file: {entry.name for entry in wanted if entry.file == file} for file in files}
         self._manifest = msgspec.structs.replace(self._manifest, chunks=dict(self._folder.tables()))
-        if await anyio.to_thread.run_sync(self._is_here, names):
+        if await self._threads.run(partial(self._is_here, names)):
             return
         await self._agree([file for file in files if not self._is_whole(file)])
         places = await self._headers(files)
@@ -225,11 +227,11 @@ class PeerWeights:
     async def _headers(self, files: Iterable[str]) -> dict[str, tuple[list[TensorPlace], int]]:
         """Where the tensors lie. returns: by file, places and the bytes before the first of them"""
         await self._bring({file: frozenset((0,)) for file in files})
-        lengths = {file: await anyio.to_thread.run_sync(self._header_length, file) for file in files}
+        lengths = {file: await self._threads.run(partial(self._header_length, file)) for file in files}
         longer = {file: _chunk_range(0, length) for file, length in lengths.items() if length > CHUNK_BYTES}
         if longer:
             await self._bring(longer)
-        return {file: await anyio.to_thread.run_sync(self._read_header, file, lengths[file]) for file in files}
+        return {file: await self._threads.run(partial(self._read_header, file, lengths[file])) for file in files}
 
     def _header_length(self, file: str) -> int:
         """With the 8 bytes before it. raises: RemoteFault"""
@@ -268,7 +270,7 @@ class PeerWeights:
         self._given.update(report.given_bytes)
         self._kept_bytes = max(self._kept_bytes, report.kept_bytes)
         self._seconds += report.seconds
-        await anyio.to_thread.run_sync(self._settle, listing, wanted | known)
+        await self._threads.run(partial(self._settle, listing, wanted | known))
 
     def _settle(self, listing: Listing, here: set[Block]) -> None:
         """Note what is here; a whole file has to be the one that the id promises. raises: RemoteFault, OutOfMemory"""

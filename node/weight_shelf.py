@@ -12,7 +12,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S, BlockDonor, Bundle
+from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S, BlockDonor, Bundle, OnThread, on_thread
 from shoal.swarm.block_transfer_listing import BundleId
 from shoal.swarm.errors import ShoalError
 from shoal.swarm.identifiers import ModelId, PeerId
@@ -54,9 +54,9 @@ _listed = msgspec.msgpack.Encoder()
 class WeightShelf:
     """The bundle of a model's weights is named by the model's id. rate_byte_s: None gives nothing away"""
 
-    def __init__(self, rate_byte_s: float | None = DEFAULT_RATE_BYTE_S) -> None:
+    def __init__(self, rate_byte_s: float | None = DEFAULT_RATE_BYTE_S, thread: OnThread = on_thread) -> None:
         self._shelved: dict[tuple[ModelId, Source], _Shelved] = {}
-        self._donor = None if rate_byte_s is None else BlockDonor((self,), rate_byte_s)
+        self._donor = None if rate_byte_s is None else BlockDonor((self,), rate_byte_s, thread=thread)
 
     @property
     def gives(self) -> bool:
