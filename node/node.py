@@ -50,7 +50,7 @@ from .model_loading import load_hosted, warm_imports
 from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
-from .options import NodeOptions
+from .options import BY_NEED, NodeOptions
 from .peer_folder import PeerFolder
 from .peer_model import kept_model
 from .publications import Publications
@@ -61,6 +61,7 @@ from .weight_shelf import WeightShelf
 if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
 
+LOOKS, LOOK_S = 3, 0.5  # for what the swarm serves, before a node takes the default
 Report = Callable[[NodeEvent], None]
 
 
@@ -333,7 +334,13 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
         else:
             anyio.from_thread.run_sync(report, event)
 
-    model = await node.finder(tell).find(node.options.model, records)
+    finder = node.finder(tell)
+    for _ in range(LOOKS if node.options.model == BY_NEED and node.invites is None else 0):
+        if any(record.hosted for record in records if record.peer != node.transport.me):
+            break
+        await anyio.sleep(LOOK_S)  # a member that has just come may not know the others yet
+        records = await node.loops.look()
+    model = await finder.find(node.options.model, records)
     if model.manifest.model_type == ADAPTER:
         raise UsageError(f"{model.manifest.name} is an adapter; shoal carries adapters and does not serve them")
     hosted = await anyio.to_thread.run_sync(

@@ -1,9 +1,10 @@
 """A model from the swarm itself: its manifest by its id, then the parts of its weight files that a span needs.
 
-The headers of the files come first, as they say where the tensors lie; then every chunk that holds a byte of a wanted
-tensor, from all members that have it, each chunk checked against the manifest's hash on arrival. A model's id covers
-whole files and not chunks. So where members go by different hashes, the file is brought whole and the id judges; where
-they agree, ranges are enough. What is here stays (`peer_folder`), and a start without a network finds it.
+The headers of the files come first, as they say where the tensors lie, and with them chunks that are wanted in any
+case; then every other chunk that holds a byte of a wanted tensor. They come from all members that have them, each checked
+against the manifest's hash on arrival. A model's id covers whole files and not chunks. So where members go by different
+hashes, the file is brought whole and the id judges; where they agree, ranges are enough. What is here stays
+(`peer_folder`), and a start without a network finds it.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import anyio.from_thread
@@ -32,7 +34,7 @@ from .model_source import LocalModel, Progress
 from .model_units import tensors_of
 from .node_events import DonorDropped, NodeEvent, WeightsFetched, WeightsMissing
 from .peer_folder import PeerFolder
-from .safetensors_header import TensorPlace, header_length, parse_header
+from .safetensors_header import VALUE_BITS, TensorPlace, header_length, parse_header
 from .weight_shelf import WEIGHTS_METHOD
 
 WAIT_S = 60.0  # for a member that has what is missing, when all that had it are gone
@@ -126,10 +128,12 @@ class PeerWeights:
         self._tell, self._progress, self._wait_s = tell, progress, wait_s
         self._threads = threads or Threads()
         self._fetcher = BlockFetcher(calls, threads=self._threads, method=WEIGHTS_METHOD)
+        self._held: dict[PeerId, Holdings] = {}
         self._liars: set[PeerId] = set()
         self._given: Counter[PeerId] = Counter()
         self._kept_bytes = 0
         self._seconds = 0.0
+        self._shown = -1
 
     async def fetch(self, span: Span) -> None:
         """raises: Unavailable (nobody has it; what has come is kept), RemoteFault (what they have is not this model),
@@ -142,6 +146,7 @@ class PeerWeights:
         if await self._threads.run(partial(self._is_here, names)):
             return
         await self._agree([file for file in files if not self._is_whole(file)])
+        await self._bring({file: self._likely(file, names[file]) for file in files})
         places = await self._headers(files)
         await self._bring({file: _chunks_of(names[file], *places[file]) for file in files})
         if self._given:
@@ -167,7 +172,7 @@ class PeerWeights:
 
     async def _agree(self, files: Sequence[str]) -> None:
         """Learn the chunk hashes of files. raises: Unavailable, RemoteFault, OutOfMemory"""
-        holdings = await self._holdings()
+        holdings = await self._look()
         for file in files:
             votes: dict[bytes, list[PeerId]] = {}
             kept = self._manifest.chunks.get(file)
@@ -224,9 +229,26 @@ class PeerWeights:
             self._drop([peer], f"gave other hashes of {file} than it said")
         raise problem
 
+    def _likely(self, file: str, names: set[str]) -> frozenset[int]:
+        """The header's first chunk, and those that lie within wanted tensors if the file is in the usual order.
+
+        So that all donors have work from the start. safetensors writes the widest dtype first, then by name.
+        """
+        entries = [entry for entry in self._manifest.tensors if entry.file == file]
+        if len(names) == len(entries):
+            return frozenset(range(len(self._manifest.chunks[file])))
+        size = next(entry.size_bytes for entry in self._manifest.weights if entry.name == file)
+        sizes = {entry.name: prod(entry.shape) * VALUE_BITS.get(entry.dtype, 0) // 8 for entry in entries}
+        at = max(0, size - sum(sizes.values()))
+        chunks = {0}
+        for entry in sorted(entries, key=lambda entry: (-VALUE_BITS.get(entry.dtype, 0), entry.name)):
+            if entry.name in names:
+                chunks.update(range(-(-at // CHUNK_BYTES), (at + sizes[entry.name]) // CHUNK_BYTES))
+            at += sizes[entry.name]
+        return frozenset(n for n in chunks if n < len(self._manifest.chunks[file]))
+
     async def _headers(self, files: Iterable[str]) -> dict[str, tuple[list[TensorPlace], int]]:
         """Where the tensors lie. returns: by file, places and the bytes before the first of them"""
-        await self._bring({file: frozenset((0,)) for file in files})
         lengths = {file: await self._threads.run(partial(self._header_length, file)) for file in files}
         longer = {file: _chunk_range(0, length) for file, length in lengths.items() if length > CHUNK_BYTES}
         if longer:
@@ -262,9 +284,9 @@ class PeerWeights:
         if wanted <= known:
             return
         into = BlockFolder(self._folder.folder, listing, wanted, known)
-        search = Search(lambda: self._holders(listing), self._wait_s if wait_s is None else wait_s)
+        search = Search(partial(self._found, listing), self._wait_s if wait_s is None else wait_s)
         report = await self._fetcher.bring(
-            BundleId(self._model), listing, await self._holders(listing), into, self._advanced, search, self._told,
+            BundleId(self._model), listing, self._holders(listing), into, self._advanced, search, self._told,
             random.Random(),
         )  # fmt: skip
         self._given.update(report.given_bytes)
@@ -285,20 +307,30 @@ class PeerWeights:
                     raise RemoteFault(f"{file.name} did not arrive as the id of {self._manifest.name} describes it")
             self._folder.note(file.name, numbers, len(file.blocks))
 
-    async def _holdings(self) -> dict[PeerId, Holdings]:
+    async def _look(self) -> dict[PeerId, Holdings]:
+        """What the members have now."""
         there = [peer for peer in self._peers() if peer not in self._liars]
-        return await ask_holdings(self._calls, there, self._model)
+        self._held = await ask_holdings(self._calls, there, self._model)
+        return self._held
 
-    async def _holders(self, listing: Listing) -> Holders:
+    async def _found(self, listing: Listing) -> Holders:
+        await self._look()
+        return self._holders(listing)
+
+    def _holders(self, listing: Listing) -> Holders:
+        """By what was seen at the last look."""
         holders: dict[PeerId, frozenset[Block] | None] = {}
-        for peer, held in (await self._holdings()).items():
+        for peer, held in self._held.items():
+            if peer in self._liars:
+                continue
             blocks = held_blocks(held, listing, self._manifest)
             if blocks is None or blocks:
                 holders[peer] = blocks
         return holders
 
     def _advanced(self, done: int, total: int) -> None:
-        if self._progress is not None:
+        if self._progress is not None and (done == total or abs(done - self._shown) >= total // 200):
+            self._shown = done
             self._progress(f"{self._manifest.name} from peers", done, total)
 
     def _told(self, what: Dropped | Waiting) -> None:

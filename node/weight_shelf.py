@@ -14,7 +14,7 @@ import structlog
 
 from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S, BlockDonor, Bundle, OnThread, on_thread
 from shoal.swarm.block_transfer_listing import BundleId
-from shoal.swarm.errors import ShoalError
+from shoal.swarm.errors import ShoalError, UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.weight_holdings import Holdings, serve_holdings
@@ -82,8 +82,7 @@ class WeightShelf:
         try:
             shelved = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
         except OSError as error:
-            log.warning("weights_not_given", model=local.manifest.name, reason=str(error))
-            raise
+            raise UsageError(f"the files of {local.manifest.name} cannot be read: {error.strerror or error}") from error
         self._shelved[local.model_id, source] = shelved
         return shelved.held
 
@@ -91,7 +90,7 @@ class WeightShelf:
         """As `put`, where a failure only means that nothing is given."""
         try:
             await self.put(local, source)
-        except (ShoalError, OSError) as error:
+        except ShoalError as error:
             log.warning("weights_not_given", model=local.manifest.name, reason=str(error))
 
     def drop(self, model: ModelId, source: Source) -> None:
