@@ -92,7 +92,7 @@ class Finder:
             if found is None and not self.peers():
                 raise
             if found is None:
-                raise type(error)(f"{error}; no member of the swarm has a model of this name either") from error
+                raise type(error)(f"no member of the swarm has a model {wanted}, and {error}") from error
             return found
 
     async def _resolved(self, wanted: str) -> LocalModel:

@@ -1,9 +1,9 @@
 """A model from the swarm itself: its manifest by its id, then the parts of its weight files that a span needs.
 
 The headers of the files come first, as they say where the tensors lie, and with them chunks that are wanted in any
-case; then every other chunk that holds a byte of a wanted tensor. They come from all members that have them, each checked
-against the manifest's hash on arrival. A model's id covers whole files and not chunks. So where members go by different
-hashes, the file is brought whole and the id judges; where they agree, ranges are enough. What is here stays
+case; then every other chunk that holds a byte of a wanted tensor. They come from all members that have them, each
+checked against the manifest's hash on arrival. A model's id covers whole files and not chunks. So where members go by
+different hashes, the file is brought whole and the id judges; where they agree, ranges are enough. What is here stays
 (`peer_folder`), and a start without a network finds it.
 """
 

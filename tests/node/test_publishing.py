@@ -12,7 +12,7 @@ from node.tiny_models import greedy, make_model, save_model
 
 from shoal.node.node import Node, running_node
 from shoal.node.options import NodeOptions
-from shoal.node.swarm_models import find_given, looks_like_id
+from shoal.node.swarm_models import find_given
 from shoal.swarm.errors import UsageError
 from shoal.swarm.generation import TokenRequest
 from shoal.swarm.home import Home
@@ -28,13 +28,6 @@ def options(folder: Path, name: str, model: str | None = None, invite: str | Non
         home=Home(folder / name), name=name, model=model, layers="all" if model else None, dtype="float32",
         device="cpu", threads=1, network=LOOPBACK, api_port=0, invite=invite,
     )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("model", "is_id"), [("a1b2c3d4e5f6", True), ("0" * 64, True), ("novels-6m", False), ("abc", False)]
-)
-def test_an_id_is_told_from_a_name(model: str, is_id: bool) -> None:
-    assert looks_like_id(model) == is_id
 
 
 @pytest.mark.network

@@ -193,7 +193,9 @@ def test_weights_are_fetched_held_and_dropped_by_command(tmp_path: Path) -> None
                 async def shoal(*arguments: str) -> Ran:
                     return await anyio.to_thread.run_sync(run, *arguments, *home)
 
-                assert "nothing_such" in (await shoal("models", "fetch", "nothing_such")).complaint
+                unknown = await shoal("models", "fetch", "no such model")
+                assert unknown.code == 2
+                assert "no member of the swarm has a model no such model, and there is no folder" in unknown.complaint
                 some = await shoal("models", "fetch", "sparrow", "--layers", "embed+0:2", "--json")
                 (event,) = some.events
                 assert 0 < event["held_bytes"] < event["total_bytes"]
