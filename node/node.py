@@ -9,22 +9,25 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import structlog
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 import shoal
 from shoal.swarm.blobs import serve_blobs
+from shoal.swarm.cache_keeper import CacheKeeper
+from shoal.swarm.cache_streams import CacheReceiver
 from shoal.swarm.chain_planner import DirectoryPlanner
 from shoal.swarm.driver import Driver
 from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable, UsageError
 from shoal.swarm.home import Home, NodeFacts
-from shoal.swarm.hop_server import HopServer
+from shoal.swarm.hop_server import Drained, HopServer
 from shoal.swarm.identifiers import PROTOCOL_VERSION, PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.invite import read_invite
@@ -41,6 +44,7 @@ from shoal.swarm.swarm_entry import Entered
 from shoal.swarm.transports.libp2p import Libp2pTransport
 
 from .api_server import ApiServer
+from .auditing import Auditing
 from .books import Books, open_books, start_gossip
 from .fetching import Fetching
 from .hosted_models import HostedModels
@@ -61,8 +65,17 @@ from .weight_shelf import WeightShelf
 if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
 
+log = structlog.get_logger(__name__)
 LOOKS, LOOK_S = 3, 0.5  # for what the swarm serves, before a node takes the default
 Report = Callable[[NodeEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """What a node that is asked to stop does for its sessions. waits: also for those that find no successor"""
+
+    limit_s: float
+    waits: bool = False
 
 
 @dataclass(slots=True)
@@ -85,6 +98,7 @@ class Node:
     publications: Publications
     trainings: Trainings
     books: Books | None  # None: it keeps no ledger
+    auditing: Auditing | None  # with a ledger
     started_at: float  # unix seconds
     earlier_starts: frozenset[float]  # of this home: their records may outlive them
     device: str = "none"
@@ -92,6 +106,8 @@ class Node:
     loops: NodeLoops = field(init=False)
     stop: anyio.Event = field(default_factory=anyio.Event)
     stop_reason: str = "asked to stop"
+    leave: Leave | None = None  # as it was asked to stop
+    drained: Drained | None = None  # how far it is, once it leaves
 
     @property
     def full_addresses(self) -> tuple[str, ...]:
@@ -126,9 +142,24 @@ class Node:
         cache, public = self.options.home.cache, self.setup.swarm.public
         return Finder(self.calls, self.members, self.transport.me, cache, public, tell)
 
-    def ask_to_stop(self, reason: str) -> None:
+    def ask_to_stop(self, reason: str, leave: Leave | None = None) -> None:
+        """leave: how its sessions are moved first; None: as a signal does"""
         self.stop_reason = reason
+        self.leave = leave or Leave(self.options.drain_limit_s)
         self.stop.set()
+
+    async def drain(self) -> None:
+        """Withdraw from the directory and have the sessions that run here go on elsewhere."""
+        leave = self.leave
+        if leave is None or not leave.limit_s or not self.hops.sessions():
+            return
+        await self.loops.leave()
+        log.info("drain_begins", sessions=len(self.hops.sessions()), limit_s=leave.limit_s)
+        self.drained = await self.hops.drain(leave.limit_s, self._note_drained, waits=leave.waits)
+
+    def _note_drained(self, drained: Drained) -> None:
+        self.drained = drained
+        log.info("drain", **asdict(drained))
 
 
 @asynccontextmanager
@@ -280,10 +311,27 @@ async def _assemble(
     metering = books.metering(hosted.manifest) if books else None
     accounts = books.accounts(metering, setup.swarm) if books and metering else None
     stamping = books.stamping(setup.swarm) if books else None
-    driver = Driver(transport, setup.gate, planner, tasks, local_parts=local_parts, paying=paying, stamping=stamping)
-    hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts)
-    if books is not None:
+    receiver = CacheReceiver(transport, setup.gate, CacheKeeper(options.standby_bytes))
+    driver = Driver(
+        transport,
+        setup.gate,
+        planner,
+        tasks,
+        local_parts=local_parts,
+        paying=paying,
+        stamping=stamping,
+        receiver=receiver,
+    )
+    auditing = _auditing(options, identity, transport, setup, books, hosted, directory) if books else None
+    driver.audits = auditing.sessions if auditing else None
+    records = auditing.records if auditing else None
+    hops = HopServer(
+        transport, setup.gate, hosted, metering=metering, accounts=accounts, records=records, receiver=receiver
+    )
+    if books is not None and auditing is not None:
         tasks.start_soon(books.ledger.run)
+        await auditing.start(tasks)
+        stack.push_async_callback(auditing.stop)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
     if invites is not None:
         stack.callback(invites.close)
@@ -308,6 +356,7 @@ async def _assemble(
         publications=Publications(options.home, shelf),
         trainings=Trainings(tasks),
         books=books,
+        auditing=auditing,
         started_at=started_at,
         earlier_starts=options.home.note_start(started_at),
     )
@@ -319,6 +368,21 @@ async def _assemble(
     await serve_blobs(calls, lambda model: shelf.blobs(model) or hosted.blobs(model))
     await shelf.serve(calls)
     return node
+
+
+def _auditing(
+    options: NodeOptions,
+    identity: Identity,
+    transport: Libp2pTransport,
+    setup: Entered,
+    books: Books,
+    hosted: HostedModels,
+    directory: "DhtDirectory",
+) -> Auditing:
+    def nodes() -> list[NodeRecord]:
+        return directory.book.live(_now())
+
+    return Auditing(options.home, identity, transport, setup.gate, books.ledger, hosted, nodes, anyio.current_time)
 
 
 async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, report: Report) -> None:
@@ -406,6 +470,8 @@ async def run_node(options: NodeOptions, report: Report, on_running: Callable[[N
                     on_running(node)
                 tasks.start_soon(_watch_daemon, node)
                 await node.stop.wait()
+                if not node.transport.is_dead:
+                    await node.drain()
                 if node.transport.is_dead:
                     raise DaemonDied("the node's own libp2p daemon died; start the node again")
         except ShoalError as caught:

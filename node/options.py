@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S
+from shoal.swarm.cache_keeper import BUDGET_BYTES
 from shoal.swarm.home import Home
 from shoal.swarm.transports.p2pd import NetworkOptions
 
@@ -30,5 +31,7 @@ class NodeOptions:
     public: bool = False
     invite: str | None = None  # join with this line instead of the swarm of this home
     ledger: bool = False  # receipts for what is served and used
+    drain_limit_s: float = 10.0  # that a signal leaves for moving sessions
+    standby_bytes: int = BUDGET_BYTES  # of memory, for the snapshots of other nodes' caches
     upload_byte_s: float | None = DEFAULT_RATE_BYTE_S  # for weights that others fetch; None: they get none
     follow: str | None = None  # name of a training run whose newest parameters are served

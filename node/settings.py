@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 from shoal.swarm.errors import UsageError
+from shoal.swarm.generation import Exactness
 from shoal.swarm.home import Home
 
 from .options import BY_NEED
@@ -62,6 +63,8 @@ class Settings(BaseSettings):
     ledger: bool = False
     upload_limit: str | None = None  # "20 Mbit/s" for weights that others fetch; "0": they get none
     follow: str | None = Field(None, min_length=1, max_length=64)  # name of a training run
+    standby_memory: str = "256MiB"
+    drain_limit: float = Field(10.0, ge=0, le=86400)
     # generate and chat
     ask_model: str | None = None  # what --model says there
     max_tokens: int | None = Field(None, ge=1)
@@ -72,6 +75,8 @@ class Settings(BaseSettings):
     repetition_penalty: float = Field(1.0, gt=0)
     local_layers: int = Field(0, ge=0)
     max_hops: int = Field(8, ge=1, le=64)
+    exactness: Exactness = "replay"
+    keep_snapshots: bool = False
     # where generate and chat ask, when not at this home's own node
     api: str | None = None
     api_key: str | None = None

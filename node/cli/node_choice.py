@@ -4,6 +4,8 @@ import platform
 import re
 from typing import Any
 
+import psutil
+
 from shoal.node.memory_size import parse_size
 from shoal.node.options import DTYPES, NodeOptions
 from shoal.node.settings import Settings, load_settings
@@ -65,6 +67,8 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         public=settings.public,
         invite=invite,
         ledger=settings.ledger,
+        standby_bytes=parse_size(settings.standby_memory, psutil.virtual_memory().available),
+        drain_limit_s=settings.drain_limit,
         upload_byte_s=_upload_byte_s(settings.upload_limit),
         follow=None if settings.gateway_only else settings.follow,
     )

@@ -35,6 +35,12 @@ GatewayFlag = Annotated[bool | None, typer.Option("--gateway-only", help="Host n
 LedgerFlag = Annotated[
     bool | None, typer.Option("--ledger/--no-ledger", help="Keep receipts of what is served and used; off.")
 ]
+StandbyMemoryFlag = Annotated[
+    str | None, typer.Option("--standby-memory", help="For snapshots of other nodes' sessions: 256MiB or 1%.")
+]
+DrainLimitFlag = Annotated[
+    float | None, typer.Option("--drain-limit", help="Seconds to move running sessions when it is stopped; 10.")
+]
 FollowFlag = Annotated[
     str | None, typer.Option("--follow", metavar="RUN", help="Serve the newest outer parameters of this training run.")
 ]
