@@ -18,7 +18,8 @@ from shoal.node.model_source import LocalModel, from_folder
 from shoal.node.model_units import tensors_of
 from shoal.node.node_events import DonorDropped, NodeEvent, WeightsFetched, WeightsMissing
 from shoal.node.peer_folder import PeerFolder
-from shoal.node.peer_model import PeerWeights, kept_model, manifest_problem, peer_model
+from shoal.node.peer_model import kept_model, manifest_problem, peer_model
+from shoal.node.peer_weights import PeerWeights
 from shoal.node.weight_shelf import WeightShelf
 from shoal.swarm import manifest as manifests
 from shoal.swarm.blobs import serve_blobs
