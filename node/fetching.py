@@ -4,6 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
+import msgspec
 import structlog
 
 from shoal.swarm.errors import UsageError
@@ -56,7 +57,7 @@ class Fetching:
         fetched: list[WeightsFetched] = []
 
         def tell(event: NodeEvent) -> None:
-            log.info("weights", event=repr(event))
+            log.info("weights", **msgspec.to_builtins(event))
             if isinstance(event, WeightsFetched):
                 fetched.append(event)
 

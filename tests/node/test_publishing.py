@@ -32,7 +32,7 @@ def options(folder: Path, name: str, model: str | None = None, invite: str | Non
 
 @pytest.mark.network
 def test_a_published_model_is_fetched_by_another_node_and_served(tmp_path: Path) -> None:
-    made = make_model("llama", hidden_size=64, vocab_size=5000)
+    made = make_model("llama", hidden_size=64, vocab_size=5000, num_hidden_layers=2)
     folder = save_model(made, tmp_path / "model")
     (folder / KV_PROFILE).write_bytes(profile().packed)
 
