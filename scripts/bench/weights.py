@@ -264,6 +264,8 @@ class Bench:
                 self.start(victim)
             else:
                 self.peers[victim].cut(up=True)
+        after = f", {victim} {how}" if victim else ""
+        print(f"{len(donors)} donors{after}: {told['seconds']:.2f} s, {told['killed']}", file=sys.stderr)
         return told
 
     def stop(self) -> None:
