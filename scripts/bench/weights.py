@@ -22,7 +22,6 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -89,12 +88,12 @@ def options_of(arguments: argparse.Namespace) -> NodeOptions:
 
 
 async def child(arguments: argparse.Namespace) -> None:
-    async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
-        node = await stack.enter_async_context(running_node(options_of(arguments), lambda _: None, tasks))
-        if arguments.child == "donor":
-            await donate(node, arguments)
-        else:
-            await answer(node)
+    async with anyio.create_task_group() as tasks:
+        async with running_node(options_of(arguments), lambda _: None, tasks) as node:
+            if arguments.child == "donor":
+                await donate(node, arguments)
+            else:
+                await answer(node)
         tasks.cancel_scope.cancel()
 
 
