@@ -91,8 +91,8 @@ class PeerWeights:
     def _is_here(self, names: Mapping[str, set[str]]) -> bool:
         """Whether tensors, by file, were all verified before."""
         for file, tensors in names.items():
-            here = self._folder.chunks(file)
-            if 0 not in here or file not in self._manifest.chunks:
+            here = self._here(file)
+            if 0 not in here:
                 return False
             length = self._header_length(file)
             if not _chunk_range(0, length) <= here or not _chunks_of(tensors, *self._read_header(file, length)) <= here:
@@ -100,7 +100,10 @@ class PeerWeights:
         return True
 
     def _is_whole(self, file: str) -> bool:
-        return file in self._manifest.chunks and len(self._folder.chunks(file)) == len(self._manifest.chunks[file])
+        return file in self._manifest.chunks and len(self._here(file)) == len(self._manifest.chunks[file])
+
+    def _here(self, file: str) -> frozenset[int]:
+        return self._folder.chunks(file, self._manifest.chunks.get(file, ()))
 
     async def _agree(self, files: Sequence[str]) -> None:
         """Learn the chunk hashes of files. raises: Unavailable, RemoteFault, OutOfMemory"""
@@ -212,7 +215,7 @@ class PeerWeights:
         for index, file in enumerate(listing.files):
             numbers = chunks[file.name]
             wanted |= {Block(index, n) for n in (range(len(file.blocks)) if numbers is None else numbers)}
-            known |= {Block(index, n) for n in self._folder.chunks(file.name)}
+            known |= {Block(index, n) for n in self._here(file.name)}
         if wanted <= known:
             return
         into = BlockFolder(self._folder.folder, listing, wanted, known)
@@ -237,7 +240,7 @@ class PeerWeights:
                 if digest != hashes[file.name]:
                     self._folder.forget(file.name)
                     raise RemoteFault(f"{file.name} did not arrive as the id of {self._manifest.name} describes it")
-            self._folder.note(file.name, numbers, len(file.blocks))
+            self._folder.note(file.name, numbers, self._manifest.chunks[file.name])
 
     async def _look(self) -> dict[PeerId, Holdings]:
         """What the members have now."""

@@ -224,8 +224,9 @@ async def test_where_members_differ_about_hashes_the_models_id_judges(
     assert (kept.folder / "model-1.safetensors").read_bytes() == (folder / "model-1.safetensors").read_bytes()
 
 
-async def test_false_hashes_that_were_believed_are_found_when_an_honest_member_comes(
-    folder: Path, tmp_path: Path
+@pytest.mark.parametrize("honest", [[ALICE], [ALICE, CAROL]], ids=["one", "two"])
+async def test_false_hashes_that_were_believed_are_found_when_honest_members_come(
+    folder: Path, tmp_path: Path, honest: list[PeerId]
 ) -> None:
     async with MemoryNetwork(conditions=LINKS) as network:
         swarm, local = Swarm(network, tmp_path), local_of(folder, tmp_path)
@@ -233,8 +234,9 @@ async def test_false_hashes_that_were_believed_are_found_when_an_honest_member_c
         false = from_folder(damaged, tmp_path / "lie", "sparrow").manifest.chunks
         lie = replace(local, folder=damaged, manifest=msgspec.structs.replace(local.manifest, chunks=false))
         await swarm.donor(BOB, lie)
-        await swarm.fetch(local.model_id, Span(0, 1))
-        await swarm.donor(ALICE, local)
+        await swarm.fetch(local.model_id, Span(0, 2))
+        for peer in honest:
+            await swarm.donor(peer, local)
         kept = await swarm.fetch(local.model_id, FRONT)
     assert_holds(kept, folder, FRONT)
 
