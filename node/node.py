@@ -34,6 +34,7 @@ from shoal.swarm.invite import read_invite
 from shoal.swarm.invite_store import InviteStore
 from shoal.swarm.joining import connect_any, serve_joining
 from shoal.swarm.latency import LatencyBook
+from shoal.swarm.manifest import ADAPTER
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.node_lock import NodeLock
 from shoal.swarm.pings import Pinger, serve_pings
@@ -45,6 +46,7 @@ from shoal.swarm.transports.libp2p import Libp2pTransport
 from .api_server import ApiServer
 from .auditing import Auditing
 from .books import Books, open_books, start_gossip
+from .fetching import Fetching
 from .hosted_models import HostedModels
 from .leaving import AT_ONCE, Leave
 from .local_parts import NodeLocalParts
@@ -53,7 +55,7 @@ from .model_loading import load_hosted, warm_imports
 from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
-from .options import NodeOptions
+from .options import BY_NEED, NodeOptions
 from .peer_folder import PeerFolder
 from .peer_model import kept_model
 from .publications import Publications
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
 
 log = structlog.get_logger(__name__)
+LOOKS, LOOK_S = 3, 0.5  # for what the swarm serves, before a node takes the default
 Report = Callable[[NodeEvent], None]
 
 
@@ -120,9 +123,13 @@ class Node:
             runs=tuple(sorted(self.runs)),
         )
 
+    def known(self) -> list[NodeRecord]:
+        """Who is there now."""
+        return self.directory.book.live(_now())
+
     def members(self) -> list[PeerId]:
-        """The others that are there now."""
-        return [record.peer for record in self.directory.book.live(_now()) if record.peer != self.transport.me]
+        """The others."""
+        return [record.peer for record in self.known() if record.peer != self.transport.me]
 
     def finder(self, tell: Report | None = None) -> Finder:
         cache, public = self.options.home.cache, self.setup.swarm.public
@@ -182,7 +189,14 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         api_key = options.home.api_key()
         control = LiveControl(node)
         server = ApiServer(
-            node.driver, control, api_key, options.api_host, options.api_port, node.publications, node.trainings
+            node.driver,
+            control,
+            api_key,
+            options.api_host,
+            options.api_port,
+            node.publications,
+            node.trainings,
+            Fetching(node),
         )
         api = await stack.enter_async_context(server.running(tasks))
         facts = NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at)
@@ -377,7 +391,15 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
         else:
             anyio.from_thread.run_sync(report, event)
 
-    model = await node.finder(tell).find(node.options.model, records)
+    finder = node.finder(tell)
+    for _ in range(LOOKS if node.options.model == BY_NEED and node.invites is None else 0):
+        if any(record.hosted for record in records if record.peer != node.transport.me):
+            break
+        await anyio.sleep(LOOK_S)  # a member that has just come may not know the others yet
+        records = await node.loops.look()
+    model = await finder.find(node.options.model, records)
+    if model.manifest.model_type == ADAPTER:
+        raise UsageError(f"{model.manifest.name} is an adapter; shoal carries adapters and does not serve them")
     hosted = await anyio.to_thread.run_sync(
         load_hosted,
         node.options,
