@@ -119,11 +119,11 @@ def movement_sentence(movement: Movement) -> str:
         case "paid":
             return f"{amount} credits were paid to peer {other} for tokens that came"
         case "earned":
-            return f"{amount} credits were earned from peer {other}; they can be spent in a day"
+            return f"{amount} credits were earned from peer {other}; free in a day and after further work"
         case "burned":
             return f"{amount} credits of that payment were burned, as 5 % of each are"
         case "vested":
-            return f"{amount} credits earned a day ago can be spent now"
+            return f"{amount} credits earned a day ago or longer can be spent now"
         case "decayed":
             return f"{amount} credits faded: what is not spent halves every 30 days"
         case "minted":

@@ -21,7 +21,7 @@ from .bodies import AnyBody, Close, Rotate
 from .chain import Accepted, Chain, Forked, Refused, judge
 from .entry import Entry
 
-FORMAT = 2
+FORMAT = 3
 _AUTHOR_AT = 3  # of an encoded entry: array head, bin head, length; then the author's 32 bytes, kept once in `peers`
 _AUTHOR_END = _AUTHOR_AT + 32
 _SCHEMA = """

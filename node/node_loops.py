@@ -37,6 +37,7 @@ class NodeLoops:
         self._report = report
         self._saved: Membership | None = None
         self._renewing = anyio.Lock()
+        self._leaving = False
         self._revocations = 0  # of the list that was acted on; what the start has learned is acted on at the first look
 
     async def run(self) -> None:
@@ -48,17 +49,24 @@ class NodeLoops:
             tasks.start_soon(self._judge_often)
 
     async def announce(self) -> None:
+        if self._leaving:
+            return
         try:
             await self._directory.announce(self._node.record())
         except Unavailable as error:
             log.warning("announce_failed", reason=str(error))
+
+    async def leave(self) -> None:
+        """Nobody plans with this node any more; it still answers."""
+        self._leaving = True
+        await self.withdraw()
 
     async def withdraw(self) -> None:
         with anyio.move_on_after(3.0, shield=True):
             await self._directory.withdraw()
 
     async def _announce_often(self) -> None:
-        while True:
+        while not self._leaving:
             for hosted in self._node.hosted:
                 hosted.engine.measure_when_idle()
             await self.announce()
