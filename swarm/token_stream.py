@@ -131,6 +131,7 @@ class DriverStream:
         self._links: dict[events.HopKey, HopLink] = {}
         self._tallies: dict[events.HopKey, _Tally] = {}
         self._since: dict[events.HopKey, int] = {}  # the session's length at its opening, 0 in the first chain
+        self._restored: set[events.HopKey] = set()  # began with a cache that another hop had computed
         self._used: list[UsedHop] = []
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
         tick = payment.tick if payment else bytes
@@ -381,6 +382,7 @@ class DriverStream:
         )
         self._since[effect.hop] = len(self._session.ids) if self._used else 0
         if effect.restore is not None:
+            self._restored.add(effect.hop)
             request = replace(request, **self._holds.restoring(effect.restore))
         link = HopLink(at, self._transport, self._gate, self._post, self._take_result, self._key_of)
         self._links[effect.hop] = link
@@ -474,7 +476,7 @@ class DriverStream:
         """One token may be on its way past a hop that is opened in another's place, so the second one counts."""
         since, length = self._since[link.at.key], len(self._session.ids)
         came = length - (since or len(self._request.ids))
-        shown = length - 1 if came >= (2 if since else 1) else 0
+        shown = length - 1 if came >= (2 if since else 1) and link.at.key not in self._restored else 0
         self._used.append(UsedHop(link.at.peer, link.at.session, link.at.span, shown, since, stayed))
 
     def _note_hop(self, link: HopLink, *, stayed: bool) -> None:
