@@ -87,7 +87,7 @@ class SessionAuditor:
         self.dropped_sessions = 0
         self._transport, self._gate, self._ledger = transport, gate, ledger
         self._nodes, self._holds, self._clock = nodes, holds, clock
-        self._driver = AuditDriver(transport, gate, self._holders, hears, known, here)
+        self._driver = AuditDriver(transport, gate, self._holders, hears, known, here, self._addresses)
         self._give, self._take = anyio.create_memory_object_stream[UsedSession | _Heard](MOST_WAITING)
         self._praised: dict[bytes, float] = {}
         self._kinds: dict[bytes, str] = {}  # of device, by server
@@ -217,6 +217,9 @@ class SessionAuditor:
             self._kinds[server] = kind  # it may be gone by the time that it is judged
         return [(peer, peer_id.public_key_of(peer)) for peer, device in devices.items() if device == kind]
 
+    def _addresses(self, peer: PeerId) -> Sequence[str]:
+        return next((record.addresses for record in self._nodes() if record.peer == peer), ())
+
     # What others found
 
     async def _look_often(self) -> None:
@@ -252,7 +255,9 @@ class SessionAuditor:
         """
         judge = self._ledger.key in self._ledger.store.judges
         accuser = peer_of(heard.author)
-        data = await ask(self._transport, self._gate, accuser, AskCase(heard.verdict.evidence), CASE_S)
+        data = await ask(
+            self._transport, self._gate, accuser, AskCase(heard.verdict.evidence), CASE_S, self._addresses(accuser)
+        )
         examined = await anyio.to_thread.run_sync(audit_case.examined, data, heard.verdict)
         if examined.problem:
             log.warning("verdict_not_borne_out", author=accuser, reason=examined.problem)
