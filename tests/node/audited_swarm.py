@@ -32,6 +32,7 @@ from shoal.swarm.messages import Open
 from shoal.swarm.records import Hosted, NodeRecord
 from shoal.swarm.session_events import Plan
 from shoal.swarm.transports.memory import MemoryNetwork
+from shoal.swarm.transports.memory_link import Conditions
 from shoal.swarm.units import Span
 from shoal.swarm.work_records import WorkRecord
 
@@ -39,6 +40,7 @@ MODEL = ModelId("ab" * 32)
 WHOLE, FRONT, BACK = Span(0, 6), Span(0, 3), Span(3, 6)
 PROMPT = tuple((7 * i + 3) % VOCABULARY for i in range(40))
 NEW = 60
+NEAR = Conditions(latency_s=(0.0, 0.001))
 LIMIT = Threshold(rounding_floor("float32", "float32"), 1000, 0.0)
 
 
@@ -129,7 +131,7 @@ class Planner:
 
 @asynccontextmanager
 async def swarm(model: LocalModel, lazy: int | None, count: int = 5) -> AsyncIterator[tuple[MemoryNetwork, list[Peer]]]:
-    async with MemoryNetwork(seed=1) as network:
+    async with MemoryNetwork(1, NEAR) as network:
         peers = [Peer(number, model, network, lazy=number == lazy) for number in range(count)]
         try:
             for each in peers:
