@@ -116,9 +116,7 @@ def movement_sentence(movement: Movement) -> str:
         case "paid":
             return f"{amount} credits were paid to peer {other} for tokens that came"
         case "earned":
-            return (
-                f"{amount} credits were earned from peer {other}; free in a day and after further work"
-            )
+            return f"{amount} credits were earned from peer {other}; free in a day and after further work"
         case "burned":
             return f"{amount} credits of that payment were burned, as 5 % of each are"
         case "vested":
