@@ -38,8 +38,11 @@ class Work(msgspec.Struct, array_like=True):
     """A TRAIN that nobody has judged yet, or the judgement of one that has not come."""
 
     worker: bytes  # account
-    tokens: int
+    at: int  # unix seconds
+    tokens: int = 0
+    job: bytes = b""  # run and round
     outcome: int | None = None  # of a VERDICT that came first
+    credits: int = 0  # of it
     verdict: bytes = b""  # its hash
 
 

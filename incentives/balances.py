@@ -13,6 +13,7 @@ from .account import Account, Reservation, Totals, Work
 from .bodies import Ack, AnyBody, Checkpoint, Close, ForkProof, Open, Rotate, Train, Verdict
 from .chain import forger
 from .decay import decayed
+from .favours import Favours
 
 BURN_PERCENT = 5
 VESTING_HOURS = 24
@@ -20,7 +21,8 @@ VESTING_TICKS = 150  # at the same price, that are earned after it: a server tha
 GRACE_S = 3600  # beyond its lifetime a reservation waits so long for a CLOSE that is on its way
 SOUND, FALSE = 0, 1  # outcomes of a VERDICT
 OF_TRAINING = 1  # a kind of VERDICT
-LATE_S = 7 * 86_400  # and its OPEN is remembered so long: a server that was cut off may still settle
+MOST_WORTH = 20  # credits for a token at most: one in twenty is looked at, never fewer
+LATE_S = 7 * 86_400  # and its OPEN is remembered so long: a server that was cut off may still settle; TRAINs as well
 
 What = Literal["decayed", "vested", "reserved", "released", "paid", "earned", "burned", "minted", "confiscated"]
 
@@ -45,11 +47,13 @@ class Balances:
     def __init__(self, judges: frozenset[bytes] = frozenset()) -> None:
         """judges: keys whose verdicts create and take away credit; those of others are noted and move nothing"""
         self.judges = judges
-        self.works: dict[bytes, Work] = {}  # TRAINs to be judged, by hash
+        self.works: dict[bytes, Work] = {}  # TRAINs to be judged, by hash, the oldest first
+        self.credited: dict[bytes, bytes] = {}  # account, run and round of trainings that were paid -> the VERDICT
         self.accounts: dict[bytes, Account] = {}
         self.reservations: dict[bytes, Reservation] = {}  # by hash of the OPEN
         self.early: dict[bytes, tuple[bytes, Close, bytes]] = {}  # before their OPEN: author, CLOSE, its hash
         self.owners: dict[bytes, bytes] = {}  # key -> account, for keys that took over another's
+        self.favours = Favours()
         self.totals = Totals()
         self.changed: set[Row] = set()
         self._reserved_by: dict[bytes, set[bytes]] = {}  # account -> hashes of its OPENs
@@ -188,6 +192,8 @@ class Balances:
         self._forget(client, body.open)
         yield from self.advance(client, at)
         payer = self.account(client)
+        if not reservation.price and server != client:
+            self.favours.note(client, server, body.ticks, at)
         amount = 0 if server == client else min(body.ticks * reservation.price, payer.spendable)
         if not amount:
             return
@@ -222,10 +228,30 @@ class Balances:
     def _train(self, author: bytes, body: Train, digest: bytes, at: int) -> Iterator[Movement]:
         worker, before = self.owner(author), self.works.pop(digest, None)
         self.changed.add(("work", digest))
+        work = Work(worker, at, body.tokens, body.run + body.round.to_bytes(4, "big"))
         if before is None:
-            self.works[digest] = Work(worker, body.tokens)
+            self._note_work(digest, work)
         elif before.worker == worker and before.outcome == SOUND:
-            yield from self.mint(worker, body.tokens, before.verdict, at)
+            yield from self._pay_training(work, before.credits, before.verdict, at)
+
+    def _note_work(self, digest: bytes, work: Work) -> None:
+        """The oldest are forgotten: most are never looked at."""
+        self.works[digest] = work
+        self.changed.add(("work", digest))
+        while self.works:
+            oldest = next(iter(self.works))
+            if self.works[oldest].at + LATE_S > work.at:
+                break
+            del self.works[oldest]
+            self.changed.add(("work", oldest))
+
+    def _pay_training(self, work: Work, worth: int, verdict: bytes, at: int) -> Iterator[Movement]:
+        """Once for each account, run and round, however many TRAINs it writes of it."""
+        place = work.worker + work.job
+        if place not in self.credited:
+            self.credited[place] = verdict
+            self.changed.add(("credited", place))
+            yield from self.mint(work.worker, min(worth, MOST_WORTH * work.tokens), verdict, at)
 
     def _verdict(self, author: bytes, body: Verdict, digest: bytes, at: int) -> Iterator[Movement]:
         """Nobody judges himself. A sound TRAIN is credited once, whoever judges it again."""
@@ -238,12 +264,12 @@ class Balances:
             return
         work = self.works.get(body.audited)
         if work is None:
-            self.works[body.audited] = Work(subject, 0, body.outcome, digest)
+            self._note_work(body.audited, Work(subject, at, outcome=body.outcome, credits=body.credits, verdict=digest))
         elif work.outcome is None and work.worker == subject:
             del self.works[body.audited]
+            self.changed.add(("work", body.audited))
             if body.outcome == SOUND:
-                yield from self.mint(subject, work.tokens, digest, at)
-        self.changed.add(("work", body.audited))
+                yield from self._pay_training(work, body.credits, digest, at)
 
     def mint(self, key: bytes, amount: int, digest: bytes, at: int) -> list[Movement]:
         """New credit for audited work."""

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 import anyio
 from anyio.abc import TaskGroup
 
+from . import messages
+from .cache_streams import open_attached
 from .errors import ShoalError
 from .feeder import Feeder
 from .handshake import Gate
-from .hop import open_push
 from .hop_link import LinkAddress
 from .session_events import Event, HopLost
 from .transport import Stream, Transport
@@ -43,12 +44,12 @@ class DriverPush:
         self._scope = anyio.CancelScope()
         self._connected_before = False
 
-    def connect(self, to: LinkAddress, tasks: TaskGroup) -> None:
-        """Push into this hop from now on; what still goes on with an earlier one ends."""
+    def connect(self, to: LinkAddress, start: int, tasks: TaskGroup) -> None:
+        """Push into this hop from now on, from position `start`; what still goes on with an earlier one ends."""
         self._scope.cancel()
         self._scope = anyio.CancelScope()
         replay, self._connected_before = self._connected_before, True
-        tasks.start_soon(self._run, to, replay, self._scope)
+        tasks.start_soon(self._run, to, start, replay, self._scope)
 
     def feed(self, stop: int) -> None:
         """Push all tokens before index `stop` that were not pushed yet."""
@@ -67,22 +68,24 @@ class DriverPush:
             await self._more.wait()
         return self._tick()
 
-    async def _run(self, to: LinkAddress, replay: bool, scope: anyio.CancelScope) -> None:
+    async def _run(self, to: LinkAddress, start: int, replay: bool, scope: anyio.CancelScope) -> None:
         with scope:
             stream = None
             try:
-                stream = await open_push(self._transport, self._gate, to.peer, to.addresses, to.session)
-                await self._push_all(stream, replay)
+                stream = await open_attached(
+                    self._transport, self._gate, messages.PUSH_PROTOCOL, to.peer, to.addresses, to.session
+                )
+                await self._push_all(stream, start, replay)
             except ShoalError as error:
                 self._post(HopLost(to.key, str(error)))
             finally:
                 if stream is not None:
                     stream.abort()
 
-    async def _push_all(self, stream: Stream, replay: bool) -> None:
+    async def _push_all(self, stream: Stream, start: int, replay: bool) -> None:
         """For ever."""
         known = tuple(self._ids)
-        await self._feeder.feed_all(stream, known, replay, self._turn if self._in_turn else None)
+        await self._feeder.feed_all(stream, known, start, replay, self._turn if self._in_turn else None)
         fed = len(known)
         while True:
             while fed < self._wanted:

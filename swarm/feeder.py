@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from . import messages
 from .compute import Compute, Work
+from .errors import LocalFault
 from .identifiers import SessionId
 from .kept_outputs import KeptOutputs
 from .messages import Feed, slice_of, with_word
@@ -38,10 +39,13 @@ class IdFeeder:
     def __init__(self, positions: int | None = None) -> None:
         self._positions = positions or PREFILL_POSITIONS
 
-    async def feed_all(self, stream: Stream, ids: Sequence[int], replay: bool, turn: Turn | None) -> None:
-        """turn: for a prompt in slices, each of which waits for the one before. raises: Unavailable"""
-        for start, chunk, last in _chunks(ids, 0, self._positions):
-            feed = Feed(start, len(chunk), chunk, b"", last, replay, ())
+    async def feed_all(self, stream: Stream, ids: Sequence[int], start: int, replay: bool, turn: Turn | None) -> None:
+        """From position `start` on. turn: for a prompt in slices, each of which waits for the one before.
+
+        raises: Unavailable
+        """
+        for at, chunk, last in _chunks(ids, start, self._positions):
+            feed = Feed(at, len(chunk), chunk, b"", last, replay, ())
             await stream.send(messages.encode(await _in_turn(feed, turn)))
 
     async def feed_token(self, stream: Stream, start: int, token: int, tick: bytes) -> None:
@@ -70,9 +74,12 @@ class LocalFeeder:
         for start, chunk, last in _chunks(ids, self._kept.length, self._positions):
             yield await self._run(start, chunk, last, replay)
 
-    async def feed_all(self, stream: Stream, ids: Sequence[int], replay: bool, turn: Turn | None) -> None:
+    async def feed_all(self, stream: Stream, ids: Sequence[int], start: int, replay: bool, turn: Turn | None) -> None:
+        """raises: LocalFault when what is to be fed again is no longer kept"""
         if replay:
-            for feed in self._kept.replay():
+            if start < self._kept.first:
+                raise LocalFault("the outputs of the local layers are no longer kept")
+            for feed in self._kept.replay(start):
                 await stream.send(messages.encode(feed))
         async for feed in self._fresh(ids, replay):
             await stream.send(messages.encode(await _in_turn(feed, turn)))

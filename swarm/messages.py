@@ -1,8 +1,9 @@
 """Every message of a session. Decoding is the only place where bytes become types.
 
-Two streams carry them. The *control* stream joins the driver with each hop: it opens, repairs, probes, and brings
+Three streams carry them. The *control* stream joins the driver with each hop: it opens, repairs, probes, and brings
 results back; its end closes the session at that hop. The *push* stream carries positions downstream: driver to first
-hop, hop to hop. Each stream begins with `Hello`, answered by `Welcome` or `Failed`.
+hop, hop to hop. The *cache* stream carries a session's KV cache from one holder of its layers to another. Each stream
+begins with `Hello`, answered by `Welcome` or `Failed`.
 """
 
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from shoal.compression import activations
+from shoal.compression.kv_levels import KvLevel
 
 from .errors import MalformedMessage
 from .identifiers import ModelId, PeerId, SessionId, SwarmId
@@ -18,6 +20,7 @@ from .units import Span
 
 CONTROL_PROTOCOL = "/shoal/session/2"
 PUSH_PROTOCOL = "/shoal/push/2"
+CACHE_PROTOCOL = "/shoal/cache/1"
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -51,14 +54,27 @@ class Open(Message, frozen=True, tag=2):
     history: tuple[int, ...]  # only when the sampling has penalties and this hop has the head
     payment: bytes = b""  # see `metering`; b"": nothing is offered
     stamp: bytes = b""  # a newcomer's proof of work, see `lanes`
+    cache_from: PeerId | None = None  # who sends the cache before positions come; this hop itself: from what it keeps
+    kept_as: SessionId | None = None  # what it keeps it as
+    cache_below: int = 0  # of what it keeps, chunks of positions below this only
 
 
 class Opened(Message, frozen=True, tag=3):
     session: SessionId
 
 
+class Hold(Message, frozen=True, tag=19):
+    """Driver to a standby, first on a control stream: keep what a hop sends of its cache. Answered as `Open`."""
+
+    session: SessionId
+    model: ModelId
+    dtype: str
+    span: Span
+    sender: PeerId
+
+
 class Attach(Message, frozen=True, tag=4):
-    """First message after Hello on a push stream."""
+    """First message after Hello on a push stream or a cache stream."""
 
     session: SessionId
 
@@ -181,11 +197,73 @@ class Adopt(Message, frozen=True, tag=12):
 
 
 class Rewire(Message, frozen=True, tag=13):
-    """Driver to the hop before a lost one: push to another peer, and send it everything from position 0 again."""
+    """Driver to the hop before a lost one: push to another peer, and send it everything from `start` on again."""
 
     downstream: PeerId
     downstream_session: SessionId
     downstream_addresses: tuple[str, ...]
+    start: int = 0
+
+
+class SendCache(Message, frozen=True, tag=20):
+    """Driver to hop: send this session's cache, in whole chunks as they fill, to a peer that waits for it.
+
+    hands_over: all of it, and compute nothing any more: the peer takes this hop's place. Answered by Handed.
+    """
+
+    peer: PeerId
+    session: SessionId
+    addresses: tuple[str, ...]
+    level: KvLevel
+    hands_over: bool
+
+
+class CacheLost(Message, frozen=True, tag=21):
+    """Hop to driver: the cache did not get to where it was to go, or what came could not be used."""
+
+    session: SessionId  # the receiver's name for it
+    text: str
+
+
+class Chunk(Message, frozen=True, tag=22):
+    """On a cache stream."""
+
+    data: bytes  # kv_chunks
+
+
+class CacheEnd(Message, frozen=True, tag=23):
+    """Last on a cache stream whose sender hands over."""
+
+    held: int  # positions
+    history: tuple[int, ...]  # only when the sampling has penalties and the sender has the head
+
+
+class Restored(Message, frozen=True, tag=24):
+    """Hop to driver: the cache that was to come is in; positions from `held` on are due."""
+
+    held: int
+
+
+class Leaving(Message, frozen=True, tag=25):
+    """Hop to driver: this node is about to leave; name a successor."""
+
+    within_s: float
+
+
+class NoSuccessor(Message, frozen=True, tag=26):
+    """Driver to a hop that is about to leave."""
+
+    text: str
+
+
+class Stay(Message, frozen=True, tag=27):
+    """Driver to a hop that hands over: its successor is gone; compute on."""
+
+
+class Handed(Message, frozen=True, tag=28):
+    """Hop to driver: the successor has all of the cache, and everybody downstream all that came of it."""
+
+    held: int
 
 
 class Probe(Message, frozen=True, tag=14):
@@ -219,8 +297,18 @@ AnyMessage = (
     Hello
     | Welcome
     | Open
+    | Hold
     | Opened
     | Attach
+    | SendCache
+    | CacheLost
+    | Chunk
+    | CacheEnd
+    | Restored
+    | Leaving
+    | NoSuccessor
+    | Stay
+    | Handed
     | Feed
     | PaidFeed
     | Slice

@@ -247,14 +247,14 @@ def test_an_account_goes_on_under_its_new_key(store: Store) -> None:
 
 
 def trained(tokens: int, number: int = 0) -> Train:
-    return Train(b"run", number, tokens, bytes(32), bytes(32), 5)
+    return Train(b"run", number, tokens, bytes(32), bytes(32), bytes(32))
 
 
 @pytest.mark.parametrize("train_first", [True, False])
 def test_training_that_a_judge_found_sound_is_credited_once_in_whatever_order_the_two_come(train_first: bool) -> None:
     store = Store(None, judges=frozenset({OTHER.public_key}))
     train = entries.write(CLIENT, 0, NO_HASH, NOW, trained(700))
-    verdict = Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32))
+    verdict = Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32), 700)
     if train_first:
         store.receive(train, NOW)
     store.append_own(OTHER, [verdict], NOW)
@@ -271,10 +271,33 @@ def test_nobody_but_a_judge_creates_credit_and_no_judge_for_himself() -> None:
     store = Store(None, judges=frozenset({OTHER.public_key}))
     (train,) = store.append_own(CLIENT, [trained(700)], NOW)
     (own,) = store.append_own(OTHER, [trained(900)], NOW)
-    store.append_own(SERVER, [Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32))], NOW)
-    store.append_own(OTHER, [Verdict(OTHER.public_key, 1, entries.hash_of(own), 0, bytes(32))], NOW)
-    store.append_own(OTHER, [Verdict(SERVER.public_key, 1, entries.hash_of(train), 0, bytes(32))], NOW)
+    store.append_own(SERVER, [Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32), 700)], NOW)
+    store.append_own(OTHER, [Verdict(OTHER.public_key, 1, entries.hash_of(own), 0, bytes(32), 900)], NOW)
+    store.append_own(OTHER, [Verdict(SERVER.public_key, 1, entries.hash_of(train), 0, bytes(32), 700)], NOW)
     assert store.balances.totals.minted == 0
+
+
+def test_a_round_is_paid_once_however_many_trains_are_written_of_it() -> None:
+    store = Store(None, judges=frozenset({OTHER.public_key}))
+    for number in (0, 0, 1):
+        (train,) = store.append_own(CLIENT, [trained(700, number)], NOW)
+        store.append_own(OTHER, [Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32), 700)], NOW)
+    assert account(store, CLIENT).waiting == 1400
+
+
+def test_no_verdict_is_worth_more_than_twenty_credits_a_token() -> None:
+    store = Store(None, judges=frozenset({OTHER.public_key}))
+    (train,) = store.append_own(CLIENT, [trained(700)], NOW)
+    store.append_own(OTHER, [Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32), 10**9)], NOW)
+    assert account(store, CLIENT).waiting == 14_000
+
+
+def test_work_that_nobody_judges_is_forgotten_after_a_week() -> None:
+    store = Store(None, judges=frozenset({OTHER.public_key}))
+    (old,) = store.append_own(CLIENT, [trained(700)], NOW)
+    store.append_own(CLIENT, [trained(700, 1)], NOW + 8 * 86_400)
+    assert list(store.balances.works) != [entries.hash_of(old)]
+    assert len(store.balances.works) == 1
 
 
 def test_false_work_costs_what_waits_to_be_spent(store: Store) -> None:
