@@ -8,7 +8,7 @@ from training.tiny_run import tiny_config
 
 from shoal.compression.update_codec import Values
 from shoal.incentives.audit_threshold import Finding, Threshold
-from shoal.incentives.step_statement import StepStatement, decode, drawn_interval, encode, is_signed, leads, signed
+from shoal.incentives.step_statement import StepStatement, decode, encode, is_signed, leads, signed
 from shoal.incentives.training_value import calibrated, centred, first_order, leave_one_out, quality_units
 from shoal.node.training.data.assignment import DataOrder, Roster, Share, share_of
 from shoal.node.training.parameters import ModelParameters
@@ -23,7 +23,7 @@ TRAINER = Identity(bytes([31]) * 32)
 PEERS = tuple(PeerId(name) for name in ("anna", "bert", "carl", "dora"))
 SEQUENCES, EVERY, INTERVALS = 4, 3, 3
 LIMIT = Threshold(1e-3, 100, 0.0)
-OUTER, DECISION = bytes([1]) * 32, bytes([2]) * 32
+OUTER = bytes([1]) * 32
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def worked(
         log.stepped(who.steps, who.parameters)
         if len(log.ends) == len(states):
             states.append(state_now(who.steps, who.parameters))
-    return signed(TRAINER, log.statement(b"tiny", 1, OUTER, 0, bytes(32))), log, states
+    return signed(TRAINER, log.statement(b"tiny", 1, OUTER, 0, bytes(32), (bytes(32), bytes(32)))), log, states
 
 
 def audited(auditor: Prepared, share: Share, start: StepState, claimed: Values, interval: int) -> Finding:
@@ -129,13 +129,6 @@ def test_a_trainer_cannot_show_other_states_than_it_signed_for(trainer: Prepared
     moments = {name: value for name, value in states[1].moments.items() if "exp_avg_sq" not in name}
     assert StepState(states[1].parameters, moments).digest() != start
     assert is_signed(decode(encode(statement)))
-
-
-def test_the_decision_of_the_round_draws_the_interval(trainer: Prepared, initial: StepState) -> None:
-    statement, _, _ = worked(trainer, initial, share_for(trainer.data.order, PEERS[0]))
-    drawn = [drawn_interval(statement, bytes([n]) * 32) for n in range(200)]
-    assert {drawn.count(interval) > 40 for interval in range(INTERVALS)} == {True}
-    assert drawn_interval(statement, DECISION) == drawn_interval(decode(encode(statement)), DECISION)
 
 
 class Round:
