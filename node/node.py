@@ -19,6 +19,7 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 import shoal
+from shoal.swarm.beacon_calls import serve_root
 from shoal.swarm.blobs import serve_blobs
 from shoal.swarm.chain_planner import DirectoryPlanner
 from shoal.swarm.driver import Driver
@@ -258,6 +259,7 @@ async def _assemble(
     hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts)
     if books is not None:
         tasks.start_soon(books.ledger.run)
+        await serve_root(calls, books.roots)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
     if invites is not None:
         stack.callback(invites.close)
