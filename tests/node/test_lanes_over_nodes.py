@@ -104,7 +104,6 @@ def test_a_paying_session_overtakes_free_ones_under_load(tmp_path: Path) -> None
                 for name, found in times.items():
                     found.append(complete(nodes[name], SHORT, 60))
         paid_s, free_s = (statistics.median(times[name]) for name in ("rich", "poor"))
-        print(f"paid {times['rich']}, free {times['poor']}")
         assert paid_s < 0.8 * free_s, times
     assert account(tmp_path, "server", "server").contributed > earned
     assert account(tmp_path, "server", "poor").contributed == account(tmp_path, "server", "crowd").contributed == 0
