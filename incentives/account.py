@@ -14,6 +14,7 @@ class Account(msgspec.Struct, array_like=True):
     hour: Hour = 0  # up to which it has decayed
     contributed: int = 0  # credits earned in a lifetime: does not decay, cannot be spent
     forked: bool = False
+    due: dict[Hour, int] = {}  # what has to be `contributed` besides, until income of that hour may be spent
 
     @property
     def waiting(self) -> int:

@@ -17,6 +17,7 @@ from .favours import Favours
 
 BURN_PERCENT = 5
 VESTING_HOURS = 24
+VESTING_TICKS = 150  # at the same price, that are earned after it: a server that turns false is found before they are
 GRACE_S = 3600  # beyond its lifetime a reservation waits so long for a CLOSE that is on its way
 SOUND, FALSE = 0, 1  # outcomes of a VERDICT
 OF_TRAINING = 1  # a kind of VERDICT
@@ -64,7 +65,7 @@ class Balances:
     def account(self, key: bytes) -> Account:
         name = self.owner(key)
         if name not in self.accounts:
-            self.accounts[name] = Account(vesting={})
+            self.accounts[name] = Account(vesting={}, due={})
         self.changed.add(("account", name))
         return self.accounts[name]
 
@@ -85,9 +86,10 @@ class Balances:
             if release_at + LATE_S <= at:
                 self._forget(name, digest)
         hour = max(account.hour, at // 3600)
-        for ripe in sorted(h for h in account.vesting if h <= hour):
+        for ripe in sorted(h for h in account.vesting if h <= hour and account.due.get(h, 0) <= account.contributed):
             yield from self._decay(name, account, ripe)
             amount = account.vesting.pop(ripe)
+            account.due.pop(ripe, None)
             account.spendable += amount
             yield Movement(name, "vested", amount)
         yield from self._decay(name, account, hour)
@@ -197,25 +199,31 @@ class Balances:
             return
         payer.spendable -= amount
         yield Movement(client, "paid", -amount, server, digest)
-        yield from self._earn(server, amount, client, digest, at)
+        yield from self._earn(server, amount, reservation.price, client, digest, at)
 
-    def _earn(self, server: bytes, amount: int, client: bytes, digest: bytes, at: int) -> Iterator[Movement]:
-        burn = -(-amount * BURN_PERCENT // 100)
+    def _earn(
+        self, server: bytes, amount: int, price: int, client: bytes, digest: bytes, at: int
+    ) -> Iterator[Movement]:
+        burn = _burned(amount)
         yield from self.advance(server, at)
         account = self.account(server)
         if account.forked:
             burn = amount
         self._total(burned=burn)
         account.contributed += amount - burn
-        self._vest(account, amount - burn)
+        self._vest(account, amount - burn, VESTING_TICKS * (price - _burned(price)))
         yield Movement(server, "earned", amount - burn, client, digest)
         yield Movement(server, "burned", burn, client, digest)
 
     @staticmethod
-    def _vest(account: Account, amount: int) -> None:
-        if amount:
-            due = account.hour + VESTING_HOURS
-            account.vesting[due] = account.vesting.get(due, 0) + amount
+    def _vest(account: Account, amount: int, further: int = 0) -> None:
+        """further: credits that have to be contributed after these"""
+        if not amount:
+            return
+        hour = account.hour + VESTING_HOURS
+        account.vesting[hour] = account.vesting.get(hour, 0) + amount
+        if further:
+            account.due[hour] = max(account.due.get(hour, 0), account.contributed + further)
 
     def _train(self, author: bytes, body: Train, digest: bytes, at: int) -> Iterator[Movement]:
         worker, before = self.owner(author), self.works.pop(digest, None)
@@ -280,6 +288,7 @@ class Balances:
         account = self.account(key)
         amount = account.waiting + (account.spendable if vested_too else 0)
         account.vesting.clear()
+        account.due.clear()
         if vested_too:
             account.spendable = 0
         self._total(burned=amount)
@@ -289,6 +298,10 @@ class Balances:
         if not self.account(key).forked:
             self.account(key).forked = True
             yield from self.confiscate(key, digest, at, vested_too=True)
+
+
+def _burned(amount: int) -> int:
+    return -(-amount * BURN_PERCENT // 100)
 
 
 def settles(server: bytes, close: Close, reservation: Reservation) -> bool:

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 KEY_BYTES = 32
 HASH_BYTES = 32
-WORD_BYTES = 20  # of a PayWord chain
+WORD_BYTES = 16  # of a PayWord chain
 SIGNATURE_BYTES = 64
 TICK_TOKENS = 32  # positions that one tick pays
 MAX_LIFETIME_S = 86_400  # of a reservation

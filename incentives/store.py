@@ -186,6 +186,14 @@ class Store:
         """In the order in which they came."""
         return self._rows("ORDER BY e.id", ())
 
+    def after(self, number: int) -> list[Stored]:
+        """Entries that came behind this one."""
+        return list(self._rows("WHERE e.id > ? ORDER BY e.id", (number,)))
+
+    def last(self) -> int:
+        """Number of the entry that came last, 0 before the first."""
+        return int(self._database.execute("SELECT coalesce(max(id), 0) FROM entries").fetchone()[0])
+
     def _rows(self, where: str, values: Sequence[int]) -> Iterator[Stored]:
         query = f"SELECT e.id, p.key, e.received, e.data FROM entries e JOIN peers p ON p.id = e.peer {where}"  # noqa: S608  ours
         for number, key, received, data in self._database.execute(query, values):

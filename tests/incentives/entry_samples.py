@@ -16,7 +16,7 @@ def any_body(draw: random.Random) -> AnyBody:
     def number(bits: int) -> int:
         return draw.getrandbits(draw.randint(1, bits))
 
-    key, digest, word, signature = (draw.randbytes(size) for size in (32, 32, 20, 64))
+    key, digest, word, signature = (draw.randbytes(size) for size in (32, 32, 16, 64))
     kinds: list[AnyBody] = [
         bodies.Open(key, draw.randbytes(14), word, number(32), 32, number(20), draw.randint(1, 86_400), number(1)),
         bodies.Close(digest, number(20), word),
