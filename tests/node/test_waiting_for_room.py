@@ -92,11 +92,14 @@ def test_one_that_gave_up_holds_up_nobody(engine: Engine, monkeypatch: pytest.Mo
 
 
 def test_one_that_can_never_have_room_is_told_at_once(engine: Engine) -> None:
+    small = Engine(engine.shard, 256, keeps_lanes=True)
+
     async def run() -> None:
         with anyio.fail_after(2), pytest.raises(OutOfMemory):
-            await engine.open(SessionId("large"), WHOLE, 1000, Sampling(), (), Claim("large", Lane.FREE))
+            await small.open(SessionId("large"), WHOLE, 200, Sampling(), (), Claim("large", Lane.FREE))
 
     anyio.run(run)
+    small.stop()
 
 
 def test_those_that_wait_hear_when_the_engine_stops(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

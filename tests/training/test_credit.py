@@ -174,7 +174,7 @@ class Group:
             async with anyio.create_task_group() as tasks:
                 for trainer in self.trainers:
                     tasks.start_soon(one, trainer)
-            await self.trainers[0].around.judge()
+            await self.trainers[0].around.judge(to_the_end=True)
         lines = (self.folder / "judgements.jsonl").read_bytes().splitlines()
         return [msgspec.json.decode(line, type=Judgement) for line in lines]
 

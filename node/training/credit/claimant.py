@@ -13,14 +13,13 @@ import anyio.to_thread
 import numpy as np
 import structlog
 
-from shoal.compression.update_codec import Values
 from shoal.incentives import entry as entries
 from shoal.incentives import step_statement
 from shoal.incentives.bodies import Train
 from shoal.incentives.ledger import Ledger
 from shoal.incentives.step_statement import StepStatement
 from shoal.node.training.strategies.settings import StrategySettings
-from shoal.node.training.update_audit import StepLog, intervals_of, state_now, values_digest
+from shoal.node.training.update_audit import StepLog, intervals_of, state_now
 from shoal.node.training.worker import Applied, WorkerParts
 from shoal.node.training.worker_processes import processes
 from shoal.swarm import peer_id
@@ -31,10 +30,9 @@ from shoal.swarm.rounds.commitments import Commitment
 from shoal.swarm.rounds.run_identity import run_id
 
 from . import messages
-from .kept_work import KEPT_ROUNDS, KeptWork
+from .kept_work import KEPT_ROUNDS, NOTHING, KeptWork, residual_digest
 from .messages import PIECE_BYTES, Claim, Piece
 
-NOTHING = bytes(32)  # digest of an error feedback that is not there
 log = structlog.get_logger(__name__)
 
 
@@ -42,10 +40,6 @@ def can_be_claimed(settings: StrategySettings) -> bool:
     """Whether the work of a round goes from one state of the outer parameters to the next, in this one process."""
     whole = (settings.fragments, settings.delay, settings.merge) == (1, 0, 0)
     return settings.update == "pseudo-gradient" and whole and processes() == 1
-
-
-def residual_digest(residual: Values | None) -> bytes:
-    return NOTHING if residual is None else values_digest(residual)
 
 
 class Claimant:
@@ -79,7 +73,7 @@ class Claimant:
         try:
             self._kept.begin(self._round)
             self._kept.keep_state(self._round, 0, start)
-            if residual is not None:
+            if residual is not None and self._residual != NOTHING:
                 self._kept.keep_residual(self._round, residual)
         except OSError as error:
             self._give_up(error)

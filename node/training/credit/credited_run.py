@@ -67,12 +67,12 @@ class CreditedKeeper:
         await self._keeper.rounds_done(worker)
         await self.judge()
 
-    async def judge(self) -> None:
+    async def judge(self, *, to_the_end: bool = False) -> None:
         """What was shown, judged. A judge that fails does not stop its training."""
         if self._judge is None:
             return
         try:
-            await self._judge.between_rounds()
+            await (self._judge.to_the_end() if to_the_end else self._judge.between_rounds())
         except ShoalError as error:
             log.warning("not_judged", reason=str(error))
 
@@ -104,7 +104,7 @@ async def credited(
                 judge = Judge(ledger, parts, calls, books.catch_up, tasks, folder / JUDGEMENTS)
             around = CreditedKeeper(keeper, claimant, judge, exchange, tasks)
             yield around, claimant
-            await around.judge()
+            await around.judge(to_the_end=True)
             tasks.cancel_scope.cancel()
     finally:
         claimant.close()

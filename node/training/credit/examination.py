@@ -7,6 +7,7 @@ own model, which afterwards stands where it stood.
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 
 from shoal.compression.errors import MalformedPayload
 from shoal.compression.update_codec import Values
@@ -24,7 +25,6 @@ from shoal.node.training.update_audit import (
     state_now,
     step_distance,
     taken_again,
-    values_digest,
 )
 from shoal.node.training.update_value import held_out_gradient
 from shoal.node.training.valued_rounds import decoded
@@ -34,8 +34,11 @@ from shoal.node.training.worker_steps import LossNotFinite
 from shoal.swarm.errors import UsageError
 from shoal.swarm.rounds.exchange import Outcome
 
+from .kept_work import residual_digest
+
 STEPS = {"float32": Threshold(1e-3, 0, 0.0), "bf16": Threshold(2e-2, 0, 0.0)}
 PAYLOADS = Threshold(1e-3, 0, 0.0)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +108,7 @@ def _examined(
     if found is not Finding.SOUND:
         return Examined(found, "the update is not what the steps led to", apart, away)
     if settings.feedback:
-        left = values_digest(left_out(settings.feedback, update, shown.residual, sent))
+        left = residual_digest(left_out(settings.feedback, update, shown.residual, sent))
         if left != residual_after:
             return Examined(Finding.GROSS, "what the encoder left out is not what was said", apart, away)
     held_out = parts.data.held_out
@@ -125,7 +128,8 @@ def _steps_apart(parts: WorkerParts, statement: StepStatement, share: Share, sho
         return float("inf")
     try:
         again = taken_again(parts.steps, parts.parameters, parts.data.windows, shown.start, batches, first)
-    except (LossNotFinite, ValueError, KeyError, TypeError, RuntimeError):  # moments that no optimiser has
+    except (LossNotFinite, ValueError, KeyError, TypeError, RuntimeError) as error:  # moments that no optimiser has
+        log.warning("steps_not_taken_again", error=f"{type(error).__name__}: {error}")
         return float("inf")
     return step_distance(shown.start.parameters, shown.end, again.parameters)
 

@@ -1,10 +1,12 @@
 """The owner's trainer as a judge: it asks for every claim of a round, draws, has the drawn ones shown, and judges them.
 
 Claims are asked for beside its own inner steps; what has been shown is examined between two rounds, so that the model
-is nobody else's meanwhile. A claim that is not drawn, or that comes too late, is worth nothing; one that is not shown
-when it was drawn, too.
+is nobody else's meanwhile. Where rounds are so short that trainers would throw away what is not fetched yet, the judge
+waits a little before its next step, and they for it. A claim that is not drawn, or that comes too late, is worth
+nothing; one that is not shown when it was drawn, too.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,13 +34,14 @@ from shoal.swarm.identifiers import PeerId
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.rounds.run_identity import run_id
 
-from .claimant import NOTHING
 from .evidence import Judgement
 from .examination import Examined, RoundFacts, Shown, examined, statement_problem
 from .fetching import Showing, asked_claim, digests_match
+from .kept_work import NOTHING
 from .messages import Claim
 
 UNDECIDED = 2
+PATIENCE_S = 5.0  # for what is to be shown of a round that trainers are about to throw away
 TRIES, AGAIN_S = 40, 0.5  # for a claim that is not written yet
 FRESH = carried_hash(moments_digest({}), NOTHING)  # of a trainer that has just begun
 STEPS_APART = 4  # rounds by which a trainer's count of steps may differ from the judge's
@@ -75,7 +78,9 @@ class Judge:
     _outer_step: int = 0
     _ready: list[Case] = field(default_factory=list)
     _carries: dict[PeerId, tuple[int, bytes]] = field(default_factory=dict)  # round of its last claim; what it carries
-    _before: int = -1  # the round before the last
+    _before: int = -1  # the last round
+    _heard: Counter[int] = field(default_factory=Counter)  # claims that are being fetched, by round
+    _news: anyio.Event = field(default_factory=anyio.Event)
 
     def __post_init__(self) -> None:
         self.run = bytes.fromhex(run_id(self.parts.strategy.spec))
@@ -94,6 +99,7 @@ class Judge:
         for peer, tokens in others:
             share = self.parts.progress.share(peer, outcome.round)
             if share is not None and peer in roots:
+                self._heard[outcome.round] += 1
                 self.tasks.start_soon(self._hear, facts, peer, tokens, share, percent, (last, first))
 
     def restart(self) -> None:
@@ -103,6 +109,16 @@ class Judge:
         self._before = -1
 
     async def _hear(
+        self, facts: RoundFacts, peer: PeerId, tokens: int, share: Share, percent: int, when: tuple[int, int]
+    ) -> None:
+        round_ = facts.outcome.round
+        try:
+            await self._ask(facts, peer, tokens, share, percent, when)
+        finally:
+            self._heard[round_] -= 1
+            self._news.set()
+
+    async def _ask(
         self, facts: RoundFacts, peer: PeerId, tokens: int, share: Share, percent: int, when: tuple[int, int]
     ) -> None:
         round_ = facts.outcome.round
@@ -195,8 +211,17 @@ class Judge:
             verdict = (await self.ledger.receive([*missing, entry]))[-1]
         return isinstance(verdict, Accepted) or verdict == Refused("known")
 
+    async def to_the_end(self) -> None:
+        """Judge what was shown after the last round, too. raises: OutOfMemory"""
+        self._before += 1
+        await self.between_rounds()
+
     async def between_rounds(self) -> None:
         """Judge what was shown. raises: OutOfMemory"""
+        with anyio.move_on_after(PATIENCE_S):
+            while any(count and round_ < self._before for round_, count in self._heard.items()):
+                self._news = anyio.Event()
+                await self._news.wait()
         ready, self._ready = self._ready, []
         for case in ready:
             shown = case.shown

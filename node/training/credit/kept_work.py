@@ -14,10 +14,11 @@ import numpy as np
 
 from shoal.compression.update_codec import Values
 from shoal.node.training.checkpoints.snapshot import Value
-from shoal.node.training.update_audit import StepState
+from shoal.node.training.update_audit import StepState, values_digest
 from shoal.swarm.errors import MalformedMessage
 
-KEPT_ROUNDS = 2
+KEPT_ROUNDS = 3  # the one that runs, the last, and the one before, which a judge may still be fetching
+NOTHING = bytes(32)  # digest of an error feedback that holds nothing
 RESIDUAL, PAYLOADS = "residual", "payloads"
 _encoder = msgspec.msgpack.Encoder()
 
@@ -85,6 +86,10 @@ class KeptWork:
         (self._folder / str(round_) / name).write_bytes(data)
 
 
+def residual_digest(residual: Values | None) -> bytes:
+    return NOTHING if residual is None or not residual.any() else values_digest(residual)
+
+
 def values_bytes(values: Values) -> bytes:
     return np.ascontiguousarray(values, "<f4").tobytes()
 
@@ -101,7 +106,7 @@ def packed_moments(moments: Mapping[str, Value]) -> bytes:
     for name in sorted(moments):
         value = moments[name]
         array = np.ascontiguousarray(value)
-        shape = array.shape if isinstance(value, np.ndarray) else ()
+        shape = np.shape(value)
         packed.append(_Packed(name, array.dtype.str, shape, array.tobytes()))
     return _encoder.encode(packed)
 
