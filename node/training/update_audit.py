@@ -5,7 +5,7 @@ state that was claimed and the one reached here, relative to the way between beg
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +68,22 @@ def state_now(steps: InnerSteps, parameters: LiveParameters) -> StepState:
     return StepState(parameters.read(), inner_state(steps.optimizer))
 
 
-class StepLog:
-    """A trainer's side: the digests of a round, one for each interval. every: inner steps of an interval"""
+def _at_once(work: Callable[[], None]) -> None:
+    work()
 
-    def __init__(self, start: StepState, every: int) -> None:
+
+class StepLog:
+    """A trainer's side: the digests of a round, one for each interval.
+
+    every: inner steps of an interval; do: has work done in order, now or behind the steps' back
+    """
+
+    def __init__(self, start: StepState, every: int, do: Callable[[Callable[[], None]], None] = _at_once) -> None:
         self.every = every
-        self.marks = [start.mark()]
+        self.marks: list[Mark] = []
         self.steps = 0
+        self._do = do
+        do(lambda: self.marks.append(start.mark()))
 
     @property
     def begin(self) -> bytes:
@@ -90,7 +99,7 @@ class StepLog:
         if self.steps % self.every:
             return None
         state = state_now(steps, parameters)
-        self.marks.append(state.mark())
+        self._do(lambda: self.marks.append(state.mark()))
         return state
 
     def statement(

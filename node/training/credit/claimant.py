@@ -5,6 +5,8 @@ that was lost, or began in the middle, is not: it counts for the model, and for 
 """
 
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from shoal.swarm.rounds.commitments import Commitment
 from shoal.swarm.rounds.run_identity import run_id
 
 from . import messages
+from .behind import Behind
 from .kept_work import KEPT_ROUNDS, NOTHING, KeptWork, residual_digest
 from .messages import PIECE_BYTES, Claim, Piece
 
@@ -42,108 +45,108 @@ def can_be_claimed(settings: StrategySettings) -> bool:
     return settings.update == "pseudo-gradient" and whole and processes() == 1
 
 
+@dataclass(slots=True, eq=False)
+class _Work:
+    """Of one round. first: inner steps before it; residual: digest of the error feedback that it begins with"""
+
+    round: int
+    first: int
+    log: StepLog
+    residual: bytes
+    failure: OSError | None = None  # of what was to be kept
+
+
 class Claimant:
-    """folder: for the states of the last rounds. judges: keys that may ask for them"""
+    """`worker.StepWatcher`. folder: for the states of the last rounds; judges: keys that may ask for them"""
 
     def __init__(self, ledger: Ledger, parts: WorkerParts, folder: Path, judges: frozenset[bytes]) -> None:
         self.run = bytes.fromhex(run_id(parts.strategy.spec))
         self.claims: dict[int, Claim] = {}
         self._ledger, self._parts, self._judges = ledger, parts, judges
         self._kept = KeptWork(folder)
-        self._log: StepLog | None = None
-        self._round = self._first = -1
-        self._residual = NOTHING
-        self._broken = False  # the work of this round cannot be claimed any more
+        self._behind = Behind()
+        self._work: _Work | None = None
+        self._spoilt = False  # the work of this round cannot be claimed any more
 
     # While it works, on the thread of the inner steps
 
     def before_step(self) -> None:
         parts, strategy = self._parts, self._parts.strategy
-        if self._log is not None or self._broken:
+        if self._work is not None or self._spoilt:
             return
         start = state_now(parts.steps, parts.parameters)
         if not np.array_equal(start.parameters, strategy.outer.values):
-            self._broken = True  # resumed in the middle
+            self._spoilt = True  # resumed in the middle
             return
-        steps = strategy.settings.interval
-        self._round, self._first = strategy.round, strategy.step
-        self._log = StepLog(start, steps // intervals_of(steps))
-        residual = strategy.residual(0)
-        self._residual = residual_digest(residual)
-        try:
-            self._kept.begin(self._round)
-            self._kept.keep_state(self._round, 0, start)
-            if residual is not None and self._residual != NOTHING:
-                self._kept.keep_residual(self._round, residual)
-        except OSError as error:
-            self._give_up(error)
+        steps, residual = strategy.settings.interval, strategy.residual(0)
+        digest = residual_digest(residual)
+        steps_log = StepLog(start, steps // intervals_of(steps), self._behind.do)
+        work = self._work = _Work(strategy.round, strategy.step, steps_log, digest)
+        kept = None if residual is None or digest == NOTHING else residual.copy()
+        self._keep(work, lambda: self._kept.begin(work.round, kept))
+        self._keep(work, lambda: self._kept.keep_state(work.round, 0, start))
 
     def after_step(self) -> None:
-        if self._log is None:
+        work = self._work
+        if work is None:
             return
-        state = self._log.stepped(self._parts.steps, self._parts.parameters)
+        state = work.log.stepped(self._parts.steps, self._parts.parameters)
         if state is not None:
-            try:
-                self._kept.keep_state(self._round, len(self._log.marks) - 1, state)
-            except OSError as error:
-                self._give_up(error)
+            number = work.log.steps // work.log.every
+            self._keep(work, lambda: self._kept.keep_state(work.round, number, state))
 
-    def _give_up(self, error: OSError) -> None:
-        log.warning("round_not_claimed", round=self._round, reason=f"its states cannot be kept: {error.strerror}")
-        self._log, self._broken = None, True
+    def _keep(self, work: _Work, write: Callable[[], None]) -> None:
+        def kept() -> None:
+            try:
+                if work.failure is None:
+                    write()
+            except OSError as error:
+                work.failure = error
+
+        self._behind.do(kept)
 
     # Between rounds, on the event loop
 
     def restart(self) -> None:
         """Work begins at the outer parameters again."""
-        self._log, self._broken = None, False
+        self._work, self._spoilt = None, False
 
     def spoil(self) -> None:
         """A round was lost, and its work goes into the next one."""
-        self._log, self._broken = None, True
+        self._work, self._spoilt = None, True
 
     def applied(self, applied: Applied) -> Callable[[], Coroutine[Any, Any, None]] | None:
         """What is to be done to claim the round; None when it cannot be claimed."""
-        done, round_ = self._log, self._round
+        work, outcome, me = self._work, applied.outcome, self._parts.me
         self.restart()
-        outcome, me = applied.outcome, self._parts.me
-        whole = done is not None and done.steps == self._parts.strategy.settings.interval
-        if done is None or not whole or round_ != outcome.round or all(peer != me for peer, _ in outcome.contributors):
+        if work is None or work.round != outcome.round or all(peer != me for peer, _ in outcome.contributors):
             return None
-        residuals = self._residual, residual_digest(self._parts.strategy.residual(0))
-        first = self._first
+        if work.log.steps != self._parts.strategy.settings.interval:
+            return None
+        residuals = work.residual, residual_digest(self._parts.strategy.residual(0))
+        return partial(self._claim, work, applied, residuals)
 
-        async def claim() -> None:
-            await self._claim(done, first, applied, residuals)
-
-        return claim
-
-    async def _claim(self, done: StepLog, first: int, applied: Applied, residuals: tuple[bytes, bytes]) -> None:
-        offer, round_ = applied.offer, applied.outcome.round
-        run = run_id(self._parts.strategy.spec)
+    async def _claim(self, work: _Work, applied: Applied, residuals: tuple[bytes, bytes]) -> None:
+        offer, round_, run = applied.offer, work.round, run_id(self._parts.strategy.spec)
 
         def prepared() -> StepStatement:
+            self._behind.settle()
+            if work.failure is not None:
+                raise work.failure
             self._kept.keep_payloads(round_, offer.payloads)
             root = Commitment(run, round_, offer.fragment, self._parts.me, offer.payloads).root
-            blank = done.statement(self.run, round_, applied.before, first, root, residuals)
+            blank = work.log.statement(self.run, round_, applied.before, work.first, root, residuals)
             return step_statement.signed(self._ledger.identity, blank)
 
         try:
             statement = await anyio.to_thread.run_sync(prepared)
-            body = Train(
-                self.run,
-                round_,
-                offer.tokens,
-                statement.update,
-                applied.after,
-                step_statement.hash_of(statement),
-            )
-            entry = await self._ledger.append(body)
+            named = statement.update, applied.after, step_statement.hash_of(statement)
+            entry = await self._ledger.append(Train(self.run, round_, offer.tokens, *named))
         except (ShoalError, OSError) as error:
             log.warning("round_not_claimed", round=round_, reason=str(error))
             return
         encoded = step_statement.encode(statement)
-        self.claims[round_] = Claim(entries.encode(entry), encoded, tuple(done.marks), residuals)
+        self.claims[round_] = Claim(entries.encode(entry), encoded, tuple(work.log.marks), residuals)
         for old in sorted(self.claims)[:-KEPT_ROUNDS]:
             del self.claims[old]
 
@@ -175,4 +178,5 @@ class Claimant:
             raise Refused("states of inner steps are shown to judges only")
 
     def close(self) -> None:
+        self._behind.close()
         self._kept.close()

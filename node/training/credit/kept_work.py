@@ -52,19 +52,18 @@ class KeptWork:
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)  # of a process before this one: it claims no more
 
-    def begin(self, round_: int) -> None:
+    def begin(self, round_: int, residual: Values | None) -> None:
         """Room for a round; the oldest goes."""
         (self._folder / str(round_)).mkdir(parents=True, exist_ok=True)
         rounds = sorted((int(path.name) for path in self._folder.iterdir() if path.name.isdigit()), reverse=True)
         for old in rounds[KEPT_ROUNDS:]:
             shutil.rmtree(self._folder / str(old), ignore_errors=True)
+        if residual is not None:
+            self._write(round_, RESIDUAL, values_bytes(residual))
 
     def keep_state(self, round_: int, number: int, state: StepState) -> None:
         self._write(round_, parameters_name(number), values_bytes(state.parameters))
         self._write(round_, moments_name(number), packed_moments(state.moments))
-
-    def keep_residual(self, round_: int, residual: Values) -> None:
-        self._write(round_, RESIDUAL, values_bytes(residual))
 
     def keep_payloads(self, round_: int, payloads: Sequence[bytes]) -> None:
         self._write(round_, PAYLOADS, _encoder.encode(payloads))
