@@ -35,7 +35,7 @@ R = TypeVar("R")
 LINGER_SHARE = 0.25  # of a step
 LONGEST_LINGER_S = 0.001
 LONGEST_HERE_MS = 3.0  # an event loop may stand still so long
-ROOM_WAIT_S = 5.0  # of a newcomer, until it hears that there is no room; those that came before it come in before it
+ROOM_WAIT_S = 2.0  # of a newcomer, until it hears that there is no room; those that came before it come in before it
 MOST_WAITING = 256
 
 
