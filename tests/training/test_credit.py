@@ -293,6 +293,28 @@ async def test_an_update_that_is_not_the_work_mints_nothing(
 
 
 @pytest.mark.anyio
+async def test_whoever_shows_another_state_than_it_signed_for_mints_nothing(tmp_path: Path) -> None:
+    async with group_of(tmp_path) as group:
+        await group.add(OWNER)
+        await group.add(HONEST)
+        kept = (await group.add(CHEAT)).claimant._kept  # noqa: SLF001
+        read = kept.read
+
+        def altered(round_: int, name: str, offset: int, count: int) -> tuple[int, bytes] | None:
+            found = read(round_, name, offset, count)
+            if found is None or not name.startswith("parameters"):
+                return found
+            return found[0], bytes([found[1][0] ^ 1]) + found[1][1:]
+
+        kept.read = altered  # type: ignore[method-assign]
+        found = await group.train()
+        assert of(found, CHEAT)
+        assert {judgement.outcome for judgement in of(found, CHEAT)} == {"false"}
+        assert group.account(CHEAT).waiting == 0
+        assert {judgement.outcome for judgement in of(found, HONEST)} == {"sound"}
+
+
+@pytest.mark.anyio
 async def test_states_are_shown_to_judges_only(tmp_path: Path) -> None:
     async with group_of(tmp_path) as group:
         for who in (OWNER, HONEST, CHEAT):
