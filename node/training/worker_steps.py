@@ -50,10 +50,6 @@ class InnerSteps:
         if settings.checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    @property
-    def uses_bf16(self) -> bool:
-        return self._bf16
-
     def run(self, batch: Batch, step: int, *, moves: bool = True) -> StepResult:
         """step: inner steps before this one; moves: False leaves the gradient to be read instead of following it
 

@@ -18,6 +18,7 @@ from training.tiny_run import tiny_config
 from shoal.incentives import entry as entries
 from shoal.incentives import training_draw
 from shoal.incentives.account import Account
+from shoal.incentives.audit_threshold import Finding
 from shoal.incentives.bodies import Train, Verdict
 from shoal.incentives.entry import Entry
 from shoal.incentives.ledger import Ledger
@@ -27,6 +28,7 @@ from shoal.node.training.credit import judge as judging
 from shoal.node.training.credit.claimant import Claimant, can_be_claimed
 from shoal.node.training.credit.credited_run import CreditedKeeper
 from shoal.node.training.credit.evidence import Judgement
+from shoal.node.training.credit.examination import EXACT, finding_of
 from shoal.node.training.credit.fetching import asked_claim
 from shoal.node.training.credit.judge import Judge
 from shoal.node.training.credit.kept_work import moments_of, packed_moments
@@ -359,3 +361,8 @@ def test_what_an_encoder_left_out_can_be_worked_out_from_what_it_sent() -> None:
 
 def test_rounds_that_do_not_go_from_one_outer_state_to_the_next_are_not_claimed() -> None:
     assert {name for name, settings in STRATEGIES.items() if can_be_claimed(settings)} == {"diloco", "sparse"}
+
+
+def test_what_lies_between_rounding_and_another_work_is_not_decided() -> None:
+    found = [finding_of(distance, EXACT) for distance in (0.0, 1e-3, 2e-3, 0.1, 0.2, float("inf"), float("nan"))]
+    assert found == [Finding.SOUND] * 2 + [Finding.FAR] * 2 + [Finding.GROSS] * 3

@@ -11,7 +11,7 @@ import structlog
 
 from shoal.compression.errors import MalformedPayload
 from shoal.compression.update_codec import Values
-from shoal.incentives.audit_threshold import Finding, Threshold
+from shoal.incentives.audit_threshold import Finding
 from shoal.incentives.step_statement import StepStatement, carried_hash
 from shoal.incentives.training_draw import quality_percent
 from shoal.node.training.data.assignment import Share
@@ -36,8 +36,8 @@ from shoal.swarm.rounds.exchange import Outcome
 
 from .kept_work import residual_digest
 
-STEPS = {"float32": Threshold(1e-3, 0, 0.0), "bf16": Threshold(2e-2, 0, 0.0)}
-PAYLOADS = Threshold(1e-3, 0, 0.0)
+EXACT, ROUNDED = 1e-3, 2e-2  # of an interval's way: float32 on every machine; where some may train in bfloat16
+FALSE_FROM = 0.15  # no rounding; what lies between is undecided, and not paid
 log = structlog.get_logger(__name__)
 
 
@@ -93,7 +93,7 @@ def _examined(
     parts: WorkerParts, facts: RoundFacts, statement: StepStatement, residual_after: bytes, share: Share, shown: Shown
 ) -> Examined:
     apart = _steps_apart(parts, statement, share, shown)
-    found = STEPS["bf16" if parts.steps.uses_bf16 else "float32"].finding(apart)
+    found = finding_of(apart, EXACT if parts.config.batch.precision == "float32" else ROUNDED)
     if found is not Finding.SOUND:
         return Examined(found, "the steps lead elsewhere", apart)
     settings, spec, outcome = parts.strategy.settings, parts.strategy.spec, facts.outcome
@@ -104,7 +104,7 @@ def _examined(
         away = _apart(sent, decoded(spec, Outcome(outcome.round, outcome.fragment, expected, ())))
     except (UsageError, MalformedPayload, ValueError) as error:
         return Examined(Finding.GROSS, f"the update cannot be read: {error}", apart)
-    found = PAYLOADS.finding(away)
+    found = finding_of(away, EXACT)
     if found is not Finding.SOUND:
         return Examined(found, "the update is not what the steps led to", apart, away)
     if settings.feedback:
@@ -118,6 +118,12 @@ def _examined(
     gradient = held_out_gradient(parts.steps, parts.parameters, held_out, facts.before, windows).astype(np.float64)
     own, mean = (float(gradient @ values) for values in (sent, decoded(spec, outcome)))  # updates point downhill
     return Examined(Finding.SOUND, "", apart, away, own, mean, quality_percent(own, mean))
+
+
+def finding_of(distance: float, limit: float) -> Finding:
+    if distance <= limit:
+        return Finding.SOUND
+    return Finding.FAR if distance < FALSE_FROM else Finding.GROSS
 
 
 def _steps_apart(parts: WorkerParts, statement: StepStatement, share: Share, shown: Shown) -> float:

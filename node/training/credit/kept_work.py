@@ -72,7 +72,7 @@ class KeptWork:
         """Size of the file, and its bytes from `offset` on. None: it is not kept"""
         if "/" in name or name.startswith("."):
             return None
-        with contextlib.suppress(FileNotFoundError), (self._folder / str(round_) / name).open("rb") as file:
+        with contextlib.suppress(OSError), (self._folder / str(round_) / name).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(offset)
             return size, file.read(count)
