@@ -89,8 +89,8 @@ class EngineCore:
         except ValueError as error:
             raise Refused(str(error)) from error
         self._check_history(history)
-        if self.keeps_lanes:
-            self._check_lane(claim.lane, max_tokens)
+        if not self.has_room(claim.lane, max_tokens):
+            raise OutOfMemory(f"no room for {max_tokens} tokens is left to the {claim.lane} lane")
         kept = list(history) if sampling.needs_history else []
         self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept, claim)
 
@@ -106,14 +106,13 @@ class EngineCore:
         if any(not 0 <= token < self.shard.manifest.vocabulary for token in history):
             raise Refused("the history holds a token id outside the vocabulary")
 
-    def _check_lane(self, lane: Lane, tokens: int) -> None:
-        """raises: OutOfMemory"""
+    def has_room(self, lane: Lane, tokens: int, *, empty: bool = False) -> bool:
+        """Whether a session's lane has room for it now, or would have it if nobody else were here."""
         held = {True: 0, False: 0}
-        for session in self.sessions.values():
+        for session in () if empty else self.sessions.values():
             held[session.claim.lane is Lane.FREE] += session.room.size_tokens
         size_tokens = max(1, -(-tokens // PAGE_TOKENS)) * PAGE_TOKENS
-        if not has_room(lane, size_tokens, held[True], held[False], self.cache.capacity):
-            raise OutOfMemory(f"no room for {tokens} tokens is left to the {lane} lane")
+        return not self.keeps_lanes or has_room(lane, size_tokens, held[True], held[False], self.cache.capacity)
 
     def close(self, session: SessionId) -> None:
         found = self.sessions.pop(session, None)

@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 import shoal
+from shoal.swarm.beacon_calls import serve_root
 from shoal.swarm.blobs import serve_blobs
 from shoal.swarm.cache_keeper import CacheKeeper
 from shoal.swarm.cache_streams import CacheReceiver
@@ -323,6 +324,7 @@ async def _assemble(
     )
     if books is not None and auditing is not None:
         tasks.start_soon(books.ledger.run)
+        await serve_root(calls, books.roots)
         await auditing.start(tasks)
         stack.push_async_callback(auditing.stop)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None

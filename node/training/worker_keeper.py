@@ -144,6 +144,9 @@ class RunKeeper:
         self.record.add(round_line(applied.outcome, applied.before, applied.after, roster, applied.loss, _now()))
         self._stand()
 
+    def lost(self, round_: int) -> None:
+        """Nothing was learned that others have: nothing is kept."""
+
     def _keep_update(self, applied: Applied) -> None:
         """The own offer, as an outcome of this peer alone; none when the round went without it."""
         me = self._parts.me

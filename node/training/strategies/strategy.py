@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shoal.compression.error_feedback import ErrorFeedback, send
 from shoal.compression.update_codec import Values
 from shoal.node.training.optimizers.outer import State
-from shoal.swarm.rounds.exchange import Offer, Outcome, RunSpec, seed_of
+from shoal.swarm.rounds.exchange import Offer, Outcome, RunSpec
 
+from .encoding import encoded
 from .outer_parameters import OuterParameters, part_of
 from .pending_round import PendingRound
 from .settings import StrategySettings
@@ -73,6 +73,10 @@ class Strategy:
     @property
     def must_offer(self) -> bool:
         return self.pending is None and self.step >= self._next_offer
+
+    def residual(self, fragment: int) -> Values | None:
+        """What the encoder has left out so far, (F,); None when nothing was."""
+        return self._residuals.get(fragment)
 
     @property
     def fragment(self) -> int:
@@ -221,20 +225,4 @@ class Strategy:
         return share * unsent + (np.float32(1) - share) * gradient
 
     def _encoded(self, fragment: int, update: Values) -> tuple[tuple[bytes, ...], Values | None]:
-        """The payloads, shard by shard, and what they leave out. raises: ValueError for values that are not finite"""
-        codec, payloads = self.spec.codec(), []
-        residual = np.zeros_like(update) if self.settings.feedback else None
-        before = self._residuals.get(fragment)
-        for shard, (start, stop) in enumerate(self.spec.sharding(fragment).bounds()):
-            seed = seed_of(self.round, fragment, shard)
-            part = np.ascontiguousarray(update[start:stop])
-            if residual is None:
-                payloads.append(codec.encode(part, seed))
-                continue
-            decay = self.settings.feedback
-            empty = ErrorFeedback.empty(stop - start, decay)
-            feedback = empty if before is None else ErrorFeedback(before[start:stop], decay)
-            sent = send(codec, feedback, part, seed)
-            payloads.append(sent.payload)
-            residual[start:stop] = sent.feedback.residual
-        return tuple(payloads), residual
+        return encoded(self.spec, self.settings.feedback, self.round, fragment, update, self._residuals.get(fragment))
