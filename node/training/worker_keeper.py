@@ -129,7 +129,7 @@ class RunKeeper:
                 raise UsageError(f"checkpoint {found.checkpoint.name} cannot be used: {error}") from error
         replayed = await self._catch_up().replay_own_log()
         self._record_replayed()
-        self._parts.parameters.write(0, strategy.outer.values)
+        self._parts.parameters.write(0, strategy.beginning())
         self._saved_at = strategy.outer.rounds
         return strategy.round if found is not None or replayed else None
 

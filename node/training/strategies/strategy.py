@@ -94,7 +94,7 @@ class Strategy:
         outer = self.outer.fragment(fragment)
         if work.shape != outer.shape or work.dtype != np.float32:
             raise ValueError(f"{work.dtype} {work.shape} for a fragment of {outer.shape}")
-        update = self._with_unsent(work, tokens) if self.gradients else outer - work
+        update = self._with_unsent(work, tokens) if self.gradients else self._begun(fragment) - work
         payloads, residual = self._encoded(fragment, update)
         if self.gradients:
             self._unsent = update, tokens  # until it has arrived
@@ -126,11 +126,15 @@ class Strategy:
         self._tokens[fragment] -= min(pending.offer.tokens, self._tokens[fragment])
         if pending.residual is not None:
             self._residuals[fragment] = pending.residual
-        outer = self.outer.fragment(fragment)
+        outer = self._begun(fragment)
         if self.settings.merge == 0:
-            return outer.copy()
+            return outer
         merge = np.float32(self.settings.merge)
         return (np.float32(1) - merge) * outer + merge * local
+
+    def beginning(self) -> Values:
+        """(N,) what the local parameters are set to by whoever has no work of its own: after `rejoin` or `restore`."""
+        return np.concatenate([self._begun(fragment) for fragment in range(self.settings.fragments)])
 
     def skip(self) -> None:
         """The pending round was lost: nothing is applied, all work goes into the next one."""
@@ -160,7 +164,7 @@ class Strategy:
         self.rejoin(max(self.round, outcome.round + 1))
 
     def rejoin(self, round_: int) -> None:
-        """Go on with this round, from the outer parameters: the caller sets the local ones to them.
+        """Go on with this round, from the outer parameters: the caller sets the local ones to `beginning`.
 
         What was learned and not yet sent is lost ("at most the own current round"); the error feedback is kept. The
         count of inner steps is moved to where the group stands when this peer is behind.
@@ -213,6 +217,13 @@ class Strategy:
         if self.pending is None:
             raise LookupError("no round is under way")
         return self.pending
+
+    def _begun(self, fragment: int) -> Values:
+        """(F,) a copy of the outer parameters, ahead of them by a part of what this peer has not sent yet."""
+        outer, residual = self.outer.fragment(fragment), self._residuals.get(fragment)
+        if residual is None or not self.settings.ahead:
+            return outer.copy()
+        return outer - np.float32(self.settings.ahead) * residual
 
     def _with_unsent(self, gradient: Values, tokens: int) -> Values:
         """The mean of this gradient and those of skipped rounds, by tokens."""
