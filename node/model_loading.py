@@ -1,4 +1,4 @@
-"""From what the user asked for to an engine that serves: find the model, choose the layers, fetch, load.
+"""From a model to an engine that serves: choose the layers, fetch, load.
 
 Runs on a worker thread, beside a node that is already answering; `report` is called from that thread.
 """
@@ -37,19 +37,15 @@ def load_hosted(
     records: Sequence[NodeRecord],
     me: PeerId,
     report: Callable[[NodeEvent], None],
-    published: "LocalModel | None" = None,
+    model: "LocalModel",
 ) -> HostedModel:
-    """published: the model, when it was found among the swarm's own. raises: UsageError, OutOfMemory, Unavailable"""
-    from .model_source import resolve
-
-    assert options.model is not None
-    # First: what cannot be is told without waiting for torch.
-    model = published or resolve(options.model, options.home.cache)
+    """raises: UsageError, OutOfMemory, Unavailable, RemoteFault"""
     manifest = model.manifest
 
     import torch
 
     from .engine import Engine
+    from .kv_coding import read_profile
     from .memory_budget import available_bytes, kv_bytes_per_token, unit_sizes
     from .shard import Shard, choose_device, choose_dtype
 
@@ -74,13 +70,14 @@ def load_hosted(
     report(LayersChosen(manifest.name, describe(span, manifest.layers), placement.reason, device.type, dtype))
     model.fetch(span, lambda what, done, total: report(LoadProgress(what, done, total)))
     shard = Shard.load(model, span, dtype, device, lambda done, total: report(LoadProgress("layers", done, total)))
+    texts = {entry.name: model.text_file(entry.name) for entry in manifest.texts}
     return HostedModel(
         model=model.model_id,
         manifest=manifest,
-        texts={entry.name: model.text_file(entry.name) for entry in manifest.texts},
+        texts=texts,
         span=span,
         dtype=dtype,
         device=device.type,
-        engine=Engine(shard, kv_tokens),
+        engine=Engine(shard, kv_tokens, kv_profile=read_profile(texts, manifest.layers)),
         local=model,
     )

@@ -14,6 +14,10 @@ from .manifest import Manifest
 from .sampling import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Exactness = Literal["exact", "fast", "replay"]
+"""How a session goes on when a hop is lost: from a lossless snapshot of its cache, from a lossy one (text may change a
+little), or with no snapshot, by computing again. A hop that leaves of its own accord hands its cache over anyway."""
+EXACTNESSES: tuple[Exactness, ...] = ("exact", "fast", "replay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class TokenRequest:
     max_hops: int = 8
     exclude: frozenset[PeerId] = frozenset()
     trust: frozenset[PeerId] = frozenset()  # when not empty, only these peers may see activations
+    exactness: Exactness = "replay"
+    keep_snapshots: bool = False  # in this process, and not at other holders of the layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class Failover:
     reason: str
     pause_s: float
     replaced_by: tuple[PeerId, ...]
+    loaded: int = 0  # positions whose cache was taken over and not computed again
+    planned: bool = False  # the peer left of its own accord
 
 
 @dataclass(slots=True)

@@ -127,4 +127,6 @@ def _request(
         max_hops=8 if asked.max_hops is None else asked.max_hops,
         exclude=asked.peers_out,
         trust=asked.peers_in,
+        exactness=asked.exactness or "replay",
+        keep_snapshots=bool(asked.keep_snapshots),
     )

@@ -28,6 +28,13 @@ LocalLayersFlag = Annotated[
     int | None, typer.Option("--local-layers", help="Keep embedding, head and so many first layers at the own node.")
 ]
 MaxHopsFlag = Annotated[int | None, typer.Option("--max-hops", help="Ask at most so many peers in a row; 8.")]
+ExactnessFlag = Annotated[
+    str | None,
+    typer.Option("--exactness", help="When a peer is lost: replay (compute again), or exact or fast snapshots."),
+]
+KeepSnapshotsFlag = Annotated[
+    bool | None, typer.Option("--keep-snapshots", help="Here, instead of at other holders of the layers.")
+]
 ExcludeFlag = Annotated[list[str] | None, typer.Option("--exclude", help="PeerID that must not take part; repeatable.")]
 RouteFlag = Annotated[bool, typer.Option("--route", help="Show at the end which peers answered, and how fast.")]
 InviteFlag = Annotated[
@@ -73,6 +80,8 @@ def request_options(
         "local_layers": settings.local_layers,
         "max_hops": settings.max_hops,
         "exclude": tuple(exclude or ()),
+        "exactness": settings.exactness,
+        "keep_snapshots": settings.keep_snapshots,
     }
 
 

@@ -6,8 +6,10 @@ import typer
 
 from .ask_flags import (
     ApiFlag,
+    ExactnessFlag,
     ExcludeFlag,
     InviteFlag,
+    KeepSnapshotsFlag,
     LocalLayersFlag,
     MaxHopsFlag,
     MaxTokensFlag,
@@ -48,6 +50,8 @@ def chat(
     stop: StopFlag = None,
     local_layers: LocalLayersFlag = None,
     max_hops: MaxHopsFlag = None,
+    exactness: ExactnessFlag = None,
+    keep_snapshots: KeepSnapshotsFlag = None,
     exclude: ExcludeFlag = None,
     route: RouteFlag = False,
     invite: InviteFlag = None,
@@ -69,6 +73,8 @@ def chat(
         "repetition_penalty": repetition_penalty,
         "local_layers": local_layers,
         "max_hops": max_hops,
+        "exactness": exactness,
+        "keep_snapshots": keep_snapshots,
         "api": api,
     }
     settings = ask_settings(home_of(home), flags)

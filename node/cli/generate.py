@@ -7,8 +7,10 @@ import typer
 
 from .ask_flags import (
     ApiFlag,
+    ExactnessFlag,
     ExcludeFlag,
     InviteFlag,
+    KeepSnapshotsFlag,
     LocalLayersFlag,
     LogprobsFlag,
     MaxHopsFlag,
@@ -52,6 +54,8 @@ def generate(
     logprobs: LogprobsFlag = None,
     local_layers: LocalLayersFlag = None,
     max_hops: MaxHopsFlag = None,
+    exactness: ExactnessFlag = None,
+    keep_snapshots: KeepSnapshotsFlag = None,
     exclude: ExcludeFlag = None,
     route: RouteFlag = False,
     invite: InviteFlag = None,
@@ -73,6 +77,8 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "local_layers": local_layers,
         "max_hops": max_hops,
+        "exactness": exactness,
+        "keep_snapshots": keep_snapshots,
         "api": api,
     }
     settings = ask_settings(home_of(home), flags)

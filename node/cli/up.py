@@ -9,6 +9,7 @@ from .node_flags import (
     ApiPortFlag,
     DetachFlag,
     DeviceFlag,
+    DrainLimitFlag,
     DtypeFlag,
     FollowFlag,
     GatewayFlag,
@@ -22,8 +23,10 @@ from .node_flags import (
     PortFlag,
     PublicFlag,
     RelayFlag,
+    StandbyMemoryFlag,
     SwarmNameFlag,
     ThreadsFlag,
+    UploadFlag,
 )
 
 
@@ -50,7 +53,10 @@ def up(
     public: PublicFlag = None,
     gateway_only: GatewayFlag = None,
     follow: FollowFlag = None,
+    upload_limit: UploadFlag = None,
     ledger: LedgerFlag = None,
+    standby_memory: StandbyMemoryFlag = None,
+    drain_limit: DrainLimitFlag = None,
     detach: DetachFlag = False,
     home: HomeFlag = None,
     json: JsonFlag = False,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from shoal.swarm.errors import UsageError
+from shoal.swarm.generation import EXACTNESSES, Exactness
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import Sampling
@@ -37,6 +38,8 @@ class GenerationOptions(TypedDict, total=False):
     max_hops: int
     exclude: Sequence[str]  # peers that must not take part
     trust: Sequence[str] | None  # the only peers that may; None: every one
+    exactness: Exactness  # how a lost hop's cache comes back: exact, fast, or replay (computed again)
+    keep_snapshots: bool  # in this process instead of at standbys
 
 
 def text_request(
@@ -62,10 +65,14 @@ def text_request(
     max_hops: int = 8,
     exclude: Sequence[str] = (),
     trust: Sequence[str] | None = None,
+    exactness: Exactness = "replay",
+    keep_snapshots: bool = False,
 ) -> TextRequest:
     """raises: UsageError for a prompt or peers that are none; TypeError for an option that does not exist"""
     if trust is not None and not trust:
         raise UsageError("an empty trust leaves nobody to answer; leave it out to allow every peer")
+    if exactness not in EXACTNESSES:
+        raise UsageError(f"exactness is one of {', '.join(EXACTNESSES)}, not {exactness!r}")
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -93,6 +100,8 @@ def text_request(
         max_hops=max_hops,
         exclude=_peers("exclude", exclude),
         trust=_peers("trust", trust or ()),
+        exactness=exactness,
+        keep_snapshots=keep_snapshots,
     )
 
 

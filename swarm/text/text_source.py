@@ -81,6 +81,8 @@ class TextSource:
             max_hops=request.max_hops,
             exclude=request.exclude,
             trust=request.trust,
+            exactness=request.exactness,
+            keep_snapshots=request.keep_snapshots,
         )
         return Prepared(served, model, tokens, request.stop)
 
