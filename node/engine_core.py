@@ -274,13 +274,18 @@ class EngineCore:
             return
         took_s = self._clock() - began_s
         self._count(batch, took_s)
+        headless = not has_head(batch.span, self._layers)
+        sound = headless and is_finite(out)  # of all at once: one sum instead of one for each session
         at = 0
         for session, job, count in picked:
-            part = None if has_head(batch.span, self._layers) else out[at : at + count]
+            part = out[at : at + count] if headless else None
             if residual is not None and job.work.wants_residual:
                 job.residuals.append(residual[at : at + count])
             at += count
-            self._advance(session, job, count, part, choices, began_s, took_s)
+            choice = choices.get(job.key)
+            if part is not None and not sound and not is_finite(part):
+                choice = LocalFault(f"{describe(session.span, self._layers)} produced NaN or infinity")
+            self._advance(session, job, count, part, choice, began_s, took_s)
 
     def _splits(self, span: Span) -> bool:
         """Whether something of the span comes before the head."""
@@ -310,13 +315,10 @@ class EngineCore:
         job: Job,
         count: int,
         part: torch.Tensor | None,
-        choices: dict[int, Choice | ShoalError],
+        choice: Choice | ShoalError | None,
         began_s: float,
         took_s: float,
     ) -> None:
-        choice = choices.get(job.key)
-        if part is not None and not is_finite(part):
-            choice = LocalFault(f"{describe(session.span, self._layers)} produced NaN or infinity")
         if isinstance(choice, ShoalError):
             self._drop([(session, job, count)], choice)
             return
