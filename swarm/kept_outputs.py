@@ -30,8 +30,12 @@ class KeptOutputs:
         self._feeds.append(feed)
         self._bytes += len(feed.hidden) + 8 * len(feed.ids)
         if self._bytes > self._limit:
-            self.dropped = True
-            self._feeds.clear()
+            self.drop()
+
+    def drop(self) -> None:
+        """There is no replay from here on."""
+        self.dropped = True
+        self._feeds.clear()
 
     def replay(self) -> Iterator[Feed]:
         """Everything again, in few messages; the last one wants a token when the last feed did."""
@@ -58,6 +62,15 @@ def _joined(group: list[Feed], wants_token: bool) -> Feed:
         replay=True,
         trace=(),
     )
+
+
+def split(feed: Feed, count: int) -> tuple[Feed, Feed | None]:
+    """The first `count` positions, which want no token, and the rest; all of it and None when it has no more."""
+    if count >= feed.count:
+        return feed, None
+    hidden = b"" if feed.ids else activations.cut(feed.hidden, feed.count, 0, count)
+    first = Feed(feed.start, count, feed.ids[:count], hidden, False, feed.replay, feed.trace)
+    return first, without_held(feed, feed.start + count)
 
 
 def without_held(feed: Feed, held: int) -> Feed | None:

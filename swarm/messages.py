@@ -33,6 +33,18 @@ class Welcome(Message, frozen=True):
     certificate: bytes
 
 
+class Prefix(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a hop may do with the KV of a prompt besides computing it, see `prefix_chain`.
+
+    links: of the chunks that need not be computed; shared: their KV may be given to others and taken from them; exact:
+    only such as was computed from the ids and lost nothing since
+    """
+
+    links: tuple[bytes, ...]
+    shared: bool
+    exact: bool
+
+
 class Open(Message, frozen=True):
     """Driver to hop: reserve room and get ready. Answered by Opened or Failed."""
 
@@ -49,6 +61,7 @@ class Open(Message, frozen=True):
     history: tuple[int, ...]  # only when the sampling has penalties and this hop has the head
     payment: bytes = b""  # see `metering`; b"": nothing is offered
     stamp: bytes = b""  # a newcomer's proof of work, see `lanes`
+    prefix: Prefix | None = None
 
 
 class Opened(Message, frozen=True):
@@ -159,6 +172,34 @@ class Tick(Message, frozen=True):
     word: bytes
 
 
+class Staged(Message, frozen=True):
+    """Hop to driver: the chunks of the prefix that it holds, in ranges [first, stop); `fetched`: one came just now."""
+
+    chunks: tuple[tuple[int, int], ...]
+    fetched: bool
+
+
+class Skippable(Message, frozen=True):
+    """Driver to first hop: the chunks that all others hold; from them on, it need not feed them."""
+
+    chunks: tuple[tuple[int, int], ...]
+    fetched: bool
+
+
+class Keep(Message, frozen=True):
+    """Driver to hop: links of the chunks that have been generated, from number `first` on; their KV may be kept."""
+
+    first: int
+    links: tuple[bytes, ...]
+
+
+class Reused(Message, frozen=True):
+    """Hop to driver: so many positions were not computed, but lay there or came from donors."""
+
+    stored: int
+    fetched: int
+
+
 AnyMessage = (
     Hello
     | Welcome
@@ -175,6 +216,10 @@ AnyMessage = (
     | Probe
     | Progress
     | Tick
+    | Staged
+    | Skippable
+    | Keep
+    | Reused
 )
 
 _encoder = msgspec.msgpack.Encoder()
