@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from .container import codec_of
 from .errors import MalformedPayload
 from .kv_block import KvBlock, KvShape, empty_block
+from .kv_levels import QUALITIES
 from .kv_lossless import decode_lossless, encode_lossless
-from .kv_profile import LEVELS, KvProfile
+from .kv_profile import KvProfile
 from .kv_shoal import decode_chunks, encode_block
 
-QUALITIES = ("lossless", *LEVELS)
 FINE_TOKENS = 32
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .container import TensorSpec
+from .kv_levels import CHUNK_TOKENS
 
-CHUNK_TOKENS = 64
 STORED_CODES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 
 Floats = npt.NDArray[np.float32]

@@ -12,7 +12,7 @@ together), G groups of heads, W = 2 C / (P G) width of a group, which holds its 
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +23,7 @@ from .container import seal, unseal
 from .entropy_table import EntropyTable, pack_table, parse_table, table_from_counts
 from .errors import MalformedPayload
 from .kv_block import KvShape
+from .kv_levels import LEVELS
 from .rotary import halves_order, rotation
 
 LOWEST_CLASS, HIGHEST_CLASS = -16, 32
@@ -31,7 +32,6 @@ LARGEST_SYMBOL = 60
 ZERO = LARGEST_SYMBOL
 ESCAPE = 2 * LARGEST_SYMBOL + 1
 ALPHABET = ESCAPE + 1
-LEVELS = ("near-lossless", "default", "small")
 HEAD = struct.Struct("<HHHHHB3b")
 LARGEST_SIDE = 1 << 14
 TOGETHER, NEIGHBOURS = 1, 2
@@ -147,6 +147,19 @@ class KvProfile:
         if level not in LEVELS:
             raise ValueError(f"no level {level!r}; there are {', '.join(LEVELS)}")
         return self.steps[LEVELS.index(level)]
+
+    def part(self, first: int, stop: int) -> "KvProfile":
+        """What it says of the layers [first, stop) alone, as a profile of its own."""
+        cut = slice(first, stop)
+        return replace(
+            self,
+            layers=stop - first,
+            inverse_frequencies=self.inverse_frequencies[cut],
+            offsets=self.offsets[cut],
+            means=self.means[cut],
+            forward=self.forward[cut],
+            spreads=self.spreads[cut],
+        )
 
     def fits(self, shape: KvShape) -> bool:
         return (shape.layers, shape.heads, shape.width) == (self.layers, self.heads, self.width)

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from .acceleration import wants_numba
 from .container import seal
-from .kv_block import CHUNK_TOKENS, KvBlock, KvShape, from_floats, to_floats
+from .kv_block import KvBlock, KvShape, from_floats, to_floats
 from .kv_chunk import BASE, SHIFTED, WHOLE, ParsedChunk, chunk_head, chunk_lanes, shifted_offsets
 from .kv_escapes import Escapes, pack_escapes
+from .kv_levels import CHUNK_TOKENS
 from .kv_lossless import encode_lossless
 from .kv_profile import ESCAPE, ZERO, Floats, KvProfile
 from .kv_progressive import (

@@ -5,21 +5,30 @@ step of a session that is alone and short is computed where it is asked for.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
+from shoal.compression.kv_levels import KvLevel
+from shoal.compression.kv_profile import KvProfile
 from shoal.swarm.compute import Done, Work
-from shoal.swarm.errors import LocalFault, ShoalError
+from shoal.swarm.errors import LocalFault, Refused, ShoalError
 from shoal.swarm.identifiers import SessionId
+from shoal.swarm.kv_chunks import KvFormat, chunk_ranges, due_chunks
 from shoal.swarm.lanes import MEMBER, Claim
+from shoal.swarm.manifest import model_id
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.units import Span
+from shoal.swarm.units import Span, layer_range
 
+from .coding_thread import CodingThread
 from .device_thread import DeviceThread, Next, Reply, deliver
 from .engine_core import EngineCore
+from .kv_coding import KvCoding
 from .scheduler import BATCH_TOKENS
 from .shard import Shard
 
+R = TypeVar("R")
 LINGER_SHARE = 0.25  # of a step
 LONGEST_LINGER_S = 0.001
 LONGEST_HERE_MS = 3.0  # an event loop may stand still so long
@@ -42,6 +51,14 @@ class _Run:
     reply: Reply
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ask:
+    """Of the core, something that takes no time."""
+
+    question: Callable[[], object]
+    reply: Reply
+
+
 @dataclass(frozen=True, slots=True)
 class _Cancel:
     reply: Reply
@@ -57,7 +74,7 @@ class _Measure:
     pass
 
 
-_Command = _Open | _Run | _Cancel | _Close | _Measure
+_Command = _Open | _Run | _Ask | _Cancel | _Close | _Measure
 
 
 class Engine:
@@ -71,11 +88,13 @@ class Engine:
         batch_tokens: int = BATCH_TOKENS,
         *,
         keeps_lanes: bool = False,
+        kv_profile: KvProfile | None = None,
     ) -> None:
         """kv_tokens: room for the sessions' positions
         wire_dtype: of what is sent on, the shard's own by default
         batch_tokens: positions that one batch computes at most, about
         keeps_lanes: some room is left to newcomers
+        kv_profile: by which the caches of exactly these weights are compressed
 
         raises: OutOfMemory when the KV cache does not fit
         """
@@ -83,6 +102,10 @@ class Engine:
         self.kv_tokens = kv_tokens
         self._core = EngineCore(shard, kv_tokens, wire_dtype, batch_tokens, keeps_lanes=keeps_lanes)
         self._share = len(shard.span) / (shard.manifest.layers + 2)
+        self._model = model_id(shard.manifest)
+        self._kv_profile = kv_profile
+        self._codings: dict[Span, KvCoding] = {}
+        self._coder = CodingThread(f"shoal-{shard.device}-kv")
         self._settled: list[Reply] = []
         self._keys: dict[Reply, int] = {}
         self._over: LocalFault | None = None
@@ -159,6 +182,51 @@ class Engine:
             raise
         return done
 
+    def kv_format(self, span: Span) -> KvFormat:
+        return self._coding(span).kind
+
+    async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
+        """See `Compute.export_kv`. raises: Refused, LocalFault"""
+        if not 0 <= start < stop:
+            raise Refused(f"positions {start} to {stop} are none")
+        chunks = []
+        for first, last in chunk_ranges(start, stop):
+            read = await self._ask(partial(self._core.read_kv, session, first, last))
+            coding = self._coding(read.span)
+            coding.check_level(level)
+            chunks.append(await self._coder.run(partial(coding.encode, first, read.keys, read.values, level)))
+        return chunks
+
+    async def import_kv(self, session: SessionId, start: int, chunks: Sequence[bytes]) -> int:
+        """See `Compute.import_kv`. raises: BadChunk, Refused, LocalFault"""
+        room = await self._ask(partial(self._core.kv_room, session, start))
+        coding, held = self._coding(room.span), start
+        for chunk in due_chunks(chunks, coding.kind, start):
+            if chunk.start + chunk.count > room.tokens:
+                raise Refused(f"{chunk.start + chunk.count} positions; {room.tokens} were reserved")
+            keys, values = await self._coder.run(partial(coding.decode, chunk, room.heads, room.width))
+            held = await self._ask(partial(self._core.write_kv, session, chunk.start, keys, values))
+        return held
+
+    def _coding(self, span: Span) -> KvCoding:
+        """Of caches of sessions over a span."""
+        coding = self._codings.get(span)
+        if coding is None:
+            layers, profile = layer_range(span, self.shard.manifest.layers), self._kv_profile
+            digest = profile.digest if profile is not None else b""
+            kind = KvFormat(self._model, self.shard.dtype, (layers.start, layers.stop), digest)
+            coding = self._codings[span] = KvCoding(kind, profile)
+        return coding
+
+    async def _ask(self, question: Callable[[], R]) -> R:
+        self._check_alive()
+        reply = Reply()
+        self._thread.post(_Ask(question, reply))
+        if self._over:
+            raise self._over
+        answer: R = await reply.wait()
+        return answer
+
     def close(self, session: SessionId) -> None:
         self._thread.post(_Close(session))
 
@@ -168,6 +236,7 @@ class Engine:
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Let the running batch finish and fail whatever waits; again does no harm."""
+        self._coder.stop(timeout_s)
         self._thread.stop(timeout_s)
 
     def _is_short(self, work: Work) -> bool:
@@ -211,6 +280,9 @@ class Engine:
             case _Run(work, reply):
                 if not reply.abandoned:
                     self._submit(work, reply)
+            case _Ask(question, reply):
+                if not reply.abandoned:
+                    self._answer(reply, question)
             case _Cancel(reply):
                 if reply in self._keys:
                     self._core.cancel(self._keys[reply])
@@ -231,10 +303,9 @@ class Engine:
         except Exception as error:  # noqa: BLE001  a bug of ours in one work must not end the thread for the others
             self._settled.append(reply.settle(error=LocalFault(f"{type(error).__name__}: {error}")))
 
-    def _answer(self, reply: Reply, action: Callable[[], None]) -> None:
+    def _answer(self, reply: Reply, action: Callable[[], object]) -> None:
         try:
-            action()
-            self._settled.append(reply.settle())
+            self._settled.append(reply.settle(action()))
         except ShoalError as error:
             self._settled.append(reply.settle(error=error))
         except Exception as error:  # noqa: BLE001  as in _submit
@@ -252,6 +323,6 @@ class Engine:
         self._over = LocalFault(reason)  # first: whoever posts from here on sees it
         self._core.fail_all(self._over)
         for command in self._thread.leftovers():
-            if isinstance(command, (_Open, _Run)):
+            if isinstance(command, (_Open, _Run, _Ask)):
                 self._settled.append(command.reply.settle(error=self._over))
         self._flush()

@@ -17,11 +17,11 @@ from shoal.swarm.errors import ContextTooLong, LocalFault, OutOfMemory, Refused,
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.lanes import MEMBER, Claim, Lane
 from shoal.swarm.sampling import Sampling, checked
-from shoal.swarm.units import Span, describe, has_embed, has_head
+from shoal.swarm.units import Span, describe, has_embed, has_head, layer_range
 
 from .activation_tensors import bytes_of, is_finite, tensor_of
 from .attention_plan import Piece
-from .engine_session import Job, Session, Settle
+from .engine_session import Job, KvRead, KvRoom, Session, Settle
 from .kv_cache import PAGE_TOKENS
 from .sampler import Draw, choose
 from .scheduler import BATCH_TOKENS, Batch, Waiting, next_batch
@@ -113,14 +113,41 @@ class EngineCore:
             job.settle(None, Refused("the session was closed"))
         self.cache.release(found.room)
 
+    def read_kv(self, session: SessionId, start: int, stop: int) -> KvRead:
+        """A copy of what a session holds of [start, stop). raises: Refused"""
+        found = self._found(session)
+        if not 0 <= start < stop <= found.room.length:
+            raise Refused(f"positions {start} to {stop} were asked for, {found.room.length} are held")
+        return KvRead(found.span, *self.cache.read(layer_range(found.span, self._layers), found.room, start, stop))
+
+    def kv_room(self, session: SessionId, start: int) -> KvRoom:
+        """Where a cache from position `start` on would go. raises: Refused"""
+        found = self._found(session)
+        if found.jobs or start != found.room.length:
+            raise Refused(f"a cache from position {start} on came, {found.expected} are held")
+        return KvRoom(found.span, found.room.tokens, *self.cache.width(layer_range(found.span, self._layers)))
+
+    def write_kv(self, session: SessionId, start: int, keys: torch.Tensor, values: torch.Tensor) -> int:
+        """(L, T, H, D) for positions from `start` on. returns: positions held then. raises: Refused"""
+        self.kv_room(session, start)  # the session may have gone on
+        found = self.sessions[session]
+        self.cache.write(layer_range(found.span, self._layers), found.room, start, keys, values)
+        found.room.length += keys.shape[1]
+        return found.room.length
+
+    def _found(self, name: SessionId) -> Session:
+        """raises: Refused"""
+        session = self.sessions.get(name)
+        if session is None:
+            raise Refused("no such session")
+        return session
+
     def submit(self, work: Work, settle: Settle) -> int:
         """Queue a work. returns: its key
 
         raises: Refused, BadActivation, ContextTooLong
         """
-        session = self.sessions.get(work.session)
-        if session is None:
-            raise Refused("no such session")
+        session = self._found(work.session)
         if work.count < 1 or work.start != session.expected:
             raise Refused(f"{work.count} positions from {work.start} on; {session.expected} are held")
         if work.start + work.count > session.room.tokens:

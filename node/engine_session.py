@@ -33,6 +33,25 @@ class Job:
     residuals: list[torch.Tensor] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KvRead:
+    """keys, values: (L, T, H, D) copies on the CPU"""
+
+    span: Span
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KvRoom:
+    """What a session's cache must be made of. heads, width: 0 where the span has no layers"""
+
+    span: Span
+    tokens: int  # reserved
+    heads: int
+    width: int
+
+
 @dataclass(slots=True)
 class Session:
     span: Span

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shoal.swarm.errors import OutOfMemory
+from shoal.swarm.errors import OutOfMemory, Refused
 
 PAGE_TOKENS = 64
 
@@ -43,6 +43,10 @@ class Reservation:
     def base(self) -> int:
         """Place of position 0 in a reservation of one run."""
         return self.runs[0].first * PAGE_TOKENS
+
+    def places(self, start: int, stop: int) -> slice | torch.Tensor:
+        """Where positions [start, stop) stand in the pool."""
+        return slice(self.base + start, self.base + stop) if self.slots is None else self.slots[start:stop]
 
     def truncate(self, length: int) -> None:
         """Forget the positions from `length` on; raises: ValueError when fewer are held."""
@@ -122,6 +126,39 @@ class PagedCache:
                 raise OutOfMemory(f"no memory for a KV cache of {self.capacity} tokens") from error
             self._pools[layer] = pools
         return pools
+
+    def width(self, layers: range) -> tuple[int, int]:
+        """(H, D) of these layers' keys and values; (0, 0) for no layers.
+
+        raises: Refused when they differ, or nothing was ever computed here
+        """
+        shapes = {pool.shape[1:] for layer in layers for pool in self._pools.get(layer, ())}
+        if layers and len(shapes) != 1:
+            raise Refused("the caches of this model's layers are not of one shape and cannot be moved")
+        heads, width = shapes.pop() if shapes else (0, 0)
+        return heads, width
+
+    @torch.inference_mode()
+    def read(self, layers: range, room: Reservation, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy on the CPU of positions [start, stop) of a session: (L, T, H, D) keys and values. raises: Refused"""
+        heads, width = self.width(layers)
+        if not layers:
+            empty = torch.empty((0, stop - start, heads, width), dtype=self._dtype)
+            return empty, empty
+        places = room.places(start, stop)
+        keys, values = (torch.stack([self._pools[i][kind][places] for i in layers]).cpu() for kind in (0, 1))
+        return keys, values
+
+    @torch.inference_mode()
+    def write(
+        self, layers: range, room: Reservation, start: int, keys_LTHD: torch.Tensor, values_LTHD: torch.Tensor
+    ) -> None:
+        """Fill positions from `start` on, which are counted as held only when `room.length` says so."""
+        places = room.places(start, start + keys_LTHD.shape[1])
+        for row, layer in enumerate(layers):
+            keys, values = self._pools[layer]
+            keys[places] = keys_LTHD[row].to(self._device)
+            values[places] = values_LTHD[row].to(self._device)
 
     def _take(self, run: Run, count: int) -> None:
         at = self._free.index(run)

@@ -19,7 +19,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.compression.kv_fitting import KvSample, Sensitivity, fit_profile, unrotated
-from shoal.compression.kv_profile import LEVELS, KvProfile
+from shoal.compression.kv_levels import LEVELS
+from shoal.compression.kv_profile import KvProfile
 from shoal.swarm.errors import UsageError
 
 from .folder_manifest import weight_files

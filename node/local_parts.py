@@ -1,13 +1,16 @@
 """The layers that a driver keeps for itself (`local_layers=k`): embed, the first k layers, and the head."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
+from shoal.compression.kv_levels import KvLevel
 from shoal.swarm.compute import Compute, Done, Work
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import ModelId, SessionId
+from shoal.swarm.kv_chunks import KvFormat
 from shoal.swarm.lanes import MEMBER, Claim
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.units import Span
@@ -42,6 +45,15 @@ class SplitCompute:
 
     async def run(self, work: Work) -> Done:
         return await self._sessions[work.session].run(work)
+
+    def kv_format(self, span: Span) -> KvFormat:
+        return next(part for held, part in self._parts.items() if held.covers(span)).kv_format(span)
+
+    async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
+        return await self._sessions[session].export_kv(session, start, stop, level)
+
+    async def import_kv(self, session: SessionId, start: int, chunks: Sequence[bytes]) -> int:
+        return await self._sessions[session].import_kv(session, start, chunks)
 
     def close(self, session: SessionId) -> None:
         compute = self._sessions.pop(session, None)

@@ -50,6 +50,7 @@ def load_hosted(
     import torch
 
     from .engine import Engine
+    from .kv_coding import read_profile
     from .memory_budget import available_bytes, kv_bytes_per_token, unit_sizes
     from .shard import Shard, choose_device, choose_dtype
 
@@ -74,13 +75,14 @@ def load_hosted(
     report(LayersChosen(manifest.name, describe(span, manifest.layers), placement.reason, device.type, dtype))
     model.fetch(span, lambda what, done, total: report(LoadProgress(what, done, total)))
     shard = Shard.load(model, span, dtype, device, lambda done, total: report(LoadProgress("layers", done, total)))
+    texts = {entry.name: model.text_file(entry.name) for entry in manifest.texts}
     return HostedModel(
         model=model.model_id,
         manifest=manifest,
-        texts={entry.name: model.text_file(entry.name) for entry in manifest.texts},
+        texts=texts,
         span=span,
         dtype=dtype,
         device=device.type,
-        engine=Engine(shard, kv_tokens),
+        engine=Engine(shard, kv_tokens, kv_profile=read_profile(texts, manifest.layers)),
         local=model,
     )

@@ -1,13 +1,18 @@
 """The seam between a hop of a session and the machine that computes it.
 
 Activations cross it as bytes (`compression.activations`), so a hop needs no tensor library: the engine of a node
-(`node/engine.py`) turns them into tensors on its own thread, and the simulator computes with integers.
+(`node/engine.py`) turns them into tensors on its own thread, and the simulator computes with integers. So does a
+session's KV cache, as chunks (`kv_chunks`) that another node of the same layers can take in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.compression.kv_levels import KvLevel
+
 from .identifiers import SessionId
+from .kv_chunks import KvFormat
 from .lanes import MEMBER, Claim
 from .sampling import Sampling
 from .units import Span
@@ -66,6 +71,26 @@ class Compute(Protocol):
 
         raises: BadActivation (shape, dtype, NaN or infinity: the upstream peer's fault), LocalFault (ours),
                 Refused (unknown session, or `start` does not continue it)
+        """
+
+    def kv_format(self, span: Span) -> KvFormat:
+        """What the caches of sessions over `span` are, for whoever is to take them in."""
+
+    async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
+        """Positions [start, stop) of a session that goes on meanwhile, as chunks cut at multiples of CHUNK_TOKENS.
+
+        Other sessions wait for no more than the copy of one chunk. All chunks stay in memory: ask for one at a time.
+
+        raises: Refused (unknown session, positions not held, a level that wants a profile where there is none, caches
+                that cannot be moved), LocalFault
+        """
+
+    async def import_kv(self, session: SessionId, start: int, chunks: Sequence[bytes]) -> int:
+        """Take in chunks of consecutive positions, the first from `start` on: as many as the session holds so far.
+
+        returns: positions held then
+        raises: BadChunk (damaged; of another model, dtype, layers or profile; out of order); the chunks before it stay.
+                Refused (unknown session, `start` does not continue it, more than is reserved), LocalFault
         """
 
     def close(self, session: SessionId) -> None:

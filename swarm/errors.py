@@ -31,6 +31,10 @@ class BadActivation(RemoteFault):
     """Hidden states of the wrong shape or dtype, or with NaN or infinity in them."""
 
 
+class BadChunk(RemoteFault):
+    """A piece of a KV cache that is damaged, or is not the one that is due."""
+
+
 class Unavailable(ShoalError):
     """The peer or the network did not answer; another try or another peer may."""
 

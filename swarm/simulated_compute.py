@@ -1,5 +1,6 @@
 """A `Compute` without tensors, for sessions in virtual time: it checks what an engine checks, and fails on demand."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,14 +9,17 @@ from anyio.lowlevel import checkpoint
 
 from shoal.compression import activations
 from shoal.compression.errors import MalformedPayload
+from shoal.compression.kv_levels import KvLevel
 
 from .compute import Done, Work
-from .errors import BadActivation, ContextTooLong, LocalFault, OutOfMemory, Refused
+from .errors import BadActivation, BadChunk, ContextTooLong, LocalFault, OutOfMemory, Refused
 from .identifiers import SessionId
+from .kv_chunks import KvChunk, KvFormat, chunk_ranges, due_chunks, pack_chunk
 from .lanes import MEMBER, Claim
+from .manifest import model_id
 from .sampling import Sampling
 from .simulated_model import WIDTH, SimulatedModel, pack_hidden, unpack_hidden
-from .units import Span, describe
+from .units import Span, describe, layer_range
 
 Fault = Literal[
     "answer_nan",  # hidden states with NaN in them: the next hop must notice
@@ -25,6 +29,8 @@ Fault = Literal[
     "refuse_open",
     "refuse_work",
     "break_down",  # LocalFault
+    "refuse_export",
+    "refuse_import",
 ]
 
 
@@ -35,12 +41,14 @@ class OpenSession:
     sampling: Sampling
     held: int = 0  # positions
     digests: dict[int, bytes] = field(default_factory=dict)
+    cache: list[bytes] = field(default_factory=list)  # of each position, the digests of all layers
 
 
 class SimulatedCompute:
     """Holds spans of one model and at most `room_tokens` positions for all its sessions.
 
-    One step takes `step_s` for its batch and `position_s` for each position, per unit of the session's span.
+    One step takes `step_s` for its batch and `position_s` for each position, per unit of the session's span; so does
+    moving a chunk. profile: what lossy chunks are coded by; they are exact here all the same.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class SimulatedCompute:
         room_tokens: int = 1 << 20,
         step_s: float = 0.0005,
         position_s: float = 0.00002,
+        profile: bytes = b"",
     ) -> None:
         self.model = model
         self.hosted = hosted
@@ -57,7 +66,9 @@ class SimulatedCompute:
         self.step_s = step_s
         self.position_s = position_s
         self.sessions: dict[SessionId, OpenSession] = {}
+        self.profile = profile
         self.computed_positions = 0
+        self.imported_positions = 0
         self._fault: Fault | None = None
         self._fault_after = 0  # works that still go well
 
@@ -108,7 +119,11 @@ class SimulatedCompute:
         await anyio.sleep(compute_s)
         if self._continued(work) is not session:
             raise Refused("the session was closed meanwhile")
-        outputs = [self.model.step(session.span, session.digests, value) for value in values]
+        outputs = []
+        for value in values:
+            outputs.append(self.model.step(session.span, session.digests, value))
+            kept = (session.digests[unit] for unit in self.model.kept_units(session.span))
+            session.cache.append(b"".join(kept))
         session.held += work.count
         self.computed_positions += work.count
         if fault == "wrong_values":
@@ -118,18 +133,70 @@ class SimulatedCompute:
         choice = self.model.choose(outputs[-1], session.held, session.sampling) if work.wants_token else None
         return Done(b"", choice, 0.0, compute_s)
 
+    def kv_format(self, span: Span) -> KvFormat:
+        layers = layer_range(span, self.model.layers)
+        return KvFormat(model_id(self.model.manifest()), "float32", (layers.start, layers.stop), self.profile)
+
+    async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
+        held = self._known(session)
+        if self._fault == "refuse_export":
+            raise Refused("this node gives no caches away")
+        if not 0 <= start < stop <= held.held:
+            raise Refused(f"positions {start} to {stop} were asked for, {held.held} are held")
+        if level != "lossless" and not self.profile:
+            raise Refused(f"there is no profile here for {level} chunks")
+        mine = self.kv_format(held.span)
+        made = mine if level != "lossless" else KvFormat(mine.model, mine.dtype, mine.layers)
+        chunks = []
+        for first, last in chunk_ranges(start, stop):
+            await self._pass_time(held.span, last - first)
+            payload = b"".join(held.cache[first:last])
+            chunks.append(pack_chunk(KvChunk(made, first, last - first, payload)))
+        return chunks
+
+    async def import_kv(self, session: SessionId, start: int, chunks: Sequence[bytes]) -> int:
+        held = self._known(session)
+        if self._fault == "refuse_import":
+            raise Refused("this node takes no caches in")
+        if start != held.held:
+            raise Refused(f"a cache from position {start} on came, {held.held} are held")
+        units = self.model.kept_units(held.span)
+        for chunk in due_chunks(chunks, self.kv_format(held.span), start):
+            if chunk.start + chunk.count > held.max_tokens:
+                raise Refused(f"{chunk.start + chunk.count} positions; {held.max_tokens} are reserved")
+            width = WIDTH * len(units)
+            if len(chunk.payload) != width * chunk.count:
+                raise BadChunk(f"a payload of {len(chunk.payload)} bytes for {chunk.count} positions")
+            await self._pass_time(held.span, chunk.count)
+            if self._known(session) is not held or chunk.start != held.held:
+                raise Refused("the session was closed or went on meanwhile")
+            rows = [chunk.payload[at * width : (at + 1) * width] for at in range(chunk.count)]
+            held.cache += rows
+            held.digests = {unit: rows[-1][at * WIDTH : (at + 1) * WIDTH] for at, unit in enumerate(units)}
+            held.held += chunk.count
+            self.imported_positions += chunk.count
+        return held.held
+
+    async def _pass_time(self, span: Span, count: int) -> None:
+        await anyio.sleep(len(span) * (self.step_s + count * self.position_s))
+
     def close(self, session: SessionId) -> None:
         self.sessions.pop(session, None)
 
     def _continued(self, work: Work) -> OpenSession:
         """raises: Refused"""
-        session = self.sessions.get(work.session)
-        if session is None:
-            raise Refused("no such session")
+        session = self._known(work.session)
         if work.start != session.held:
             raise Refused(f"positions from {work.start} came, {session.held} are held")
         if work.count < 1 or work.start + work.count > session.max_tokens:
             raise Refused(f"{work.count} positions from {work.start} on; {session.max_tokens} are reserved")
+        return session
+
+    def _known(self, name: SessionId) -> OpenSession:
+        """raises: Refused"""
+        session = self.sessions.get(name)
+        if session is None:
+            raise Refused("no such session")
         return session
 
     def _inputs(self, work: Work, span: Span) -> list[bytes]:
@@ -146,7 +213,7 @@ class SimulatedCompute:
             raise BadActivation(str(error)) from error
 
     def _due_fault(self) -> Fault | None:
-        if self._fault is None or self._fault == "refuse_open":
+        if self._fault is None or self._fault in {"refuse_open", "refuse_export", "refuse_import"}:
             return None
         if self._fault_after > 0:
             self._fault_after -= 1

@@ -1,7 +1,7 @@
 """A model of hashes: as easy to compute as to check, and unforgiving about order.
 
-Every unit folds each position into a running digest of all positions before it. So a gap, a repetition, two positions
-in the wrong order, a skipped or doubled layer, or one wrong hidden state change every token that follows.
+Every layer folds each position into a running digest of all positions before it. So a gap, a repetition, two
+positions in the wrong order, a skipped or doubled layer, or one wrong hidden state change every token that follows.
 
 A hidden state is the 8 bytes of a digest as 8 small floats, which float32, bfloat16 and float16 all carry exactly.
 """
@@ -16,7 +16,7 @@ from shoal.compression import activations
 from .compute import Choice
 from .manifest import FileEntry, Manifest, TensorEntry
 from .sampling import Sampling
-from .units import Span, has_embed, has_head
+from .units import Span, has_embed, has_head, layer_range
 
 WIDTH = 8  # values of a hidden state, each a whole number from 0 to 255
 _FLOATS = struct.Struct(f"<{WIDTH}f")
@@ -48,13 +48,15 @@ class SimulatedModel:
         )
 
     def step(self, span: Span, digests: dict[int, bytes], value: bytes) -> bytes:
-        """One position through the units of `span`. `digests` (unit -> digest) is brought up to date.
+        """One position through the units of `span`. `digests` (layer's unit -> digest) is brought up to date.
 
         value: an id as 8 bytes when the span begins with embed, else a hidden state
         returns: the hidden state, or the digest that the head draws from when the span ends with head
         """
         for unit in range(span.start, span.stop):
-            value = digests[unit] = _digest(b"unit", unit.to_bytes(4), digests.get(unit, START), value)
+            value = _digest(b"unit", unit.to_bytes(4), digests.get(unit, START), value)
+            if 0 < unit <= self.layers:  # embed and head remember nothing
+                digests[unit] = value
         return value
 
     def choose(self, last: bytes, position: int, sampling: Sampling) -> Choice:
@@ -80,6 +82,11 @@ class SimulatedModel:
             ids.append(self.choose(last, len(ids), sampling).id)
             last = self.step(span, digests, ids[-1].to_bytes(WIDTH))
         return ids[len(prompt) :]
+
+    def kept_units(self, span: Span) -> range:
+        """Those of a span that have a cache."""
+        inside = layer_range(span, self.layers)
+        return range(inside.start + 1, inside.stop + 1)
 
     def begins_with_ids(self, span: Span) -> bool:
         return has_embed(span)

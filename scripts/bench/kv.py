@@ -35,10 +35,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from shoal.compression.kv_bitstream import LEVELS, encode_kv
+from shoal.compression.kv_bitstream import encode_kv
 from shoal.compression.kv_block import KvBlock, from_floats, joined, to_floats
 from shoal.compression.kv_cachegen import CacheGen
 from shoal.compression.kv_cachegen_reference import CacheGenReference
+from shoal.compression.kv_levels import LEVELS
 from shoal.compression.kv_profile import KvProfile
 from shoal.node.kv_calibration import calibrate
 from shoal.node.kv_quality import (

@@ -10,10 +10,11 @@ from kv_samples import CHANNELS, FREQUENCIES, HEADS, LAYERS, WIDTH, block, coars
 
 from shoal.compression.container import codec_of, frame_bytes
 from shoal.compression.errors import MalformedPayload
-from shoal.compression.kv_bitstream import LEVELS, QUALITIES, decode_kv, encode_kv
-from shoal.compression.kv_block import CHUNK_TOKENS, KvBlock, KvShape, from_floats, joined, to_floats
+from shoal.compression.kv_bitstream import decode_kv, encode_kv
+from shoal.compression.kv_block import KvBlock, KvShape, from_floats, joined, to_floats
 from shoal.compression.kv_cachegen import CacheGen
 from shoal.compression.kv_cachegen_reference import CacheGenReference
+from shoal.compression.kv_levels import CHUNK_TOKENS, LEVELS, QUALITIES
 from shoal.compression.kv_profile import LARGEST_SYMBOL, parse_profile
 from shoal.compression.kv_shoal import encode_block
 from shoal.compression.rotary import halves_order, rotate, rotation

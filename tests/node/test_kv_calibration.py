@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shoal.compression.kv_bitstream import LEVELS, decode_kv, encode_kv
+from shoal.compression.kv_bitstream import decode_kv, encode_kv
+from shoal.compression.kv_levels import LEVELS
 from shoal.compression.kv_profile import parse_profile
 from shoal.node import kv_calibration
 from shoal.node.kv_calibration import TARGET_KL, calibrate
