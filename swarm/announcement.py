@@ -38,9 +38,7 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
 
     def names(self, address: Address) -> bool:
         name = address[:NAME_BYTES]
-        return any(
-            self.chunks[at : at + NAME_BYTES] == name for at in range(0, len(self.chunks), NAME_BYTES)
-        )
+        return any(self.chunks[at : at + NAME_BYTES] == name for at in range(0, len(self.chunks), NAME_BYTES))
 
 
 announcements = Canonical(Announcement, "an announcement of a prefix", MAX_ANNOUNCEMENT_BYTES)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from shoal.compression.kv_levels import KvLevel
+
 from . import private_file
 from .chunk_index import Kept, Label
 from .identifiers import ModelId, PeerId
@@ -29,7 +31,7 @@ MAX_HEAD_BYTES = 1024
 class FileHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     address: bytes
     model: ModelId
-    quality: str
+    quality: KvLevel
     maker: PeerId
     shared: bool
     root: bytes

@@ -7,6 +7,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from shoal.compression.kv_levels import KvLevel
+
 from .identifiers import ModelId, PeerId
 from .prefix_chain import Address
 
@@ -15,12 +17,12 @@ from .prefix_chain import Address
 class Label:
     """What is known of a chunk without decoding it.
 
-    quality: one of the qualities of `compression.kv_bitstream`; maker: who computed it; shared: whether its client
+    quality: how exact it is; maker: who computed it; shared: whether its client
     lets others know of it; root: the first chunk of its prefix; number: which of its chunks this is
     """
 
     model: ModelId
-    quality: str
+    quality: KvLevel
     maker: PeerId
     shared: bool
     root: Address

@@ -118,7 +118,9 @@ class ChunkStore:
 
     async def drop(self, wanted: Callable[[Address, Label], bool]) -> int:
         """Forget, in both tiers. returns: how many chunks"""
-        going = {address for tier in (self._memory, self._disk) for address, kept in tier if wanted(address, kept.label)}
+        going = {
+            address for tier in (self._memory, self._disk) for address, kept in tier if wanted(address, kept.label)
+        }
         for address in going:
             self._memory.remove(address)
             self._payloads.pop(address, None)

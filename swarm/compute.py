@@ -95,3 +95,17 @@ class Compute(Protocol):
 
     def close(self, session: SessionId) -> None:
         """Free everything of the session; unknown sessions are ignored."""
+
+
+class ChunkCoder(Protocol):
+    """What an engine does with chunks of no session."""
+
+    async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
+        """A lossless chunk of this node's caches at another level. raises: BadChunk, Refused, LocalFault"""
+
+    async def kv_distance(self, mine: bytes, other: bytes) -> float:
+        """How far another chunk of the same positions is from `mine`: |other - mine| / |mine| over keys and values, the
+        larger of the two.
+
+        raises: BadChunk when the other one is damaged or of other caches; LocalFault
+        """

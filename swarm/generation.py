@@ -29,6 +29,13 @@ class TokenRequest:
     max_hops: int = 8
     exclude: frozenset[PeerId] = frozenset()
     trust: frozenset[PeerId] = frozenset()  # when not empty, only these peers may see activations
+    share_prefix: bool = False  # KV of the prompt may be kept, announced, given to others and taken from them
+    session: str = ""  # KV is kept at the hops under this name, for a later request with the same name
+    exact_kv: bool = True  # taken KV has lost nothing
+
+    @property
+    def reuses_kv(self) -> bool:
+        return self.share_prefix or bool(self.session)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,8 @@ class RouteHop:
     tokens: int  # positions it computed
     compute_ms: float  # mean per step
     queue_ms: float  # mean per step
+    stored: int = 0  # positions of the prompt whose KV lay there already
+    fetched: int = 0  # positions of the prompt whose KV came from another peer
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,25 +16,32 @@ from . import messages
 from .compute import Compute, Done, Work
 from .errors import BadActivation, LocalFault, MalformedMessage, Refused, ShoalError, Unavailable
 from .handshake import Gate, failure, greet, read_welcome
+from .hop_prefix import HopPrefix
 from .identifiers import PeerId, SessionId
-from .kept_outputs import KeptOutputs, without_held
+from .kept_outputs import KeptOutputs, split, without_held
 from .messages import (
     Adopt,
     Attach,
     Failed,
     Feed,
+    Keep,
     Open,
     Output,
     PaidFeed,
     Probe,
     Progress,
+    Reused,
     Rewire,
+    Skippable,
+    Staged,
     Tick,
     Timing,
     Token,
     with_word,
 )
 from .metering import Meter
+from .prefix_race import Compute as ComputePiece
+from .prefix_race import Skip
 from .transport import Stream, Transport
 from .work_records import WorkRecord
 
@@ -72,8 +79,10 @@ class Hop:
         keep_bytes: int,
         meter: Meter | None = None,
         record: WorkRecord | None = None,
+        prefix: HopPrefix | None = None,
     ) -> None:
         self.request = request
+        self.prefix = prefix
         self._meter = meter
         self.held = 0
         self._upstream = request.upstream
@@ -112,7 +121,7 @@ class Hop:
         try:
             self._downstream = await open_push(self._transport, self._gate, peer, addresses, session)
         except ShoalError as error:
-            await self._tell(failure("downstream_lost", error, culprit=peer))
+            await self.tell_driver(failure("downstream_lost", error, culprit=peer))
 
     def rewire(self, to: Rewire, tasks: TaskGroup) -> None:
         """Push to another peer from now on, beginning with everything so far. Probes are answered meanwhile."""
@@ -132,7 +141,7 @@ class Hop:
             self._downstream.abort()
             self._downstream = None
         if self._kept.dropped:
-            await self._tell(Failed("cannot_replay", "this hop no longer keeps its outputs", None))
+            await self.tell_driver(Failed("cannot_replay", "this hop no longer keeps its outputs", None))
             return
         await self._open_downstream(to.downstream, to.downstream_session, to.downstream_addresses)
         for feed in self._kept.replay():
@@ -147,7 +156,7 @@ class Hop:
             peer = self._downstream.peer
             self._downstream.abort()
             self._downstream = None
-            await self._tell(failure("downstream_lost", error, culprit=peer))
+            await self.tell_driver(failure("downstream_lost", error, culprit=peer))
 
     # Upstream
 
@@ -197,19 +206,61 @@ class Hop:
         try:
             fresh = without_held(feed, self.held)
         except MalformedPayload as error:
-            await self._tell(failure("bad_input", error, blamed))
+            await self.tell_driver(failure("bad_input", error, blamed))
             return False
         if fresh is None:
             return True
+        if self.prefix is not None and self.prefix.leads:
+            return await self._take_in_steps(self.prefix, fresh, tick, blamed)
+        if self.prefix is not None and fresh.start > self.held and not await self._fill(self.prefix, fresh.start):
+            await self.tell_driver(
+                Failed("cannot_replay", f"positions {self.held} to {fresh.start} are not held", None)
+            )
+            return False
+        return await self._compute_feed(fresh, tick, blamed)
+
+    async def _take_in_steps(self, prefix: HopPrefix, feed: Feed, tick: bytes, blamed: PeerId | None) -> bool:
+        """Compute what has to be, in pieces, and skip what every hop of the chain holds."""
+        left: Feed | None = feed
+        while left is not None:
+            step = await prefix.next(left.start, left.count)
+            if isinstance(step, Skip):
+                await self._fill(prefix, step.stop)
+                left = without_held(left, self.held)
+            elif isinstance(step, ComputePiece):
+                piece, left = split(left, step.count)
+                if not await self._compute_feed(piece, tick, blamed):
+                    return False
+                tick = b""
+        return True
+
+    async def _fill(self, prefix: HopPrefix, stop: int) -> bool:
+        """Take in what is held up to `stop`. returns: whether all of it is in"""
+        before = self.held
+        try:
+            self.held = await prefix.fill(self.held, stop)
+        except ShoalError as error:
+            await self.tell_driver(failure("local", error))
+            return False
+        if self.held > before:
+            self._kept.drop()  # of what was not computed there is nothing to replay
+            if self._meter is not None:
+                self._meter.computed(self.held - before)
+            if self._record is not None:
+                self._record.ended()
+                self._record = None
+        return self.held >= stop
+
+    async def _compute_feed(self, fresh: Feed, tick: bytes, blamed: PeerId | None) -> bool:
         if fresh.start != self.held:
             text = f"positions from {fresh.start} came, {self.held} are held"
-            await self._tell(Failed("bad_input", text, blamed))
+            await self.tell_driver(Failed("bad_input", text, blamed))
             return False
         if self._meter is not None:
             try:
                 await self._meter.admit(fresh.count)
             except Refused as error:
-                await self._tell(failure("refused", error))
+                await self.tell_driver(failure("refused", error))
                 return False
         try:
             done = await self._compute.run(
@@ -224,19 +275,24 @@ class Hop:
                 )
             )
         except BadActivation as error:
-            await self._tell(failure("bad_input", error, blamed))
+            await self.tell_driver(failure("bad_input", error, blamed))
             return False
         except LocalFault as error:
-            await self._tell(failure("local", error))
+            await self.tell_driver(failure("local", error))
             return False
         except ShoalError as error:
-            await self._tell(failure("refused", error))
+            await self.tell_driver(failure("refused", error))
             return False
         self.held += fresh.count
         if self._meter is not None:
             self._meter.computed(fresh.count)
         if self._record is not None:
             self._record.worked(fresh, done)
+        if self.prefix is not None and not await self.prefix.computed(
+            fresh.start, fresh.count, done.compute_s, wants_token=fresh.wants_token
+        ):
+            await self.tell_driver(Failed("cannot_replay", "a fetched part of the prefix was false", None))
+            return False
         await self._pass_on(fresh, done, tick)
         return True
 
@@ -247,7 +303,7 @@ class Hop:
         try:
             self._meter.take(word)
         except Refused as error:
-            await self._tell(failure("refused", error))
+            await self.tell_driver(failure("refused", error))
             return False
         return True
 
@@ -260,11 +316,11 @@ class Hop:
                 await self._push(out)
         elif done.choice is not None:
             choice = done.choice
-            await self._tell(Token(fed.start + fed.count, choice.id, choice.logprob, choice.top, trace))
+            await self.tell_driver(Token(fed.start + fed.count, choice.id, choice.logprob, choice.top, trace))
         elif done.hidden:
-            await self._tell(Output(fed.start, fed.count, done.hidden, fed.wants_token, trace))
+            await self.tell_driver(Output(fed.start, fed.count, done.hidden, fed.wants_token, trace))
         elif self._meter is not None and self._meter.shows_progress:
-            await self._tell(Progress(0, self.held))
+            await self.tell_driver(Progress(0, self.held))
 
     # Control
 
@@ -280,17 +336,21 @@ class Hop:
             self._active_s = anyio.current_time()
             match messages.decode(frame):
                 case Probe(nonce):
-                    await self._tell(Progress(nonce, self.held))
+                    await self.tell_driver(Progress(nonce, self.held))
                 case Adopt(upstream):
                     self.adopt(upstream)
                 case Rewire() as to:
                     self.rewire(to, tasks)
                 case Tick(word):
                     await self._take_word(word)
+                case Skippable() as said if self.prefix is not None:
+                    self.prefix.others_hold(said)
+                case Keep() as told if self.prefix is not None:
+                    self.prefix.grow(told)
                 case other:
                     raise MalformedMessage(f"{type(other).__name__} on a control stream")
 
-    async def _tell(self, message: Failed | Token | Output | Progress) -> None:
+    async def tell_driver(self, message: Failed | Token | Output | Progress | Staged | Reused) -> None:
         try:
             await self._control.send(messages.encode(message))
         except Unavailable:
@@ -302,6 +362,8 @@ class Hop:
         if self._downstream is not None:
             self._downstream.abort()
         self._compute.close(self.request.session)
+        if self.prefix is not None:
+            self.prefix.close()
         if self._meter is not None:
             self._meter.close()
         if self._record is not None:

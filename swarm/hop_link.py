@@ -10,7 +10,7 @@ from . import messages
 from .errors import RemoteFault, ShoalError, StreamBroken, Unavailable, VersionMismatch
 from .handshake import Gate, greet, next_message, read_welcome
 from .identifiers import PeerId, SessionId
-from .messages import Failed, Open, Opened, Output, Progress, Token
+from .messages import Failed, Open, Opened, Output, Progress, Reused, Staged, Token
 from .session_events import Event, HopFailed, HopKey, HopLost, HopOpened, ProgressCame
 from .transport import Stream, Transport
 from .units import Span
@@ -36,12 +36,14 @@ class HopLink:
         gate: Gate,
         post: Callable[[Event], None],
         on_result: Callable[[HopKey, Token | Output], None],
+        on_prefix: Callable[[HopKey, Staged | Reused], None],
     ) -> None:
         self.at = at
         self._transport = transport
         self._gate = gate
         self._post = post
         self._on_result = on_result
+        self._on_prefix = on_prefix
         self._stream: Stream | None = None
         self._scope = anyio.CancelScope()
         self._closing = False
@@ -78,6 +80,8 @@ class HopLink:
                     self._on_result(key, result)
                 case Progress(_, held):
                     self._post(ProgressCame(key, held))
+                case Staged() | Reused() as said:
+                    self._on_prefix(key, said)
                 case Opened():
                     self._post(HopOpened(key))
                 case Failed(kind, text, culprit):

@@ -25,8 +25,8 @@ from .identifiers import PeerId
 from .kv_chunks import parse_chunk
 from .messages import Keep, Open, Prefix, Reused, Skippable, Staged
 from .prefix_chain import LINK_BYTES, MAX_LINKS, Address, Link, address
-from .prefix_race import PrefixRace, Step, Wait
 from .prefix_race import Compute as ComputeStep
+from .prefix_race import PrefixRace, Step, Wait
 from .prefixes import THRESHOLDS, Donor, Prefixes
 from .transport import Stream
 
@@ -45,7 +45,7 @@ class HeldChunk:
     """maker: this node for what lies here. data: None while it lies in the store"""
 
     maker: PeerId
-    quality: str
+    level: KvLevel
     data: bytes | None
 
 
@@ -203,11 +203,12 @@ class HopPrefix:
         chunk = parse_chunk(data)
         if (chunk.start, chunk.count) != (number * CHUNK_TOKENS, CHUNK_TOKENS):
             raise BadChunk(f"positions from {chunk.start} on where {number * CHUNK_TOKENS} were asked for")
-        if level not in THRESHOLDS or (level == "lossless") != (not chunk.format.profile):
+        known = next((name for name in THRESHOLDS if name == level), None)
+        if known is None or (known == "lossless") != (not chunk.format.profile):
             raise BadChunk("a chunk of another level than asked for")
         self._prefixes.counts.fetched += 1
         self._prefixes.counts.fetched_bytes += len(data)
-        self._staged[number] = HeldChunk(donor, level, data)
+        self._staged[number] = HeldChunk(donor, known, data)
         self._note_common(fetched=True)
         if self._tell is not None:
             await self._tell(self.staged(fetched=True))
@@ -255,7 +256,7 @@ class HopPrefix:
             except BadChunk as error:
                 await self._distrust(held.maker, str(error))
                 break
-            self._taint = self._taint or held.quality != "lossless"
+            self._taint = self._taint or held.level != "lossless"
             if held.maker == self._prefixes.me:
                 here += CHUNK_TOKENS
             else:
@@ -277,7 +278,7 @@ class HopPrefix:
     async def _remember(self, number: int, held: HeldChunk, data: bytes) -> None:
         """So that the next session here need not fetch it; with the name of its maker, it is not passed on."""
         if held.data is not None:
-            await self._prefixes.store.put(self._addresses[number], self._label(number, held.quality, held.maker), data)
+            await self._prefixes.store.put(self._addresses[number], self._label(number, held.level, held.maker), data)
 
     def _label(self, number: int, quality: str, maker: PeerId) -> Label:
         return Label(self._request.model, quality, maker, self._wish.shared, self._addresses[0], number)
@@ -302,14 +303,17 @@ class HopPrefix:
         if claimed is None:
             return True
         start = number * CHUNK_TOKENS
+        coder = self._prefixes.coder_of(self._request.model)
+        if coder is None:
+            return True
         try:
             (own,) = await self._compute.export_kv(self._request.session, start, start + CHUNK_TOKENS)
-            distance = await self._compute.kv_distance(own, claimed)
+            distance = await coder.kv_distance(own, claimed)
         except BadChunk as error:
             await self._distrust(held.maker, str(error))
             return held.maker not in self._taken
         self._prefixes.counts.audited += 1
-        limit = THRESHOLDS["default" if self._taint else held.quality]
+        limit = THRESHOLDS["default" if self._taint else held.level]
         if distance <= limit:
             return True
         await self._distrust(held.maker, f"chunk {number} is {distance:.3f} from what was computed, {limit} may be")
@@ -328,7 +332,7 @@ class HopPrefix:
         self._growth.set()
 
     async def keep(self) -> None:
-        """What is complete of the chunks whose links are known; nothing that stands on what others gave, or on a loss."""
+        """What is complete of the chunks with known links; nothing that stands on what others gave, or on a loss."""
         store, before = self._prefixes.store, self._kept
         while not (self._taint or self._taken) and self._kept < min(len(self._addresses), self._held // CHUNK_TOKENS):
             number = self._kept
@@ -365,6 +369,3 @@ def begun(prefixes: Prefixes | None, request: Open, driver: PeerId, compute: Com
         raise MalformedMessage("a prefix with too many links, or with links of another length")
     leads = request.upstream == driver
     return HopPrefix(prefixes, request, wish, compute, leads=leads, alone=leads and request.downstream is None)
-
-
-

@@ -19,10 +19,12 @@ from .errors import (
 )
 from .handshake import Gate, failure, prompt_message, receive_greeting
 from .hop import ATTACH_PATIENCE_S, Hop
+from .hop_prefix import HopPrefix, begun
 from .identifiers import ModelId, SessionId
 from .lanes import Accounts, NoBooks
 from .messages import Attach, Open, Opened
 from .metering import Meter, Metering
+from .prefixes import Prefixes
 from .transport import Stream, Transport
 from .units import Span
 from .work_records import WorkRecords
@@ -48,7 +50,8 @@ class OpenSession:
 
 
 class HopServer:
-    """metering: who is paid; accounts: whose turn it is; records: who keeps what was done, for audits"""
+    """metering: who is paid; accounts: whose turn it is; records: who keeps what was done, for
+    audits; prefixes: KV that outlives its session"""
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class HopServer:
         metering: Metering | None = None,
         accounts: Accounts | None = None,
         records: WorkRecords | None = None,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self._transport = transport
         self._gate = gate
@@ -68,6 +72,7 @@ class HopServer:
         self._metering = metering
         self._accounts = accounts or NoBooks()
         self._records = records
+        self._prefixes = prefixes
         self._hops: dict[SessionId, Hop] = {}
         self._appeared = anyio.Event()
 
@@ -90,6 +95,8 @@ class HopServer:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hop.connect_downstream)
                 tasks.start_soon(hop.end_when_idle, tasks.cancel_scope)
+                if hop.prefix is not None:
+                    tasks.start_soon(hop.prefix.run, hop.tell_driver)
                 try:
                     await hop.control_loop(tasks)
                 finally:
@@ -97,6 +104,8 @@ class HopServer:
         except* (StreamBroken, RemoteFault):
             pass  # the driver is gone or talks nonsense: the session ends here
         finally:
+            if hop.prefix is not None:
+                await hop.prefix.settle()
             del self._hops[request.session]
             hop.close()
             with anyio.CancelScope(shield=True):
@@ -105,6 +114,7 @@ class HopServer:
     async def _open(self, stream: Stream, request: Open) -> Hop | None:
         kind: messages.FailureKind = "not_hosted"
         meter: Meter | None = None
+        prefix: HopPrefix | None = None
         try:
             compute = self._hosting.find(request.model, request.dtype, request.span)
             kind = "refused"
@@ -113,6 +123,7 @@ class HopServer:
             if self._metering is not None:
                 meter = await self._metering.open(stream.peer, request)
             claim = await self._accounts.claim(stream.peer, request)
+            prefix = begun(self._prefixes, request, stream.peer, compute)
             kind = "no_room"
             await compute.open(
                 request.session, request.span, request.max_tokens, request.sampling, request.history, claim
@@ -124,15 +135,19 @@ class HopServer:
                 kind = "local"
             if meter is not None:
                 meter.close()
+            if prefix is not None:
+                prefix.close()
             await stream.send(messages.encode(failure(kind, error)))
             await stream.close()
             return None
         record = self._records.begin(request, stream.peer) if self._records is not None else None
-        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes, meter, record)
+        hop = Hop(request, compute, stream, self._transport, self._gate, self._keep_bytes, meter, record, prefix)
         self._hops[request.session] = hop
         self._appeared.set()
         self._appeared = anyio.Event()
         try:
+            if prefix is not None:
+                await stream.send(messages.encode(prefix.staged()))
             await stream.send(messages.encode(Opened(request.session)))
         except Unavailable:
             del self._hops[request.session]

@@ -12,12 +12,14 @@ from typing import Protocol
 import anyio
 import structlog
 
+from shoal.compression.kv_levels import KvLevel
+
 from . import chunk_wire
 from .announcement import ANNOUNCEMENT_TTL_S, MOST_OF_ONE_PEER, Announcement
 from .chunk_index import Label
 from .chunk_store import ChunkStore
 from .chunk_wire import Given, Missing
-from .compute import Compute
+from .compute import ChunkCoder
 from .errors import MalformedMessage, Refused, ShoalError
 from .handshake import Gate, receive_greeting
 from .identifiers import ModelId, PeerId
@@ -32,9 +34,9 @@ ANNOUNCE_PERIOD_S = ANNOUNCEMENT_TTL_S / 3
 BAN_S = 3600.0
 MOST_STREAMS = 8  # of peers that fetch at a time
 FIND_S = 3.0
-"""What a fetched chunk may differ from what was computed, as relative L2 of keys and values: rounding of another machine
-for an exact one, what the level loses for the others. Chunks of another text are at 1 and more."""
-THRESHOLDS = {"lossless": 0.05, "near-lossless": 0.5, "default": 0.6, "small": 0.7}
+# How far a fetched chunk may be from what was computed (`ChunkCoder.kv_distance`): rounding of another machine for an
+# exact one, what the level loses for the others. Chunks of another text are at 1 and more.
+THRESHOLDS: dict[KvLevel, float] = {"lossless": 0.05, "near-lossless": 0.5, "default": 0.6, "small": 0.7}
 
 
 class PrefixBoard(Protocol):
@@ -73,7 +75,8 @@ class PrefixCounts:
 
 
 class Prefixes:
-    """compute_of: that of a hosted model, which recodes and compares its chunks. trusts: whom chunks are taken from"""
+    """coder_of: what recodes and compares the chunks of a hosted model. trusts: whom chunks are taken from;
+    seed: of the draw of audits, in tests"""
 
     def __init__(
         self,
@@ -81,21 +84,21 @@ class Prefixes:
         transport: Transport,
         gate: Gate,
         board: PrefixBoard | None,
-        compute_of: Callable[[ModelId], Compute | None],
+        coder_of: Callable[[ModelId], ChunkCoder | None],
         trusts: Callable[[PeerId], bool] = lambda _: True,
         clock: Callable[[], float] = anyio.current_time,
-        draw: Callable[[], float] = random.random,
+        seed: int | None = None,
         audit_share: float = AUDIT_SHARE,
     ) -> None:
         self.store = store
         self.transport = transport
         self.gate = gate
         self.clock = clock
-        self.draw = draw
+        self.draw = random.Random(seed).random
         self.audit_share = audit_share
         self.counts = PrefixCounts()
         self._board = board
-        self._compute_of = compute_of
+        self.coder_of = coder_of
         self._trusts = trusts
         self._paces: dict[tuple[ModelId, tuple[int, int]], PrefillPace] = {}
         self._banned: dict[PeerId, float] = {}
@@ -216,10 +219,11 @@ class Prefixes:
             return None
         data: bytes | None = chunk.payload
         if level != "lossless":
-            if level not in THRESHOLDS:
+            known = next((name for name in THRESHOLDS if name == level), None)
+            if known is None:
                 raise MalformedMessage(f"there is no level {level[:16]!r}")
-            compute = self._compute_of(chunk.label.model)
-            data = await compute.recode_kv(chunk.payload, level) if compute is not None else None  # type: ignore[arg-type]
+            coder = self.coder_of(chunk.label.model)
+            data = await coder.recode_kv(chunk.payload, known) if coder is not None else None
         if data is not None:
             self.counts.given += 1
             self.counts.given_bytes += len(data)
