@@ -14,6 +14,7 @@ from shoal.swarm.generation import TokenSource
 
 from .api.app import create_app
 from .api.control import NodeControl
+from .api.kv import KvHost
 from .api.publishing import Publisher
 from .api.training import TrainingHost
 
@@ -63,8 +64,9 @@ class ApiServer:
         port: int | None,
         publisher: Publisher | None = None,
         trainings: TrainingHost | None = None,
+        kv: KvHost | None = None,
     ) -> None:
-        self._app = create_app(source, key, control=control, publisher=publisher, trainings=trainings)
+        self._app = create_app(source, key, control=control, publisher=publisher, trainings=trainings, kv=kv)
         self._listener = bind(host, port)
 
     @asynccontextmanager

@@ -34,6 +34,7 @@ from shoal.swarm.latency import LatencyBook
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.node_lock import NodeLock
 from shoal.swarm.pings import Pinger, serve_pings
+from shoal.swarm.prefixes import Prefixes
 from shoal.swarm.record_calls import serve_records
 from shoal.swarm.records import NodeRecord, RecordReader
 from shoal.swarm.swarm_entry import Entered
@@ -42,12 +43,14 @@ from shoal.swarm.transports.libp2p import Libp2pTransport
 from .api_server import ApiServer
 from .books import Books, open_books, start_gossip
 from .hosted_models import HostedModels
+from .kv_control import NodeKv
 from .local_parts import NodeLocalParts
 from .model_loading import load_hosted, warm_imports
 from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
 from .options import NodeOptions
+from .prefix_board import DhtBoard, chunk_store, trusted
 from .publications import Publications
 from .published_model import looks_published, published_model
 from .swarm_setup import enter_swarm
@@ -73,6 +76,7 @@ class Node:
     hosted: HostedModels
     driver: Driver
     planner: DirectoryPlanner
+    prefixes: Prefixes
     hops: HopServer
     invites: InviteStore | None  # at the owner
     publications: Publications
@@ -146,7 +150,14 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         api_key = options.home.api_key()
         control = LiveControl(node)
         server = ApiServer(
-            node.driver, control, api_key, options.api_host, options.api_port, node.publications, node.trainings
+            node.driver,
+            control,
+            api_key,
+            options.api_host,
+            options.api_port,
+            node.publications,
+            node.trainings,
+            NodeKv(node),
         )
         api = await stack.enter_async_context(server.running(tasks))
         facts = NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at)
@@ -255,7 +266,11 @@ async def _assemble(
     accounts = books.accounts(metering, setup.swarm) if books and metering else None
     stamping = books.stamping(setup.swarm) if books else None
     driver = Driver(transport, setup.gate, planner, tasks, local_parts=local_parts, paying=paying, stamping=stamping)
-    hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts)
+    board = DhtBoard(directory, pinger, lambda: setup.gate.certificate, _now)
+    trusts = trusted(lambda: planner.standing, setup.swarm)
+    store = chunk_store(options, lambda text: report(Warned(text)))
+    prefixes = Prefixes(store, transport, setup.gate, board, hosted.coder, trusts)
+    hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts, prefixes=prefixes)
     if books is not None:
         tasks.start_soon(books.ledger.run)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
@@ -275,6 +290,7 @@ async def _assemble(
         hosted=hosted,
         driver=driver,
         planner=planner,
+        prefixes=prefixes,
         hops=hops,
         invites=invites,
         publications=Publications(options.home),
@@ -286,6 +302,8 @@ async def _assemble(
     node.loops = NodeLoops(node, report)
     node.trainings.node = node
     await hops.start()
+    await prefixes.serve()
+    tasks.start_soon(prefixes.run)
     await serve_pings(calls)
     await serve_records(calls, directory, _now)
     await serve_blobs(calls, lambda model: hosted.blobs(model) or node.publications.blobs(model))

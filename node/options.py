@@ -26,4 +26,6 @@ class NodeOptions:
     public: bool = False
     invite: str | None = None  # join with this line instead of the swarm of this home
     ledger: bool = False  # receipts for what is served and used
+    kv_disk: str | None = None  # "10GB", "20%" of what is free: for KV that outlives its session; None: none
+    kv_memory: str | None = None
     follow: str | None = None  # name of a training run whose newest parameters are served

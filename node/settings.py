@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     public: bool = False
     gateway_only: bool = False
     ledger: bool = False
+    kv_disk: str | None = None
+    kv_memory: str | None = None
     follow: str | None = Field(None, min_length=1, max_length=64)  # name of a training run
     # generate and chat
     ask_model: str | None = None  # what --model says there

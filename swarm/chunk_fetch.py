@@ -74,11 +74,11 @@ class ChunkFetch:
             asks.append(Ask(number, level))
         return asks
 
-    def arrived(self, number: int, size_bytes: int, now: float) -> bool:
-        """returns: whether it was asked for"""
+    def arrived(self, number: int, size_bytes: int, now: float) -> KvLevel | None:
+        """returns: the level that was asked for; None when it was not"""
         asked = self._asked.pop(number, None)
         if asked is None:
-            return False
+            return None
         idle_before = asked.at_s + self._round_trip_s > self._last_s
         took_s = max(1e-4, now - (asked.at_s + self._round_trip_s if idle_before else self._last_s))
         rate = size_bytes / took_s
@@ -87,16 +87,12 @@ class ChunkFetch:
             self._raw_bytes = size_bytes / self._shares[asked.level]
         self._shares[asked.level] = size_bytes / self._raw_bytes
         self._last_s = now
-        return True
+        return asked.level
 
     def gone(self, number: int) -> None:
         """The donor has not got it (any more)."""
         self._asked.pop(number, None)
         self._wanted.discard(number)
-
-    def give_up(self) -> None:
-        self._wanted.clear()
-        self._asked.clear()
 
     def _set_deadline(self, frontier: int) -> None:
         if self.deadline_s is not None or not self._wanted:

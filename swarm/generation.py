@@ -9,11 +9,24 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from .compute import Choice
+from .errors import UsageError
 from .identifiers import ModelId, PeerId
 from .manifest import Manifest
 from .sampling import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+
+LEAST_SESSION, MOST_SESSION = 8, 128  # characters of a session's name
+
+
+def checked_session(name: str) -> str:
+    """raises: UsageError"""
+    if name and not (LEAST_SESSION <= len(name) <= MOST_SESSION and name.isprintable()):
+        raise UsageError(
+            f"a session's name has {LEAST_SESSION} to {MOST_SESSION} printable characters, and nobody should guess it"
+        )
+    return name
 
 
 @dataclass(frozen=True, slots=True)

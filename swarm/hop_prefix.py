@@ -7,35 +7,29 @@ those behind it see a gap in what comes and fill it from what they hold.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import structlog
 
-from shoal.compression.kv_levels import CHUNK_TOKENS, LEVELS, KvLevel
+from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
 
-from . import chunk_wire
-from .chunk_fetch import ChunkFetch
 from .chunk_index import Label
 from .chunk_ranges import numbers_in, ranges_of
-from .chunk_wire import PROTOCOL, Given, Missing
 from .compute import Compute
-from .errors import BadChunk, MalformedMessage, RemoteFault, ShoalError, StreamBroken, Unavailable
-from .handshake import greet, read_welcome
+from .donor_link import EXACT, FAST, Donor
+from .errors import BadChunk, MalformedMessage, RemoteFault, ShoalError
 from .identifiers import PeerId
-from .kv_chunks import parse_chunk
 from .messages import Keep, Open, Prefix, Reused, Skippable, Staged
-from .prefix_chain import LINK_BYTES, MAX_LINKS, Address, Link, address
+from .prefix_chain import LINK_BYTES, MAX_LINKS, Link, address
 from .prefix_race import Compute as ComputeStep
 from .prefix_race import PrefixRace, Step, Wait
-from .prefixes import THRESHOLDS, Donor, Prefixes
-from .transport import Stream
+from .prefixes import THRESHOLDS, Prefixes
 
 log = structlog.get_logger()
 
-STALL_S = 8.0  # a donor that sends nothing for so long is left
 MOST_DONORS = 3  # tried one after the other
 SETTLE_S = 5.0  # for keeping what is left when the driver has gone
-FAST_LEVELS: tuple[KvLevel, ...] = ("lossless", *LEVELS[:2])
 
 Tell = Callable[[Staged | Reused], Awaitable[None]]
 
@@ -132,14 +126,18 @@ class HopPrefix:
         missing = frozenset(range(self._chunks)) - self._staged.keys()
         if not self._may_fetch or not missing:
             return
-        donors: list[Donor] = []
+        levels = EXACT if self._wish.exact else FAST
+        taker = self._prefixes.taker(self._request.model, self._addresses, self._kind, levels)
+        expect = partial(self._race.expect, searching=False)
         try:
             donors = await self._prefixes.donors(self._addresses, missing)
             for donor in donors[:MOST_DONORS]:
                 if not self._missing_of(donor):
                     continue
                 try:
-                    await self._fetch_from(donor)
+                    await taker.take(
+                        donor, self._missing_of(donor), self._frontier, partial(self._stage, donor.peer), expect
+                    )
                 except RemoteFault as error:
                     await self._distrust(donor.peer, str(error))
                 except ShoalError as error:
@@ -149,66 +147,16 @@ class HopPrefix:
             self._news.set()
 
     def _missing_of(self, donor: Donor) -> set[int]:
-        first = -(-max(self._held, self._working_at) // CHUNK_TOKENS)
-        return {number for number in donor.numbers if number >= first and number not in self._staged}
+        return {number for number in donor.numbers if number >= self._frontier() and number not in self._staged}
 
-    async def _fetch_from(self, donor: Donor) -> None:
-        """raises: ShoalError"""
-        clock, transport = self._prefixes.clock, self._prefixes.transport
-        if donor.addresses:
-            await transport.connect(donor.peer, donor.addresses)
-        stream = await transport.open(donor.peer, PROTOCOL)
-        try:
-            asked_s = clock()
-            await greet(stream, self._prefixes.gate)
-            await read_welcome(stream, self._prefixes.gate)
-            round_trip_s = clock() - asked_s
-            lossy = not self._wish.exact and bool(self._kind.profile)
-            fetch = ChunkFetch(
-                self._missing_of(donor), FAST_LEVELS if lossy else ("lossless",), self._pace, round_trip_s, clock()
-            )
-            await self._take_all(stream, donor, fetch)
-        finally:
-            stream.abort()
+    def _frontier(self) -> int:
+        """The first chunk that is neither computed nor being computed."""
+        return -(-self._working_at // CHUNK_TOKENS)
 
-    async def _take_all(self, stream: Stream, donor: Donor, fetch: ChunkFetch) -> None:
-        numbers = {self._addresses[number]: number for number in donor.numbers}
-        while True:
-            for ask in fetch.asks(-(-self._working_at // CHUNK_TOKENS), self._prefixes.clock()):
-                want = chunk_wire.Want(self._addresses[ask.number], ask.level)
-                await stream.send(chunk_wire.encode(want))
-            self._race.expect(fetch.open, searching=False)
-            if not fetch.open or self._held >= self._chunks * CHUNK_TOKENS:
-                return
-            with anyio.move_on_after(STALL_S) as waiting:
-                frame = await stream.receive()
-            if waiting.cancelled_caught:
-                raise Unavailable(f"it sent nothing for {STALL_S:.0f} s")
-            if frame is None:
-                raise StreamBroken("it ended the stream")
-            answer = chunk_wire.read_answer(frame)
-            number = numbers.get(Address(answer.address))
-            if number is None:
-                raise MalformedMessage("an answer that nobody asked for")
-            match answer:
-                case Missing():
-                    fetch.gone(number)
-                case Given(_, level, data):
-                    if not fetch.arrived(number, len(data), self._prefixes.clock()):
-                        raise MalformedMessage("a chunk that was not asked for")
-                    await self._stage(donor.peer, number, level, data)
-
-    async def _stage(self, donor: PeerId, number: int, level: str, data: bytes) -> None:
-        """raises: BadChunk"""
-        chunk = parse_chunk(data)
-        if (chunk.start, chunk.count) != (number * CHUNK_TOKENS, CHUNK_TOKENS):
-            raise BadChunk(f"positions from {chunk.start} on where {number * CHUNK_TOKENS} were asked for")
-        known = next((name for name in THRESHOLDS if name == level), None)
-        if known is None or (known == "lossless") != (not chunk.format.profile):
-            raise BadChunk("a chunk of another level than asked for")
+    async def _stage(self, donor: PeerId, number: int, level: KvLevel, data: bytes) -> None:
         self._prefixes.counts.fetched += 1
         self._prefixes.counts.fetched_bytes += len(data)
-        self._staged[number] = HeldChunk(donor, known, data)
+        self._staged[number] = HeldChunk(donor, level, data)
         self._note_common(fetched=True)
         if self._tell is not None:
             await self._tell(self.staged(fetched=True))
@@ -280,7 +228,7 @@ class HopPrefix:
         if held.data is not None:
             await self._prefixes.store.put(self._addresses[number], self._label(number, held.level, held.maker), data)
 
-    def _label(self, number: int, quality: str, maker: PeerId) -> Label:
+    def _label(self, number: int, quality: KvLevel, maker: PeerId) -> Label:
         return Label(self._request.model, quality, maker, self._wish.shared, self._addresses[0], number)
 
     async def computed(self, start: int, count: int, took_s: float, *, wants_token: bool) -> bool:

@@ -20,11 +20,13 @@ from .chunk_index import Label
 from .chunk_store import ChunkStore
 from .chunk_wire import Given, Missing
 from .compute import ChunkCoder
-from .errors import MalformedMessage, Refused, ShoalError
+from .donor_link import Donor, Taker
+from .errors import MalformedMessage, Refused, RemoteFault, ShoalError
 from .handshake import Gate, receive_greeting
 from .identifiers import ModelId, PeerId
+from .kv_chunks import KvFormat
 from .prefill_pace import PrefillPace
-from .prefix_chain import Address
+from .prefix_chain import Address, Link, address
 from .transport import Stream, Transport
 
 log = structlog.get_logger()
@@ -50,14 +52,6 @@ class PrefixBoard(Protocol):
 
     def way_to(self, peer: PeerId) -> tuple[tuple[str, ...], float]:
         """Its addresses, and the measured round trip in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Donor:
-    peer: PeerId
-    addresses: tuple[str, ...]
-    round_trip_s: float
-    numbers: frozenset[int]  # chunks of the prefix that it says it has
 
 
 @dataclass(slots=True)
@@ -117,6 +111,10 @@ class Prefixes:
     def pace(self, model: ModelId, layers: tuple[int, int]) -> PrefillPace:
         return self._paces.setdefault((model, layers), PrefillPace())
 
+    def taker(self, model: ModelId, addresses: Sequence[Address], kind: KvFormat, levels: tuple[KvLevel, ...]) -> Taker:
+        pace = self.pace(model, kind.layers)
+        return Taker(self.transport, self.gate, self.clock, addresses, kind, pace, levels)
+
     # Keeping
 
     async def keep(self, address: Address, label: Label, data: bytes) -> None:
@@ -148,10 +146,10 @@ class Prefixes:
     def _shared(self) -> dict[Address, list[Address]]:
         """By prefix the addresses of its chunks in their order; what was used last stands last."""
         found: dict[Address, list[tuple[int, Address]]] = {}
-        for address, label in self.store.labels().items():
+        for place, label in self.store.labels().items():
             if self._gives(label):
-                found.setdefault(label.root, []).append((label.number, address))
-        return {root: [a for _, a in sorted(chunks)] for root, chunks in found.items() if min(chunks)[0] == 0}
+                found.setdefault(label.root, []).append((label.number, place))
+        return {root: [place for _, place in sorted(chunks)] for root, chunks in found.items() if min(chunks)[0] == 0}
 
     async def _announce(self, chunks: list[Address]) -> None:
         if self._board is None:
@@ -190,6 +188,34 @@ class Prefixes:
         log.warning("donor_banned", peer=peer, reason=reason)
         self._banned[peer] = self.clock() + BAN_S
         await self.store.drop(lambda _, label: label.maker == peer)
+
+    async def fetch_ahead(self, kind: KvFormat, links: Sequence[Link], level: KvLevel) -> tuple[int, int]:
+        """Take what others have of a shared prefix, at this level, before anybody asks for it here.
+
+        returns: chunks that are held now, and how many of them came now
+        """
+        addresses = [address(link, *kind.layers) for link in links]
+        missing = frozenset(n for n, place in enumerate(addresses) if self.store.find(place) is None)
+        came: set[int] = set()
+        taker = self.taker(kind.model, addresses, kind, (level,))
+        for donor in await self.donors(addresses, missing) if missing else ():
+
+            async def keep(number: int, level: KvLevel, data: bytes, peer: PeerId = donor.peer) -> None:
+                label = Label(kind.model, level, peer, True, addresses[0], number)
+                await self.store.put(addresses[number], label, data)
+                self.counts.fetched += 1
+                self.counts.fetched_bytes += len(data)
+                came.add(number)
+
+            try:
+                await taker.take(donor, donor.numbers - came, lambda: 0, keep, lambda _: None)
+            except RemoteFault as error:
+                self.counts.false += 1
+                await self.ban(donor.peer, str(error))
+            except ShoalError as error:
+                log.info("donor_left", peer=donor.peer, reason=str(error))
+        held = sum(self.store.find(place) is not None for place in addresses)
+        return held, len(came)
 
     # Giving
 

@@ -44,6 +44,9 @@ class Generation(msgspec.Struct, kw_only=True):
     max_hops: int | None = None
     exclude: list[str] | None = None  # peers that must not take part
     trust: list[str] | None = None  # the only peers that may
+    share_prefix: bool | None = None  # these three as in `swarm.generation.TokenRequest`
+    session: str | None = None
+    exact_kv: bool | None = None
 
     @property
     def choices(self) -> int:

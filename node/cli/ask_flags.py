@@ -29,6 +29,13 @@ LocalLayersFlag = Annotated[
 ]
 MaxHopsFlag = Annotated[int | None, typer.Option("--max-hops", help="Ask at most so many peers in a row; 8.")]
 ExcludeFlag = Annotated[list[str] | None, typer.Option("--exclude", help="PeerID that must not take part; repeatable.")]
+SharePrefixFlag = Annotated[
+    bool, typer.Option("--share-prefix", help="Let peers keep the prompt's KV, tell of it and take it from each other.")
+]
+SessionFlag = Annotated[
+    str, typer.Option("--session", help="Peers keep KV under this name; give it again to go on. Not to be guessed.")
+]
+FastKvFlag = Annotated[bool, typer.Option("--fast-kv", help="KV that is taken may have lost a little on its way.")]
 RouteFlag = Annotated[bool, typer.Option("--route", help="Show at the end which peers answered, and how fast.")]
 InviteFlag = Annotated[
     str | None, typer.Option("--invite", help="Join as a client, with no node; - reads the line from stdin.")
@@ -52,6 +59,9 @@ def request_options(
     stop: Sequence[str] | None,
     logprobs: int | None,
     exclude: Sequence[str] | None,
+    share_prefix: bool,
+    session: str,
+    fast_kv: bool,
 ) -> dict[str, Any]:
     """Keyword arguments of the Python client. temperature: when it is set nowhere. raises: UsageError"""
     from shoal.swarm.errors import UsageError
@@ -73,6 +83,9 @@ def request_options(
         "local_layers": settings.local_layers,
         "max_hops": settings.max_hops,
         "exclude": tuple(exclude or ()),
+        "share_prefix": share_prefix,
+        "session": session,
+        "exact_kv": not fast_kv,
     }
 
 

@@ -7,6 +7,7 @@ import typer
 from .ask_flags import (
     ApiFlag,
     ExcludeFlag,
+    FastKvFlag,
     InviteFlag,
     LocalLayersFlag,
     MaxHopsFlag,
@@ -16,6 +17,8 @@ from .ask_flags import (
     PenaltyFlag,
     RouteFlag,
     SeedFlag,
+    SessionFlag,
+    SharePrefixFlag,
     StopFlag,
     TemperatureFlag,
     TopKFlag,
@@ -49,6 +52,9 @@ def chat(
     local_layers: LocalLayersFlag = None,
     max_hops: MaxHopsFlag = None,
     exclude: ExcludeFlag = None,
+    share_prefix: SharePrefixFlag = False,
+    session: SessionFlag = "",
+    fast_kv: FastKvFlag = False,
     route: RouteFlag = False,
     invite: InviteFlag = None,
     api: ApiFlag = None,
@@ -72,7 +78,7 @@ def chat(
         "api": api,
     }
     settings = ask_settings(home_of(home), flags)
-    options = request_options(settings, TEMPERATURE, seed, stop, None, exclude)
+    options = request_options(settings, TEMPERATURE, seed, stop, None, exclude, share_prefix, session, fast_kv)
     from .answer_stream import Answers
     from .chat_loop import ChatLoop
     from .client_opening import open_client

@@ -8,6 +8,7 @@ import typer
 from .ask_flags import (
     ApiFlag,
     ExcludeFlag,
+    FastKvFlag,
     InviteFlag,
     LocalLayersFlag,
     LogprobsFlag,
@@ -18,6 +19,8 @@ from .ask_flags import (
     PenaltyFlag,
     RouteFlag,
     SeedFlag,
+    SessionFlag,
+    SharePrefixFlag,
     StopFlag,
     TemperatureFlag,
     TopKFlag,
@@ -53,6 +56,9 @@ def generate(
     local_layers: LocalLayersFlag = None,
     max_hops: MaxHopsFlag = None,
     exclude: ExcludeFlag = None,
+    share_prefix: SharePrefixFlag = False,
+    session: SessionFlag = "",
+    fast_kv: FastKvFlag = False,
     route: RouteFlag = False,
     invite: InviteFlag = None,
     api: ApiFlag = None,
@@ -76,7 +82,7 @@ def generate(
         "api": api,
     }
     settings = ask_settings(home_of(home), flags)
-    options = request_options(settings, TEMPERATURE, seed, stop, logprobs, exclude)
+    options = request_options(settings, TEMPERATURE, seed, stop, logprobs, exclude, share_prefix, session, fast_kv)
     text = _prompt(prompt, invite)
     from .answer_stream import Answers
     from .client_opening import open_client

@@ -62,6 +62,8 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         public=settings.public,
         invite=invite,
         ledger=settings.ledger,
+        kv_disk=settings.kv_disk,
+        kv_memory=settings.kv_memory,
         follow=None if settings.gateway_only else settings.follow,
     )
 
@@ -77,5 +79,6 @@ def _check_words(settings: Settings) -> None:
         raise UsageError(f"--dtype takes auto, {', '.join(DTYPES)}, not {settings.dtype!r}")
     if not _DEVICE.fullmatch(settings.device):
         raise UsageError(f"--device takes auto, cpu, cuda or cuda:1, not {settings.device!r}")
-    if settings.max_memory is not None:
-        parse_size(settings.max_memory, _SOME_BYTES)
+    for size in (settings.max_memory, settings.kv_disk, settings.kv_memory):
+        if size is not None:
+            parse_size(size, _SOME_BYTES)

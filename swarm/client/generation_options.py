@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from shoal.swarm.errors import UsageError
+from shoal.swarm.generation import checked_session
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import Sampling
@@ -37,6 +38,9 @@ class GenerationOptions(TypedDict, total=False):
     max_hops: int
     exclude: Sequence[str]  # peers that must not take part
     trust: Sequence[str] | None  # the only peers that may; None: every one
+    share_prefix: bool  # KV of the prompt may be kept by peers, announced, and taken from others
+    session: str  # KV is kept at the peers under this name; ask with it again to go on
+    exact_kv: bool  # False: KV that is taken may have lost a little on its way
 
 
 def text_request(
@@ -62,6 +66,9 @@ def text_request(
     max_hops: int = 8,
     exclude: Sequence[str] = (),
     trust: Sequence[str] | None = None,
+    share_prefix: bool = False,
+    session: str = "",
+    exact_kv: bool = True,
 ) -> TextRequest:
     """raises: UsageError for a prompt or peers that are none; TypeError for an option that does not exist"""
     if trust is not None and not trust:
@@ -93,6 +100,9 @@ def text_request(
         max_hops=max_hops,
         exclude=_peers("exclude", exclude),
         trust=_peers("trust", trust or ()),
+        share_prefix=share_prefix,
+        session=checked_session(session),
+        exact_kv=exact_kv,
     )
 
 

@@ -165,6 +165,9 @@ def write_request(request: TextRequest) -> tuple[str, bytes]:
         "max_hops": request.max_hops,
         "exclude": sorted(request.exclude),
         "trust": sorted(request.trust) or None,
+        "share_prefix": request.share_prefix,
+        "session": request.session or None,
+        "exact_kv": request.exact_kv,
     }
     if request.messages is None:
         return "/v1/completions", msgspec.json.encode({**body, "prompt": request.prompt, "logprobs": alternatives})

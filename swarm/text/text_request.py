@@ -30,3 +30,6 @@ class TextRequest:
     max_hops: int = 8
     exclude: frozenset[PeerId] = frozenset()
     trust: frozenset[PeerId] = frozenset()
+    share_prefix: bool = False  # these three as in `generation.TokenRequest`
+    session: str = ""
+    exact_kv: bool = True

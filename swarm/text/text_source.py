@@ -81,6 +81,9 @@ class TextSource:
             max_hops=request.max_hops,
             exclude=request.exclude,
             trust=request.trust,
+            share_prefix=request.share_prefix,
+            session=request.session,
+            exact_kv=request.exact_kv,
         )
         return Prepared(served, model, tokens, request.stop)
 

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
+from simulation.session_world import MODEL, MODEL_ID, WIDE_AREA, OpenGate, Volunteer, World
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm.announcement import NAME_BYTES, Announcement
@@ -19,8 +20,6 @@ from shoal.swarm.simulated_peer import SWARM
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 from shoal.swarm.units import parse
-
-from simulation.session_world import MODEL, MODEL_ID, WIDE_AREA, OpenGate, Volunteer, World
 
 PROMPT = tuple((7 * i + i * i // 5) % 40 + 1 for i in range(10 * CHUNK_TOKENS + 9))
 
@@ -54,7 +53,6 @@ class PrefixWorld(World):
     audit_share: float = 0.0
 
     async def add(self, name: str, layers: str, *, unit_step_s: float, position_s: float) -> Volunteer:
-
 
         span, peer = parse(layers, MODEL.layers), PeerId(name)
         compute = SimulatedCompute(MODEL, (span,), 1 << 16, unit_step_s, position_s, profile=b"p" * 32)
@@ -96,10 +94,8 @@ class PrefixWorld(World):
             session=session,
             exact_kv=exact,
         )
-        got = []
         async with self.driver.generate(request) as stream:
-            async for choice in stream:
-                got.append(choice.id)
+            got = [choice.id async for choice in stream]
         return got, stream.route
 
     async def kept(self, name: str, chunks: int) -> None:
@@ -126,5 +122,3 @@ async def prefix_world(
         made.start_driver()
         yield made
         tasks.cancel_scope.cancel()
-
-
