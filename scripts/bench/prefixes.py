@@ -86,7 +86,6 @@ def prompt(number: int) -> list[int]:
 def client(home: Path) -> None:
     """Reads one JSON line per wish, answers with one."""
     import shoal
-
     from shoal.node.cli.node_api import NodeApi
     from shoal.swarm.home import Home
 
