@@ -270,7 +270,8 @@ async def _assemble(
     trusts = trusted(lambda: planner.standing, setup.swarm)
     store = chunk_store(options, lambda text: report(Warned(text)))
     prefixes = Prefixes(store, transport, setup.gate, board, hosted.coder, trusts)
-    hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts, prefixes=prefixes)
+    reusing = prefixes if options.follow is None else None  # of weights that move, KV grows false
+    hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts, prefixes=reusing)
     if books is not None:
         tasks.start_soon(books.ledger.run)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None

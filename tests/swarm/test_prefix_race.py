@@ -122,9 +122,7 @@ class Outcome:
     fetched: int
 
 
-def run(
-    chunk_s: float, bytes_s: float, levels: tuple[KvLevel, ...], *, fetches: bool = True, rtt_s: float = 0.03
-) -> Outcome:
+def run(chunk_s: float, bytes_s: float, levels: Levels, *, fetches: bool = True, rtt_s: float = 0.03) -> Outcome:
     """One hop and one donor in a model of time: a link that carries one answer after the other."""
     pace = pace_of(chunk_s)
     fetch = ChunkFetch(range(CHUNKS) if fetches else (), levels, pace, rtt_s, 0.1)
@@ -182,8 +180,6 @@ def run(
 @pytest.mark.parametrize("mbit", [5, 20, 100, 1000])
 @pytest.mark.parametrize("levels", [("lossless",), FAST])
 def test_it_is_never_slower_than_the_better_of_the_two(chunk_s: float, mbit: float, levels: Levels) -> None:
-    chunk_s: float, mbit: float, levels: tuple[KvLevel, ...]
-) -> None:
     """The better: computing all, or a fetch of all at the smallest level that is allowed. Beside 5 %, a piece that was
     begun before the fetch could be known to be faster, and the tail, cost what they cost."""
     computing_s = run(chunk_s, mbit * 125e3, levels, fetches=False).first_token_s
