@@ -46,8 +46,8 @@ class DriverPrefix:
         return Skippable(ranges_of(frozenset.intersection(*held)) if held else (), fetched)
 
     def keep(self, ids: Sequence[int]) -> Keep | None:
-        """For all hops, when a chunk has become complete."""
-        if len(ids) // CHUNK_TOKENS <= self._told:
+        """For all hops, when a chunk has become complete. What was answered to a shared prompt is not kept."""
+        if self._request.share_prefix or len(ids) // CHUNK_TOKENS <= self._told:
             return None
         links = self._links(ids)
         told = Keep(self._told, links[self._told :])

@@ -34,6 +34,7 @@ log = structlog.get_logger()
 AUDIT_SHARE = 0.1  # of the prompts with fetched chunks: one of those is computed all the same
 ANNOUNCE_PERIOD_S = ANNOUNCEMENT_TTL_S / 3
 BAN_S = 3600.0
+SILENCE_S = 15.0  # a peer that asks for nothing does not keep its stream
 MOST_STREAMS = 8  # of peers that fetch at a time
 FIND_S = 3.0
 # How far a fetched chunk may be from what was computed (`ChunkCoder.kv_distance`): rounding of another machine for an
@@ -228,7 +229,12 @@ class Prefixes:
             raise Refused("this node gives chunks to as many peers as it can")
         self._streams += 1
         try:
-            while (frame := await stream.receive()) is not None:
+            while True:
+                frame: bytes | None = None
+                with anyio.move_on_after(SILENCE_S):
+                    frame = await stream.receive()
+                if frame is None:
+                    break
                 want = chunk_wire.read_want(frame)
                 data = await self._given(Address(want.address), want.level)
                 answer = Given(want.address, want.level, data) if data is not None else Missing(want.address)

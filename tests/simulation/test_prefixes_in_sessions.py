@@ -8,6 +8,7 @@ from simulation.prefix_world import PROMPT, PrefixWorld, prefix_world
 from simulation.session_world import MODEL, MODEL_ID
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
+from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.kv_chunks import pack_chunk, parse_chunk
 from shoal.swarm.prefix_chain import Address, chain
@@ -89,13 +90,13 @@ async def test_a_private_prompt_is_neither_kept_nor_announced() -> None:
 async def test_a_session_resumes_by_its_name_and_no_other_session_finds_it() -> None:
     async with prefix_world(("one", "all")) as swarm:
         long = 2 * CHUNK_TOKENS
-        tokens, _ = await swarm.ask(long, share=False, session="mine")
+        tokens, _ = await swarm.ask(long, share=False, session="my own name")
         chunks = (len(PROMPT) + long - 1) // CHUNK_TOKENS
         await swarm.kept("one", chunks)
         history = PROMPT + tuple(tokens)
-        more, route = await swarm.ask(NEW, history, share=False, session="mine")
+        more, route = await swarm.ask(NEW, history, share=False, session="my own name")
         assert route.hops[0].stored == chunks * CHUNK_TOKENS
-        others, other_route = await swarm.ask(NEW, history, share=False, session="yours")
+        others, other_route = await swarm.ask(NEW, history, share=False, session="your own name")
         assert other_route.hops[0].stored == 0
         assert more == others
         assert not swarm.said
@@ -275,3 +276,12 @@ async def test_a_prefix_can_be_fetched_before_anybody_asks_for_it() -> None:
         tokens, route = await swarm.ask(NEW, without=["one"])
         assert tokens == EXPECTED
         assert route.hops[0].fetched == CHUNKS * CHUNK_TOKENS
+
+
+@pytest.mark.anyio
+async def test_a_prompt_is_either_shared_or_a_sessions_own() -> None:
+    async with prefix_world(("one", "all")) as swarm:
+        with pytest.raises(UsageError, match="share_prefix or a session"):
+            await swarm.ask(NEW, share=True, session="my own name")
+        with pytest.raises(UsageError, match="8 to 128"):
+            await swarm.ask(NEW, share=False, session="short")
