@@ -177,7 +177,7 @@ def emulated(chosen: argparse.Namespace, folder: Path) -> Iterator[None]:
 def node(number: int, home: Path, arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
     """What it said when it was ready."""
     log = (home.parent / f"{home.name}.log").open("w")
-    command = ["ip", "netns", "exec", f"{NAMESPACE}{number}", sys.executable, "-m", "shoal.node.cli.main", *arguments]
+    command = ["ip", "netns", "exec", f"{NAMESPACE}{number}", sys.executable, "-P", "-m", "shoal", *arguments]
     command += ["--host", f"10.78.0.{number}", "--no-nat", "--threads", "1", "--json", "--home", str(home)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)  # noqa: S603  our own
     assert process.stdout is not None
@@ -208,7 +208,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         stack.enter_context(emulated(chosen, folder))
         stack.enter_context(node(1, folder / "a", ["up", str(model), "--layers", "all"]))
         line = subprocess.run(  # noqa: S603  our own
-            [*f"ip netns exec {NAMESPACE}1".split(), sys.executable, "-m", "shoal.node.cli.main", "invite", "--json",
+            [*f"ip netns exec {NAMESPACE}1".split(), sys.executable, "-P", "-m", "shoal", "invite", "--json",
              "--home", str(folder / "a")],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
