@@ -54,6 +54,25 @@ def parse(data: bytes, count: int, hidden: int) -> Activation:
     return Activation(dtype, count, hidden, memoryview(data)[HEADER.size :])
 
 
+def undress(data: bytes) -> tuple[int, bytes]:
+    """The code of the dtype and the body, without the header, for where the count is said beside it. See `dress`.
+
+    raises: MalformedPayload
+    """
+    return CODES[dtype_of(data)], data[HEADER.size :]
+
+
+def dress(code: int, count: int, body: bytes) -> bytes:
+    """With the header again; the width follows from the body's size. raises: MalformedPayload"""
+    if code not in NAMES or count < 1:
+        raise MalformedPayload(f"no activation: dtype {code}, {count} positions")
+    dtype = NAMES[code]
+    hidden = (len(body) - body_bytes(dtype, count, 0)) // (count * VALUE_BYTES[dtype])
+    if hidden < 0 or len(body) != body_bytes(dtype, count, hidden):
+        raise MalformedPayload(f"activation body of {len(body)} bytes does not fit {count} positions")
+    return pack(dtype, count, hidden, body)
+
+
 def _width(data: bytes) -> int:
     if len(data) < HEADER.size:
         raise MalformedPayload(f"{len(data)} bytes are too few for an activation")
@@ -98,6 +117,8 @@ def cut(data: bytes, count: int, start: int, stop: int) -> bytes:
     if not 0 <= start < stop <= count:
         raise ValueError(f"positions {start} to {stop} of {count}")
     part = parse(data, count, _width(data))
+    if stop - start == count:
+        return data
     scales, values = _split(part)
     row = part.hidden * VALUE_BYTES[part.dtype]
     body = bytes(scales[4 * start : 4 * stop]) + bytes(values[start * row : stop * row])

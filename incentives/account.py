@@ -14,6 +14,7 @@ class Account(msgspec.Struct, array_like=True):
     hour: Hour = 0  # up to which it has decayed
     contributed: int = 0  # credits earned in a lifetime: does not decay, cannot be spent
     forked: bool = False
+    due: dict[Hour, int] = {}  # what has to be `contributed` besides, until income of that hour may be spent
 
     @property
     def waiting(self) -> int:
@@ -37,8 +38,11 @@ class Work(msgspec.Struct, array_like=True):
     """A TRAIN that nobody has judged yet, or the judgement of one that has not come."""
 
     worker: bytes  # account
-    tokens: int
+    at: int  # unix seconds
+    tokens: int = 0
+    job: bytes = b""  # run and round
     outcome: int | None = None  # of a VERDICT that came first
+    credits: int = 0  # of it
     verdict: bytes = b""  # its hash
 
 

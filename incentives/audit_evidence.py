@@ -16,10 +16,10 @@ from shoal.swarm.rounds import hash_tree
 
 from . import work_statement
 from .bodies import Count, Hash
-from .work_chunks import Chunk, Given, Made
+from .work_chunks import CHUNK_POSITIONS, Chunk, Given, Made
 from .work_statement import MAX_STATEMENT_BYTES, WorkLeaves, WorkStatement, hash_of
 
-MAX_EVIDENCE_BYTES = 64 << 20
+MAX_EVIDENCE_BYTES = 30 << 20  # one frame; `work_chunks.AUDITED_BYTES` of inputs and a chunk of outputs
 
 
 class Unproven(RemoteFault):
@@ -54,6 +54,11 @@ def of_chunk(statement: WorkStatement, leaves: WorkLeaves, chunks: list[Chunk], 
     chunk = chunks[index]
     inputs = tuple(c.given for c in chunks[: index + 1])
     return ChunkEvidence(work_statement.encode(statement), index, chunk.count, inputs, chunk.made, leaves.path(index))
+
+
+def positions_of(evidence: ChunkEvidence) -> int:
+    """All that have to be computed to see the chunk."""
+    return CHUNK_POSITIONS * evidence.index + evidence.count
 
 
 def proven(evidence: ChunkEvidence) -> WorkStatement:

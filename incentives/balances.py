@@ -13,13 +13,16 @@ from .account import Account, Reservation, Totals, Work
 from .bodies import Ack, AnyBody, Checkpoint, Close, ForkProof, Open, Rotate, Train, Verdict
 from .chain import forger
 from .decay import decayed
+from .favours import Favours
 
 BURN_PERCENT = 5
 VESTING_HOURS = 24
+VESTING_TICKS = 150  # at the same price, that are earned after it: a server that turns false is found before they are
 GRACE_S = 3600  # beyond its lifetime a reservation waits so long for a CLOSE that is on its way
 SOUND, FALSE = 0, 1  # outcomes of a VERDICT
 OF_TRAINING = 1  # a kind of VERDICT
-LATE_S = 7 * 86_400  # and its OPEN is remembered so long: a server that was cut off may still settle
+MOST_WORTH = 20  # credits for a token at most: one in twenty is looked at, never fewer
+LATE_S = 7 * 86_400  # and its OPEN is remembered so long: a server that was cut off may still settle; TRAINs as well
 
 What = Literal["decayed", "vested", "reserved", "released", "paid", "earned", "burned", "minted", "confiscated"]
 
@@ -44,11 +47,13 @@ class Balances:
     def __init__(self, judges: frozenset[bytes] = frozenset()) -> None:
         """judges: keys whose verdicts create and take away credit; those of others are noted and move nothing"""
         self.judges = judges
-        self.works: dict[bytes, Work] = {}  # TRAINs to be judged, by hash
+        self.works: dict[bytes, Work] = {}  # TRAINs to be judged, by hash, the oldest first
+        self.credited: dict[bytes, bytes] = {}  # account, run and round of trainings that were paid -> the VERDICT
         self.accounts: dict[bytes, Account] = {}
         self.reservations: dict[bytes, Reservation] = {}  # by hash of the OPEN
         self.early: dict[bytes, tuple[bytes, Close, bytes]] = {}  # before their OPEN: author, CLOSE, its hash
         self.owners: dict[bytes, bytes] = {}  # key -> account, for keys that took over another's
+        self.favours = Favours()
         self.totals = Totals()
         self.changed: set[Row] = set()
         self._reserved_by: dict[bytes, set[bytes]] = {}  # account -> hashes of its OPENs
@@ -60,7 +65,7 @@ class Balances:
     def account(self, key: bytes) -> Account:
         name = self.owner(key)
         if name not in self.accounts:
-            self.accounts[name] = Account(vesting={})
+            self.accounts[name] = Account(vesting={}, due={})
         self.changed.add(("account", name))
         return self.accounts[name]
 
@@ -81,9 +86,10 @@ class Balances:
             if release_at + LATE_S <= at:
                 self._forget(name, digest)
         hour = max(account.hour, at // 3600)
-        for ripe in sorted(h for h in account.vesting if h <= hour):
+        for ripe in sorted(h for h in account.vesting if h <= hour and account.due.get(h, 0) <= account.contributed):
             yield from self._decay(name, account, ripe)
             amount = account.vesting.pop(ripe)
+            account.due.pop(ripe, None)
             account.spendable += amount
             yield Movement(name, "vested", amount)
         yield from self._decay(name, account, hour)
@@ -186,38 +192,66 @@ class Balances:
         self._forget(client, body.open)
         yield from self.advance(client, at)
         payer = self.account(client)
+        if not reservation.price and server != client:
+            self.favours.note(client, server, body.ticks, at)
         amount = 0 if server == client else min(body.ticks * reservation.price, payer.spendable)
         if not amount:
             return
         payer.spendable -= amount
         yield Movement(client, "paid", -amount, server, digest)
-        yield from self._earn(server, amount, client, digest, at)
+        yield from self._earn(server, amount, reservation.price, client, digest, at)
 
-    def _earn(self, server: bytes, amount: int, client: bytes, digest: bytes, at: int) -> Iterator[Movement]:
-        burn = -(-amount * BURN_PERCENT // 100)
+    def _earn(
+        self, server: bytes, amount: int, price: int, client: bytes, digest: bytes, at: int
+    ) -> Iterator[Movement]:
+        burn = _burned(amount)
         yield from self.advance(server, at)
         account = self.account(server)
         if account.forked:
             burn = amount
         self._total(burned=burn)
         account.contributed += amount - burn
-        self._vest(account, amount - burn)
+        self._vest(account, amount - burn, VESTING_TICKS * (price - _burned(price)))
         yield Movement(server, "earned", amount - burn, client, digest)
         yield Movement(server, "burned", burn, client, digest)
 
     @staticmethod
-    def _vest(account: Account, amount: int) -> None:
-        if amount:
-            due = account.hour + VESTING_HOURS
-            account.vesting[due] = account.vesting.get(due, 0) + amount
+    def _vest(account: Account, amount: int, further: int = 0) -> None:
+        """further: credits that have to be contributed after these"""
+        if not amount:
+            return
+        hour = account.hour + VESTING_HOURS
+        account.vesting[hour] = account.vesting.get(hour, 0) + amount
+        if further:
+            account.due[hour] = max(account.due.get(hour, 0), account.contributed + further)
 
     def _train(self, author: bytes, body: Train, digest: bytes, at: int) -> Iterator[Movement]:
         worker, before = self.owner(author), self.works.pop(digest, None)
         self.changed.add(("work", digest))
+        work = Work(worker, at, body.tokens, body.run + body.round.to_bytes(4, "big"))
         if before is None:
-            self.works[digest] = Work(worker, body.tokens)
+            self._note_work(digest, work)
         elif before.worker == worker and before.outcome == SOUND:
-            yield from self.mint(worker, body.tokens, before.verdict, at)
+            yield from self._pay_training(work, before.credits, before.verdict, at)
+
+    def _note_work(self, digest: bytes, work: Work) -> None:
+        """The oldest are forgotten: most are never looked at."""
+        self.works[digest] = work
+        self.changed.add(("work", digest))
+        while self.works:
+            oldest = next(iter(self.works))
+            if self.works[oldest].at + LATE_S > work.at:
+                break
+            del self.works[oldest]
+            self.changed.add(("work", oldest))
+
+    def _pay_training(self, work: Work, worth: int, verdict: bytes, at: int) -> Iterator[Movement]:
+        """Once for each account, run and round, however many TRAINs it writes of it."""
+        place = work.worker + work.job
+        if place not in self.credited:
+            self.credited[place] = verdict
+            self.changed.add(("credited", place))
+            yield from self.mint(work.worker, min(worth, MOST_WORTH * work.tokens), verdict, at)
 
     def _verdict(self, author: bytes, body: Verdict, digest: bytes, at: int) -> Iterator[Movement]:
         """Nobody judges himself. A sound TRAIN is credited once, whoever judges it again."""
@@ -230,12 +264,12 @@ class Balances:
             return
         work = self.works.get(body.audited)
         if work is None:
-            self.works[body.audited] = Work(subject, 0, body.outcome, digest)
+            self._note_work(body.audited, Work(subject, at, outcome=body.outcome, credits=body.credits, verdict=digest))
         elif work.outcome is None and work.worker == subject:
             del self.works[body.audited]
+            self.changed.add(("work", body.audited))
             if body.outcome == SOUND:
-                yield from self.mint(subject, work.tokens, digest, at)
-        self.changed.add(("work", body.audited))
+                yield from self._pay_training(work, body.credits, digest, at)
 
     def mint(self, key: bytes, amount: int, digest: bytes, at: int) -> list[Movement]:
         """New credit for audited work."""
@@ -254,6 +288,7 @@ class Balances:
         account = self.account(key)
         amount = account.waiting + (account.spendable if vested_too else 0)
         account.vesting.clear()
+        account.due.clear()
         if vested_too:
             account.spendable = 0
         self._total(burned=amount)
@@ -263,6 +298,10 @@ class Balances:
         if not self.account(key).forked:
             self.account(key).forked = True
             yield from self.confiscate(key, digest, at, vested_too=True)
+
+
+def _burned(amount: int) -> int:
+    return -(-amount * BURN_PERCENT // 100)
 
 
 def settles(server: bytes, close: Close, reservation: Reservation) -> bool:

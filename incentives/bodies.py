@@ -10,7 +10,7 @@ from msgspec import Meta
 
 KEY_BYTES = 32
 HASH_BYTES = 32
-WORD_BYTES = 20  # of a PayWord chain
+WORD_BYTES = 16  # of a PayWord chain
 SIGNATURE_BYTES = 64
 TICK_TOKENS = 32  # positions that one tick pays
 MAX_LIFETIME_S = 86_400  # of a reservation
@@ -69,14 +69,14 @@ class Ack(Body, frozen=True, tag=3):
 
 
 class Train(Body, frozen=True, tag=4):
-    """Work in one round of a training."""
+    """Work in one round of a training; worth nothing until a judge has looked at it."""
 
     run: Name
     round: Count
     tokens: Large
-    update: Hash
-    aggregate: Hash
-    quality: Annotated[int, Meta(ge=-(2**53), le=2**53)]  # s = -<grad L_val, delta> in units of 2**-32
+    update: Hash  # root over the payloads that were offered, as the round's roster holds it
+    aggregate: Hash  # state of the outer parameters after the round
+    statement: Hash  # of the `step_statement.StepStatement`: what can be taken again
 
 
 class Verdict(Body, frozen=True, tag=5):
@@ -87,6 +87,7 @@ class Verdict(Body, frozen=True, tag=5):
     audited: Hash
     outcome: Small  # 0 sound, 1 false, 2 undecided
     evidence: Hash
+    credits: Large = 0  # that the work is worth, found sound: verified tokens times quality, over the share looked at
 
 
 class Witness(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -7,7 +7,8 @@ from shoal.swarm import peer_id
 from shoal.swarm.errors import MalformedMessage
 
 from . import entry as entries
-from .balances import Balances, Movement, settles
+from .audit_case import OF_SESSION
+from .balances import OF_TRAINING, Balances, Movement, settles
 from .bodies import COMPLAINTS, Ack, AnyBody, Checkpoint, Close, ForkProof, Open, Rotate, Train, Verdict
 from .store import Store, Stored
 
@@ -96,7 +97,9 @@ def entry_sentence(body: AnyBody, author: bytes, me: bytes) -> str:
         case Verdict():
             found = {0: "found it sound", 1: "found it false"}.get(body.outcome, "could not decide")
             whom = "this node" if body.subject == me else f"peer {short(body.subject)}"
-            return f"{who} checked work of {whom} and {found}"
+            kinds = {OF_SESSION: "had work of a session", OF_TRAINING: "had work for a training"}
+            what = kinds.get(body.kind, "had work")
+            return f"{who} {what} by {whom} computed again and {found}"
         case Checkpoint():
             return f"{who} put {body.count} entries under one seal, with {len(body.witnesses)} witnesses"
         case Rotate():
@@ -116,11 +119,11 @@ def movement_sentence(movement: Movement) -> str:
         case "paid":
             return f"{amount} credits were paid to peer {other} for tokens that came"
         case "earned":
-            return f"{amount} credits were earned from peer {other}; they can be spent in a day"
+            return f"{amount} credits were earned from peer {other}; free in a day and after further work"
         case "burned":
             return f"{amount} credits of that payment were burned, as 5 % of each are"
         case "vested":
-            return f"{amount} credits earned a day ago can be spent now"
+            return f"{amount} credits earned a day ago or longer can be spent now"
         case "decayed":
             return f"{amount} credits faded: what is not spent halves every 30 days"
         case "minted":

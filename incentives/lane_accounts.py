@@ -9,12 +9,17 @@ from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.messages import Open
 from shoal.swarm.stamp import Roots, StampGate, StampMaker
 
+from .bodies import TICK_TOKENS
 from .ledger import Ledger
 from .store import Store
 
+OWED_S = 60.0  # how old the view of what this node owes may become
+
 
 class LedgerAccounts:
-    """paid: names of the sessions that are paid, as `LedgerMetering` keeps them
+    """Paid is what the session's own OPEN covers; earned what this node owes (`favours`); all else is free.
+
+    paid: names of the sessions that are paid, as `LedgerMetering` keeps them
 
     gate: of the free lane; None where nobody needs a stamp, as in a swarm that admits by invitation
     clock: unix seconds
@@ -30,18 +35,40 @@ class LedgerAccounts:
     ) -> None:
         self._ledger, self._paid, self._gate, self._clock, self._roots = ledger, paid, gate, clock, roots
 
+        self._owed: dict[bytes, float] = {}  # ticks, by account
+        self._owed_at = float("-inf")
+
     async def claim(self, driver: PeerId, request: Open) -> Claim:
         if request.session in self._paid:
             return Claim(driver, Lane.PAID)
         key = peer_id.public_key_of(driver)
-        if await has_contributed(self._ledger, key):
+        if await self._is_owed(key, request.max_tokens / TICK_TOKENS):
             return Claim(driver, Lane.EARNED)
-        if self._gate is not None:
+        if self._gate is not None and not await has_contributed(self._ledger, key):
             try:
                 self._gate.admit(request.stamp, key, self._clock(), self._roots())
             except MalformedMessage as error:
                 raise Refused(f"the stamp cannot be read: {error}") from error
         return Claim(driver, Lane.FREE)
+
+    async def _is_owed(self, key: bytes, ticks: float) -> bool:
+        """Whether this node owes so much for work that it did not pay for; what is granted counts as given back."""
+        me, now, known = self._ledger.key, self._clock(), self._owed
+
+        def look(store: Store) -> tuple[bytes, dict[bytes, float]]:
+            balances = store.balances
+            if now - self._owed_at < OWED_S:
+                return balances.owner(key), known
+            forked = [name for name, account in balances.accounts.items() if account.forked]
+            return balances.owner(key), balances.favours.owed(balances.owner(me), int(now), forked=forked)
+
+        account, owed = await self._ledger.use(look)
+        if owed is not known:
+            self._owed, self._owed_at = owed, now
+        if self._ledger.is_forger(key) or self._owed.get(account, 0.0) < ticks:
+            return False
+        self._owed[account] -= ticks
+        return True
 
 
 class LedgerStamping:

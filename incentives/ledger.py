@@ -22,7 +22,7 @@ from .chain import Accepted, Chain, Forked, Refused
 from .entry import Entry, hash_of
 from .store import Owed, Store
 
-TOGETHER_S = 0.1  # sessions that end within this time are settled in one write
+TOGETHER_S = 1.0  # sessions that end within this time are settled in one write
 BRIEF_ENTRIES = 4
 
 Result = TypeVar("Result")

@@ -1,7 +1,7 @@
 """The shell around the gossip of the ledger: topic, member calls, clock, and the machines that decide.
 
 Started in a node's task group; everything that it does is asked for by a machine. Questions of others are answered from
-the same book.
+the same book, by `ledger_calls`.
 """
 
 import random
@@ -46,12 +46,14 @@ from .gossip_events import (
 from .gossip_messages import MAX_PAGE
 from .ledger import Ledger
 from .ledger_answers import LedgerAnswers
+from .ledger_calls import COSIGN, ENTRIES, PROOF, TIPS, LedgerCalls
 from .ledger_gossip import LedgerGossip
 from .ledger_topic_name import topic_of
 from .own_head import AskForOwn, OwnHead
-from .rendezvous import NEEDED, witnesses
+from .rendezvous import witnesses
 from .store import Store
 from .witness_duty import SignedHeads, WitnessDuty
+from .witness_pursuit import pursue
 from .witness_quest import AskWitness, WitnessQuest
 from .witnessed import WitnessedHead, head_problem
 
@@ -60,11 +62,9 @@ Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
 ANSWER_S = 5.0
-WITNESSED_S = 10.0  # until an author gives up on its witnesses
 LISTED_S = 5.0
 _MOST_PAGES = 8  # asked for at once, for a session that waits
 _MOST_HEARD = 256  # messages that wait to be looked at; of more the newest are dropped
-ENTRIES, TIPS, PROOF, COSIGN = "ledger/entries", "ledger/tips", "ledger/proof", "ledger/cosign"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class LedgerTopic:
         """raises: DaemonDied"""
         topic = cls(parts, await parts.ledger.use(_stored_proofs))
         await tasks.start(topic._run)
-        await topic._serve()
+        await LedgerCalls(topic._answers, topic._duty, topic._use, parts.clock, topic._tell_found).serve(parts.calls)
         await parts.topics.listen(topic._topic, topic._heard)
         ledger = parts.ledger
         ledger.is_forger = topic.is_forger
@@ -197,26 +197,19 @@ class LedgerTopic:
                     break
         return found
 
-    async def witnessed_head(self, needed: int = NEEDED) -> WitnessedHead:
+    async def witnessed_head(self, needed: int | None = None) -> WitnessedHead:
         """The signatures of our witnesses under our chain as it stands. raises: Unavailable, ValueError (no entries)"""
         parts = self._parts
         author = parts.identity.public_key
         appointed, store = witnesses(author, parts.members()), parts.store
         quest = await self._use(lambda: WitnessQuest(author, store.chain(author).length, store, appointed, needed))
-        done = anyio.Event()
-        with anyio.move_on_after(WITNESSED_S):
-            async with anyio.create_task_group() as tasks:
-                for ask in quest.begin():
-                    tasks.start_soon(self._ask_witness, quest, ask, done)
-                if quest.result is None and not quest.failed:
-                    await done.wait()
-                tasks.cancel_scope.cancel()
+        await pursue(quest, self._cosigned)
         if quest.result is None:
             reasons = "; ".join(sorted(set(quest.refusals.values()))) or "no answer"
             raise Unavailable(f"too few witnesses signed the head of this node's chain: {reasons}")
         return quest.result
 
-    def head_problem(self, witnessed: WitnessedHead, entry: Entry, needed: int = NEEDED) -> str:
+    def head_problem(self, witnessed: WitnessedHead, entry: Entry, needed: int | None = None) -> str:
         """Why an entry is not to be honoured on the strength of this head, or an empty string."""
         if self.is_forger(entry.author):
             return "the author has forked its chain"
@@ -334,48 +327,14 @@ class LedgerTopic:
         self.own_head.unanswered(peer, self._parts.clock())
         return ()
 
-    async def _ask_witness(self, quest: WitnessQuest, ask: AskWitness, done: anyio.Event) -> None:
-        asks = [ask]
-        while asks and quest.result is None:
-            ask = asks.pop()
-            body = messages.cosign_wanted.encode(ask.question)
-            try:
-                answer = await self._exchange(ask.peer, COSIGN, body, messages.cosigned)
-            except ShoalError as error:
-                quest.unanswered(ask.peer, str(error))
-                break
-            asks += quest.answered(ask.peer, answer)
-        if quest.result is not None or quest.failed:
-            done.set()
+    async def _cosigned(self, ask: AskWitness) -> messages.Cosigned:
+        """raises: ShoalError"""
+        return await self._exchange(ask.peer, COSIGN, messages.cosign_wanted.encode(ask.question), messages.cosigned)
 
-    # Calls of others
-
-    async def _serve(self) -> None:
-        calls, answers, clock = self._parts.calls, self._answers, self._parts.clock
-
-        async def page(peer: PeerId, body: bytes) -> bytes:
-            wanted = messages.entries_wanted.decode(body)
-            return messages.page.encode(await self._use(lambda: answers.page(peer, wanted, clock())))
-
-        async def tips(peer: PeerId, body: bytes) -> bytes:
-            wanted = messages.tips_wanted.decode(body)
-            return messages.tips.encode(await self._use(lambda: answers.tips(peer, wanted, clock())))
-
-        async def proof(peer: PeerId, body: bytes) -> bytes:
-            wanted = messages.proof_wanted.decode(body)
-            return messages.proof_found.encode(await self._use(lambda: answers.proof(peer, wanted, clock())))
-
-        async def cosign(peer: PeerId, body: bytes) -> bytes:
-            wanted = messages.cosign_wanted.decode(body)
-            try:
-                return messages.cosigned.encode(await self._use(lambda: self._duty.answer(peer, wanted, clock())))
-            finally:
-                found, self._found[:] = list(self._found), []
-                for each in found:
-                    self.caught(each)
-
-        for method, handler in ((ENTRIES, page), (TIPS, tips), (PROOF, proof), (COSIGN, cosign)):
-            await calls.answer(method, handler)
+    async def _tell_found(self) -> None:
+        found, self._found[:] = list(self._found), []
+        for proof in found:
+            self.caught(proof)
 
 
 def _stored_proofs(store: Store) -> dict[bytes, ForkProof]:

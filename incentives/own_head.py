@@ -18,11 +18,12 @@ from . import entry as entries
 from .chain import Accepted, Forked, Refused
 from .chain_book import ChainBook
 from .gossip_messages import MAX_PAGE, EntriesWanted, Page
-from .rendezvous import NEEDED, witnesses
+from .rendezvous import witnesses
 
 if TYPE_CHECKING:
     from .bodies import ForkProof
 
+ENOUGH = 3  # answers; more are waited for as long as they may come
 OTHERS = 5  # asked beside the witnesses
 AGAIN_S = 5.0  # until those that did not answer are asked again
 
@@ -42,7 +43,7 @@ class OwnHead:
     adopted: entries that came back
     """
 
-    def __init__(self, author: bytes, book: ChainBook, generator: random.Random, needed: int = NEEDED) -> None:
+    def __init__(self, author: bytes, book: ChainBook, generator: random.Random, needed: int = ENOUGH) -> None:
         self.may_sign = False
         self.forked: ForkProof | None = None
         self.adopted = 0

@@ -6,6 +6,7 @@ everything so far again and is paid for that as it opens.
 """
 
 from .bodies import TICK_TOKENS, Open
+from .offer import terms
 from .payword import PayWords
 
 
@@ -14,8 +15,10 @@ class Payer:
 
     def __init__(self, seed: bytes, most_tokens: int) -> None:
         self.most_ticks = most_tokens // TICK_TOKENS
+        self._most_tokens = most_tokens
         self.came = 0  # positions that the whole chain has computed, as its last hop showed
         self.told = 0  # ticks whose word has left
+        self._told_at = 0  # positions that had come then
         self._words = PayWords(seed, self.most_ticks)
 
     @property
@@ -23,12 +26,9 @@ class Payer:
         """Ticks that are owed for what came."""
         return min(self.came // TICK_TOKENS, self.most_ticks)
 
-    def open(self, server: bytes, session: bytes, price: int, lifetime_s: int, *, paid: bool) -> Open:
-        """The body that reserves for one hop. price: credits for one tick"""
-        lane = 1 if paid else 0
-        return Open(
-            server, session, self._words.root, price if paid else 0, TICK_TOKENS, self.most_ticks, lifetime_s, lane
-        )
+    def open(self, server: bytes, session: bytes, price: int) -> Open:
+        """The body that reserves for one hop. price: credits for one tick; 0 in the free lane"""
+        return terms(server, session, self._words.root, self._most_tokens, price)
 
     def arrived(self, positions: int) -> None:
         """The last hop's output shows that so many positions have been computed."""
@@ -42,5 +42,11 @@ class Payer:
         """The word that goes with the next positions; b"" when no tick is due that was not told."""
         if self.due <= self.told:
             return b""
-        self.told = self.due
+        self.told, self._told_at = self.due, self.came
         return self._words.word(self.told)
+
+    def last(self) -> bytes:
+        """The word for all that came; b"" when it rode on positions that have been computed: it reached all hops."""
+        if not self.due or (self.due == self.told and self.came > self._told_at):
+            return b""
+        return self._words.word(self.due)

@@ -1,7 +1,8 @@
 """PayWord: a row of hashes that pays in equal steps, one SHA-256 each and no signature.
 
 The payer draws w_n and computes w_(k-1) = H(w_k) down to w_0, the root, which stands in a signed OPEN. Handing out w_k
-pays k ticks; nobody else can find it.
+pays k ticks; nobody else can find it: words have 128 bits, and what a server would have to invert is the last word
+that it was given, in a row whose root the client has signed for that server. Collisions are of no use to anybody.
 
 source: Rivest, Shamir, PayWord and MicroMint, 1996
 """

@@ -21,6 +21,8 @@ def row(balances: Balances, kind: str, key: bytes) -> bytes | None:
             value = balances.owners.get(key)
         case "work":
             value = balances.works.get(key)
+        case "credited":
+            value = balances.credited.get(key)
         case "totals":
             value = balances.totals if balances.totals != Totals() else None
         case _:
@@ -36,4 +38,5 @@ def rows(balances: Balances) -> dict[Row, bytes]:
     keys += [("early", key) for key in balances.early]
     keys += [("owner", key) for key in balances.owners]
     keys += [("work", key) for key in balances.works]
+    keys += [("credited", key) for key in balances.credited]
     return {(kind, key): value for kind, key in keys if (value := row(balances, kind, key)) is not None}

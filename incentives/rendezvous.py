@@ -13,13 +13,15 @@ from shoal.swarm.identifiers import PeerId
 
 from .entry import peer_of
 
-WITNESSES = 5
-NEEDED = 3  # any two sets of three of five share one, who signs only one of two heads
+WITNESSES = 7
+LIARS = 2  # of them, who sign whatever they are asked to
 _HEAD = b"shoal/1/witness\0"
 
 
-def witnesses(author: bytes, members: Iterable[PeerId], beacon: bytes = b"") -> tuple[PeerId, ...]:
-    """The heaviest first; never the author; fewer than WITNESSES when there are not so many.
+def witnesses(
+    author: bytes, members: Iterable[PeerId], beacon: bytes = b"", count: int = WITNESSES
+) -> tuple[PeerId, ...]:
+    """The heaviest first; never the author; fewer than `count` when there are not so many.
 
     author: key
     members: of the swarm, known to live; each that two peers disagree on changes at most one witness
@@ -29,4 +31,12 @@ def witnesses(author: bytes, members: Iterable[PeerId], beacon: bytes = b"") -> 
     me = peer_of(author)
     seed = _HEAD + author + beacon
     others = {member for member in members if member != me}
-    return tuple(heapq.nlargest(WITNESSES, others, key=lambda peer: sha256(seed + peer.encode()).digest()))
+    return tuple(heapq.nlargest(count, others, key=lambda peer: sha256(seed + peer.encode()).digest()))
+
+
+def quorum(appointed: int) -> int:
+    """Signatures that a head wants: any two such sets share more than LIARS, so one who signs only one of two heads.
+
+    With all seven that is five, and two may be away; of three, all.
+    """
+    return min(appointed, (appointed + LIARS) // 2 + 1)

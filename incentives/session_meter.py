@@ -11,13 +11,15 @@ from shoal.swarm.manifest import Manifest
 from shoal.swarm.messages import Open as SessionOpen
 
 from . import entry as entries
+from . import offer as offers
 from .bodies import TICK_TOKENS, Open
 from .chain import Accepted, Forked
-from .entry import Entry
+from .entry import NO_HASH, Entry
 from .ledger import Ledger
+from .offer import Offer, session_name
 from .open_limiter import OpenLimiter
 from .price import tick_price
-from .session_payment import Offer, offers, session_name
+from .store import Store
 from .till import Stop, Till
 
 PATIENCE_S = 10.0  # for a word that is on its way
@@ -30,7 +32,6 @@ class LedgerMeter:
     """One session at this hop."""
 
     def __init__(self, ledger: Ledger, till: Till, over: Callable[[], None]) -> None:
-        self.shows_progress = True
         self._ledger = ledger
         self._till = till
         self._over = over
@@ -90,8 +91,15 @@ class LedgerMetering:
             raise Refused("too many sessions at once; try again in a few seconds")
         if not request.payment:
             return None
+        return await self._answer(driver, request, request.payment, late=False)
+
+    async def open_late(self, driver: PeerId, request: SessionOpen, payment: bytes) -> LedgerMeter | None:
+        """In the free lane, whatever the payment is worth. raises: Refused"""
+        return await self._answer(driver, request, payment, late=True)
+
+    async def _answer(self, driver: PeerId, request: SessionOpen, payment: bytes, *, late: bool) -> LedgerMeter | None:
         try:
-            return await self._open(driver, request)
+            return await self._open(driver, request, offers.decode(payment), late=late)
         except Refused:
             raise
         except MalformedMessage as error:
@@ -100,16 +108,19 @@ class LedgerMetering:
             self._ledger.failure = error  # a ledger that cannot be written does not stop the serving
             return None
 
-    async def _open(self, driver: PeerId, request: SessionOpen) -> LedgerMeter | None:
-        offer = offers.decode(request.payment)
-        entry = entries.decode(offer.entry)
-        terms = self._checked(driver, request, entry)
-        if not await self._keep(driver, [entries.decode(raw) for raw in offer.before], entry):
+    async def _open(self, driver: PeerId, request: SessionOpen, offer: Offer, *, late: bool) -> LedgerMeter | None:
+        price = self._price(request) if offer.paid else 0
+        if price is None:
+            return None
+        server = self._ledger.key
+        terms = offers.terms(server, session_name(request.session), offer.root, request.max_tokens, price)
+        entry = await self._keep(driver, offer, terms)
+        if entry is None:
             return None
         if self._ledger.is_forger(entry.author):
             raise Refused("this key has signed two entries for one place; its standing is gone")
         digest = entries.hash_of(entry)
-        covered = await self._is_covered(digest, request, terms)
+        covered = not late and await self._is_covered(digest, terms)
         till = Till(digest, terms, TICK_TOKENS if covered else None)
         _go_on(till.begin(offer.ticks, offer.word))
         self._note(till, offer)
@@ -117,46 +128,58 @@ class LedgerMetering:
             self.paid.add(request.session)
         return LedgerMeter(self._ledger, till, lambda: self.paid.discard(request.session))
 
+    def _price(self, request: SessionOpen) -> int | None:
+        """None for a model that is not known here (any more)."""
+        manifest = self._manifests(request.model)
+        return None if manifest is None else tick_price(manifest, request.span)
+
     def _note(self, till: Till, offer: Offer) -> None:
         if offer.ticks:
             self._ledger.owe(till.opened, till.ticks, till.word)
 
-    def _checked(self, driver: PeerId, request: SessionOpen, entry: Entry) -> Open:
-        terms = entry.body
-        if not isinstance(terms, Open) or terms.server != self._ledger.key:
-            raise Refused("the payment is not an OPEN to this node")
-        if entry.author != peer_id.public_key_of(driver):
-            raise Refused("the payment is somebody else's")
-        if terms.session != session_name(request.session) or terms.tick_tokens != TICK_TOKENS:
-            raise Refused("the payment is for another session")
-        return terms
-
-    async def _keep(self, driver: PeerId, before: list[Entry], entry: Entry) -> bool:
-        """Whether the OPEN follows what is known of its author. raises: Refused, ShoalError"""
-        if any(earlier.author != entry.author for earlier in before):
+    async def _keep(self, driver: PeerId, offer: Offer, terms: Open) -> Entry | None:
+        """The OPEN, made anew, judged and kept; None when entries before it are missing. raises: Refused, ShoalError"""
+        author = peer_id.public_key_of(driver)
+        before = [entries.decode(raw) for raw in offer.before]
+        if any(earlier.author != author for earlier in before):
             raise Refused("the payment comes with entries of others")
-        verdict = (await self._ledger.receive([*before, entry]))[-1]
-        if getattr(verdict, "reason", "") == "gap" and self._catch_up is not None:
-            held = (await self._ledger.chain(entry.author)).length
-            missing = await self._catch_up(driver, entry.author, held, entry.seq)
-            verdict = (await self._ledger.receive([*missing, entry]))[-1]
-        match verdict:
+        followed = await self._entry_before(author, offer.seq, before)
+        if offer.seq and followed is None and self._catch_up is not None:
+            held = (await self._ledger.chain(author)).length
+            before += await self._catch_up(driver, author, held, offer.seq)
+            followed = await self._entry_before(author, offer.seq, before)
+        if offer.seq and followed is None:
+            return None  # served like somebody without credit
+        prev = NO_HASH if offer.seq else await self._ledger.use(lambda store: _handed_over(store, author), brief=True)
+        entry = offers.rebuilt(offer, author, followed, terms, prev)
+        match (await self._ledger.receive([*before, entry]))[-1]:
             case Accepted():
-                return True
+                return entry
             case Forked():
                 raise Refused("this key has signed two entries for one place; its standing is gone")
+            case refused if refused.reason == "gap":
+                return None
             case refused:
-                if refused.reason == "gap":
-                    return False  # served like somebody without credit
                 raise Refused(f"the payment is refused: {refused.reason}")
 
-    async def _is_covered(self, digest: bytes, request: SessionOpen, terms: Open) -> bool:
-        """Whether all of it is set aside, at the price of these units."""
-        manifest = self._manifests(request.model)
-        if manifest is None or not terms.lane or terms.price < tick_price(manifest, request.span):
+    async def _entry_before(self, author: bytes, seq: int, shown: list[Entry]) -> Entry | None:
+        """As its author shows it, or as it stands in the store."""
+        for entry in shown:
+            if (entry.author, entry.seq) == (author, seq - 1):
+                return entry
+        return await self._ledger.use(lambda store: store.find(author, seq - 1), brief=True) if seq else None
+
+    async def _is_covered(self, digest: bytes, terms: Open) -> bool:
+        """Whether all of it is set aside."""
+        if not terms.price:
             return False
         kept = await self._ledger.use(lambda store: store.balances.reservations.get(digest), brief=True)
         return kept is not None and kept.amount >= terms.price * terms.most_ticks
+
+
+def _handed_over(store: Store, author: bytes) -> bytes:
+    """What the first entry of an author follows: the ROTATE of the key before it, if there was one."""
+    return next((chain.head for chain in store.chains.values() if chain.successor == author), NO_HASH)
 
 
 def _go_on(stop: Stop | None) -> None:

@@ -2,12 +2,8 @@
 
 import secrets
 from collections.abc import Callable
-from typing import Annotated
-
-import msgspec
 
 from shoal.swarm import peer_id
-from shoal.swarm.canonical import Canonical
 from shoal.swarm.errors import ShoalError
 from shoal.swarm.generation import TokenRequest
 from shoal.swarm.identifiers import PeerId, SessionId
@@ -15,60 +11,29 @@ from shoal.swarm.manifest import Manifest
 from shoal.swarm.units import Span, whole
 
 from . import entry as entries
-from .bodies import MAX_LIFETIME_S, TICK_TOKENS, WORD_BYTES, Ticks
+from . import offer as offers
+from .bodies import TICK_TOKENS, WORD_BYTES, Open
+from .entry import Entry
 from .ledger import Ledger
+from .offer import MOST_BEFORE, Offer, session_name
 from .payer import Payer
 from .price import tick_price
 
-LIFETIME_S = 3600  # and two seconds a token
-MOST_BEFORE = 200  # entries that go with an offer; a server that lacks more has to ask
-MAX_OFFER_BYTES = 1 << 16
-
-
-class Offer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a driver sends with `Open`.
-
-    before: entries of its chain that the server may lack, in order; without them it could not judge the OPEN
-    ticks, word: for positions that will be computed again here
-    """
-
-    entry: bytes
-    before: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MOST_BEFORE)]
-    ticks: Ticks
-    word: bytes
-
-
-offers = Canonical(Offer, "an offer of payment", MAX_OFFER_BYTES)
-
-
-def session_name(session: SessionId) -> bytes:
-    """As it stands in an OPEN: at most 32 bytes."""
-    try:
-        return bytes.fromhex(session)[:32] or b"\0"
-    except ValueError:
-        return session.encode()[:32] or b"\0"
-
 
 class LedgerPayment:
-    """One session. slice_tokens: 32 when it is paid, so that no server has more at risk"""
+    """One session. slice_tokens: 32 when it is paid, so that no server has more at risk
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        payer: Payer,
-        manifest: Manifest,
-        lifetime_s: int,
-        told: dict[bytes, int],
-        *,
-        paid: bool,
-    ) -> None:
+    in_advance: when it is paid. In the free lane the OPEN is a receipt for what was given, and the first token does not
+    wait for a disk and a signature.
+    """
+
+    def __init__(self, ledger: Ledger, payer: Payer, manifest: Manifest, told: dict[bytes, int], *, paid: bool) -> None:
         """told: by server, how much of the own chain it has; shared by the sessions of a driver"""
         self.slice_tokens = TICK_TOKENS if paid else None
+        self.in_advance = paid
         self._ledger = ledger
         self._payer = payer
         self._manifest = manifest
-        self._lifetime_s = lifetime_s
-        self._paid = paid
         self._told = told
         self._telling: dict[bytes, int] = {}
 
@@ -77,17 +42,17 @@ class LedgerPayment:
             server = peer_id.public_key_of(peer)
             if server == self._ledger.key:
                 return b""  # nobody pays himself
-            price = tick_price(self._manifest, span)
-            body = self._payer.open(server, session_name(session), price, self._lifetime_s, paid=self._paid)
-            entry = await self._ledger.append(body)
-            start = max(self._told.get(server, 0), entry.seq - MOST_BEFORE)
-            before = await self._ledger.use(lambda store: store.of(entry.author, start, entry.seq), brief=True)
+            price = tick_price(self._manifest, span) if self.in_advance else 0
+            entry = await self._ledger.append(self._payer.open(server, session_name(session), price))
+            first = max(self._told.get(server, 0), entry.seq - MOST_BEFORE)
+            start = max(0, min(first, entry.seq - 1))  # the entry before it, in any case
+            held = await self._ledger.use(lambda store: store.of(entry.author, start, entry.seq), brief=True)
         except ShoalError as error:
             self._ledger.failure = error  # the session goes on, without receipts
             return b""
         self._telling[server] = entry.seq + 1
-        ticks, word = self._payer.for_a_new_hop()
-        return offers.encode(Offer(entries.encode(entry), tuple(map(entries.encode, before)), ticks, word))
+        ticks, word = self._payer.for_a_new_hop() if self.in_advance else (0, b"")
+        return offers.encode(_offer(entry, held, first, ticks, word))
 
     def arrived(self, positions: int) -> None:
         self._payer.arrived(positions)
@@ -100,6 +65,18 @@ class LedgerPayment:
 
     def word(self) -> bytes:
         return self._payer.for_a_new_hop()[1]
+
+    def last(self) -> bytes:
+        return self._payer.last()
+
+
+def _offer(entry: Entry, held: list[Entry], first: int, ticks: int, word: bytes) -> Offer:
+    """held: entries before it, the last of them among them; first: the first that the server may lack"""
+    body = entry.body
+    assert isinstance(body, Open)
+    delay_s = entry.time - (held[-1].time if held else 0)
+    before = tuple(entries.encode(earlier) for earlier in held if earlier.seq >= first)
+    return Offer(entry.seq, bool(body.lane), delay_s, entry.signature, body.root, before, ticks, word)
 
 
 class LedgerPaying:
@@ -119,5 +96,4 @@ class LedgerPaying:
         spendable = account.spendable if account else 0
         hops = min(request.max_hops, manifest.layers + 2)  # each rounds its price up by less than a credit a position
         most = (tick_price(manifest, whole(manifest.layers)) + TICK_TOKENS * hops) * payer.most_ticks
-        lifetime_s = min(MAX_LIFETIME_S, LIFETIME_S + 2 * most_tokens)
-        return LedgerPayment(self._ledger, payer, manifest, lifetime_s, self._told, paid=spendable >= most)
+        return LedgerPayment(self._ledger, payer, manifest, self._told, paid=spendable >= most)

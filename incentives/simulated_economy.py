@@ -1,7 +1,7 @@
 """An economy of peers in virtual time: who asks whom, what is paid and minted, who is caught, and who waits.
 
 Real rules throughout: balances (`balances`), PayWords, fair queues and lanes, audits (`audit_draw`, `sequential_test`),
-assignment and minting of free work (`free_work`), trust as a cost (`standing`). Simulated are the machines, the network
+debts for unpaid work (`favours`), trust as a cost (`standing`). Simulated are the machines, the network
 (none: everybody knows all entries at once), signatures (entries are taken as accepted) and what an audit finds, which
 is drawn with the chances that the sequential test counts with.
 """
@@ -15,16 +15,14 @@ from functools import partial
 from hashlib import sha256
 from math import log, sin, tau
 
-from shoal.swarm.identifiers import PeerId, SwarmId
+from shoal.swarm.identifiers import PeerId
 from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.routing import QUEUE_FACTOR
-from shoal.swarm.stamp import beacon, epoch_of
 
 from .audit_draw import audit_rate
 from .audit_threshold import Finding
 from .balances import Balances
 from .bodies import TICK_TOKENS, WORD_BYTES, Close, Open
-from .free_work import assigned, minted
 from .payword import PayWords
 from .sequential_test import FAR_HONEST, GROSS_HONEST, Suspicion
 from .simulated_kinds import (
@@ -42,7 +40,6 @@ from .standing import Standings
 from .trust import AuditRecord
 from .work_chunks import CHUNK_POSITIONS
 
-_SWARM = SwarmId("simulated")
 DAY_S = 86_400.0
 BEGAN_S = 1_800_000_000.0  # unix time
 PRICE = 8  # credits a position: a model of 8 million parameters, at one server
@@ -55,7 +52,7 @@ CHOICES = 6  # servers that a client compares
 VIEW_S = 14 * DAY_S  # how old a client's view of others may become
 PATIENCE_S = 3600.0  # a client that has found no room for so long gives up
 RETRY_S = 120.0
-FREE_AUDIT_PERCENT = 5
+OWES_S = DAY_S  # how old a server's view of what it owes may become
 STEP_MS = 1000 / POSITIONS_S
 
 
@@ -74,6 +71,8 @@ class Peer:
     banned_until_s: float = 0.0
     view: Standings = field(default_factory=Standings)
     view_s: float = float("-inf")
+    owes: dict[bytes, float] = field(default_factory=dict)  # ticks of the earned lane, by account
+    owes_s: float = float("-inf")
 
 
 @dataclass(slots=True)
@@ -120,6 +119,8 @@ class Economy:
         self.receipts: dict[PeerId, dict[PeerId, int]] = {}
         self.records: dict[PeerId, AuditRecord] = {}
         self.convicted: set[PeerId] = set()
+        self._found: dict[bytes, AuditRecord] = {}  # the two again, by key
+        self._out: set[bytes] = set()
         self.gains = {kind: Gains() for kind in Kind}
         self.waits = Waits()
         self.supply: list[Supply] = []
@@ -249,37 +250,46 @@ class Economy:
 
     def _seeks(self, peer: Peer, size: int, since_s: float) -> None:
         """Find room, or come again in a moment."""
-        lane = self._lane(peer, size)
-        server = self._chosen(peer, lane, size)
+        paid = self._can_pay(peer, size)
+        server = self._chosen(peer, size, paid=paid)
         if server is not None:
-            self._opens(peer, server, lane, size, since_s)
+            self._opens(peer, server, self._lane(peer, server, size, paid=paid), size, since_s)
         elif self.now - since_s < PATIENCE_S:
             self._at(self.now + RETRY_S * self.random.uniform(0.5, 1.5), partial(self._seeks, peer, size, since_s))
         else:
             self.gains[peer.kind].given_up += 1
 
-    def _lane(self, peer: Peer, size: int) -> Lane:
+    def _can_pay(self, peer: Peer, size: int) -> bool:
         list(self.balances.advance(peer.key, int(self.now)))
-        account = self.balances.account(peer.key)
-        if account.spendable >= self._most(size) * TICK * PRICE:
+        return self.balances.account(peer.key).spendable >= self._most(size) * TICK * PRICE
+
+    def _lane(self, client: Peer, server: Peer, size: int, *, paid: bool) -> Lane:
+        """What this server owes decides, where nothing is paid."""
+        if paid:
             return Lane.PAID
-        return Lane.EARNED if account.contributed else Lane.FREE
+        if self.now - server.owes_s > OWES_S:
+            server.owes_s = self.now
+            server.owes = self.balances.favours.owed(server.key, int(self.now), self._found, self._out)
+        if server.owes.get(client.key, 0.0) < self._most(size):
+            return Lane.FREE
+        server.owes[client.key] -= self._most(size)
+        return Lane.EARNED
 
     @staticmethod
     def _most(size: int) -> int:
         return -(-size // TICK)
 
-    def _chosen(self, peer: Peer, lane: Lane, size: int) -> Peer | None:
+    def _chosen(self, peer: Peer, size: int, *, paid: bool) -> Peer | None:
         """As routing: the least of what a session costs in time and standing, among a few that were found."""
         there = self._there()
-        if lane is Lane.FREE:
-            known = beacon_at(self.now)
-            keys = assigned(known, peer.key, [server.key for server in there if server is not peer])
-            found = [self._by_key[key] for key in keys]
-        else:
-            found = [s for s in self.random.sample(there, min(CHOICES, len(there))) if s is not peer]
+        found = [s for s in self.random.sample(there, min(CHOICES, len(there))) if s is not peer]
         view = self._view(peer)
-        able = [s for s in found if _id(s.key) not in self.convicted and s.server.has_room(lane, size)]
+
+        def has_room(server: Peer) -> bool:
+            owed = server.owes.get(peer.key, 0.0) >= self._most(size)
+            return server.server.has_room(Lane.PAID if paid else Lane.EARNED if owed else Lane.FREE, size)
+
+        able = [s for s in found if _id(s.key) not in self.convicted and has_room(s)]
 
         def cost_ms(server: Peer) -> float:
             return STEP_MS * (1 + QUEUE_FACTOR * len(server.server.works)) + view.cost_ms(_id(server.key))
@@ -338,10 +348,6 @@ class Economy:
             mine.received[lane] += work.size
             self.gains[server.kind].computed += work.size
         self._settles(client, server, opened, words, lane, garbage=garbage)
-        if lane is Lane.FREE and self.random.random() < FREE_AUDIT_PERCENT / 100:
-            self._audited(server, 1, garbage)
-            if not garbage and _id(server.key) not in self.convicted:
-                self._mints(server, minted(work.size, PRICE, FREE_AUDIT_PERCENT))
         chunks = work.size // CHUNK_POSITIONS
         server.served_chunks += chunks
         rate = audit_rate(server.suspicion.sound, server.suspicion.most)
@@ -396,7 +402,9 @@ class Economy:
                 gains.confiscated -= movement.amount
                 gains.stolen = max(0, gains.stolen + movement.amount)
         self.convicted.add(_id(peer.key))
-        self.records[_id(peer.key)] = AuditRecord(peer.suspicion.sound, peer.suspicion.chunks - peer.suspicion.sound)
+        self._out.add(peer.key)
+        found = AuditRecord(peer.suspicion.sound, peer.suspicion.chunks - peer.suspicion.sound)
+        self._found[peer.key] = self.records[_id(peer.key)] = found
         peer.banned_until_s = self.now + BACK_AFTER_S
         for those in (self._serving, self._there()):
             if peer in those:
@@ -411,7 +419,7 @@ class Economy:
         self._join(peer)
 
     def _fakes(self, peer: Peer) -> None:
-        """Sessions with its own keys that nobody computes: paid ones in a circle, and a free one where it is drawn."""
+        """Sessions with its own keys that nobody computes: paid ones in a circle, and unpaid ones of the same size."""
         self._at(self.now + DAY_S / HABITS[peer.kind].fakes_day, partial(self._fakes, peer))
         if self.now < peer.banned_until_s:
             return
@@ -424,16 +432,10 @@ class Economy:
             body = Open(other.key, b"f", words.root, TICK * PRICE, TICK, ticks, LIFETIME_S, 1)
             self.balances.apply(peer.key, body, opened, int(self.now))
             self._settles(peer, other, opened, words, Lane.PAID, garbage=False)
-        server = next((p for p in ring if p in self._there()), None)
-        invented = self.random.randbytes(32)
-        if server is None or server.key not in assigned(beacon_at(self.now), invented, [p.key for p in self._there()]):
-            return
-        if self.random.random() < FREE_AUDIT_PERCENT / 100:  # drawn: somebody looks, and nothing was computed
-            self._audited(server, 1, garbage=True)
-
-
-def beacon_at(now: float) -> bytes:
-    return beacon(_SWARM, epoch_of(now), b"")
+        words, opened = PayWords(self.random.randbytes(WORD_BYTES), 32), self._digest()
+        body = Open(other.key, b"u", words.root, 0, TICK, 32, LIFETIME_S, 0)
+        self.balances.apply(peer.key, body, opened, int(self.now))
+        self._settles(peer, other, opened, words, Lane.FREE, garbage=False)
 
 
 def _id(key: bytes) -> PeerId:

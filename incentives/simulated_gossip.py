@@ -6,7 +6,8 @@ is in memory. A run is a function of its seed.
 
 A forger spends one credit twice: two OPENs with one number, shown to two servers within a moment. A server that wants
 a witnessed head gets what the forger could obtain: he shows one branch to some of his witnesses and the other to the
-rest, then each to all, and sends what signatures there are.
+rest, then each to all, and sends what signatures there are. He also asks those who come next in the order of
+witnesses, as servers that do not know all members may take them for his.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from shoal.swarm.simulated_topics import MeshConditions, SimulatedTopics
 from shoal.swarm.topic_envelope import open_sealed, seal
 
 from . import entry as entries
-from .bodies import Open, Witness
+from .bodies import WORD_BYTES, Open, Witness
 from .chain import Forked
 from .chain import Refused as Rejected
 from .entry import Entry
@@ -47,15 +48,17 @@ from .gossip_report import Fork, GossipReport
 from .ledger_answers import LedgerAnswers
 from .ledger_gossip import LedgerGossip
 from .quotas import Allowance
-from .rendezvous import NEEDED, witnesses
+from .rendezvous import WITNESSES, witnesses
 from .simulated_book import SimulatedBook
 from .witness_duty import SignedHeads, WitnessDuty
+from .witness_pursuit import LINGER_S
 from .witness_quest import AskWitness, WitnessQuest
 from .witnessed import Head, WitnessedHead, cosign, head_problem
 
 TOPIC = "simulated"
 EPOCH_S = 1_800_000_000.0
 WARM_UP_S = 5.0
+NEXT = 2  # after a forger's own witnesses
 COLLECTED_S = 0.7  # a forger's witnesses have answered by then, twice
 _UNBOUNDED = Allowance(burst=1e9, per_s=1e9)
 
@@ -69,8 +72,8 @@ class GossipScenario:
     forgers: int = 20
     apart_s: float = 2.0  # without witnesses: the second branch is shown at most so long after the first
     witnessed: bool = False  # servers want a witnessed head
-    needed: int = NEEDED  # signatures of the five
-    colluding: int = 0  # of each forger's five witnesses: they sign whatever he wants
+    needed: int | None = None  # signatures; None: `rendezvous.quorum`
+    colluding: int = 0  # of each forger's witnesses: they sign whatever he wants
     blind: float = 0.0  # share of the members that a peer's own list lacks, each another
     call_s: tuple[float, float] = (0.01, 0.3)  # there and back
     call_loss: float = 0.02
@@ -199,7 +202,7 @@ class GossipSimulation:
 
     def _body(self, server: SimulatedLedgerPeer) -> Open:
         draw = self._random.randbytes
-        return Open(server.identity.public_key, draw(16), draw(20), 1000, 32, 64, 3600, 1)
+        return Open(server.identity.public_key, draw(16), draw(WORD_BYTES), 1000, 32, 64, 3600, 1)
 
     def _have_session(self, client: SimulatedLedgerPeer) -> None:
         self.timeline.after(self._wait_s(), self._have_session, client)
@@ -218,9 +221,14 @@ class GossipSimulation:
         appointed = witnesses(entry.author, client.members)
         quest = WitnessQuest(entry.author, entry.seq + 1, client.book, appointed, self.scenario.needed)
 
-        def found(witnessed: WitnessedHead) -> None:
-            self.report.witnessed_s.append(self.timeline.now - started)
-            self._show(client, server, client.book, entry, witnessed, self._count_session)
+        shown = False
+
+        def found(witnessed: WitnessedHead | None) -> None:
+            nonlocal shown
+            if not shown and witnessed is not None:
+                shown = True
+                self.report.witnessed_s.append(self.timeline.now - started)
+                self._show(client, server, client.book, entry, witnessed, self._count_session)
 
         self._pursue(client, quest, list(quest.begin()), found)
 
@@ -232,8 +240,9 @@ class GossipSimulation:
         client: SimulatedLedgerPeer,
         quest: WitnessQuest,
         asks: list[AskWitness],
-        found: Callable[[WitnessedHead], None],
+        found: Callable[[WitnessedHead | None], None],
     ) -> None:
+        """found: is told when all have answered, and a while after enough have"""
         for ask in asks:
 
             def answer(ask: AskWitness = ask) -> None:
@@ -244,8 +253,10 @@ class GossipSimulation:
                     quest.unanswered(ask.peer, str(error))
                     return
                 more = list(quest.answered(ask.peer, cosigned))
-                if quest.result is not None and not done:
+                if quest.complete:
                     found(quest.result)
+                elif quest.result is not None and not done:
+                    self.timeline.after(LINGER_S, lambda: found(quest.result))
                 self._pursue(client, quest, more, found)
 
             self._call(answer, lambda ask=ask: quest.unanswered(ask.peer, "no answer"))  # type: ignore[misc]
@@ -331,7 +342,7 @@ class GossipSimulation:
         heads: list[WitnessedHead | None],
     ) -> None:
         """Each witness is shown one branch first and, a moment later, the other."""
-        appointed = witnesses(branches[0].author, forger.members)
+        appointed = witnesses(branches[0].author, forger.members, count=WITNESSES + NEXT)
         colluders = appointed[: self.scenario.colluding]
         order = [self._random.sample((0, 1), 2) for _ in appointed]
         signatures: list[dict[PeerId, Witness]] = [{}, {}]

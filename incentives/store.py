@@ -21,7 +21,7 @@ from .bodies import AnyBody, Close, Rotate
 from .chain import Accepted, Chain, Forked, Refused, judge
 from .entry import Entry
 
-FORMAT = 2
+FORMAT = 3
 _AUTHOR_AT = 3  # of an encoded entry: array head, bin head, length; then the author's 32 bytes, kept once in `peers`
 _AUTHOR_END = _AUTHOR_AT + 32
 _SCHEMA = """
@@ -173,6 +173,14 @@ class Store:
     def all(self) -> Iterator[Stored]:
         """In the order in which they came."""
         return self._rows("ORDER BY e.id", ())
+
+    def after(self, number: int) -> list[Stored]:
+        """Entries that came behind this one."""
+        return list(self._rows("WHERE e.id > ? ORDER BY e.id", (number,)))
+
+    def last(self) -> int:
+        """Number of the entry that came last, 0 before the first."""
+        return int(self._database.execute("SELECT coalesce(max(id), 0) FROM entries").fetchone()[0])
 
     def _rows(self, where: str, values: Sequence[int]) -> Iterator[Stored]:
         query = f"SELECT e.id, p.key, e.received, e.data FROM entries e JOIN peers p ON p.id = e.peer {where}"  # noqa: S608  ours

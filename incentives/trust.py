@@ -13,10 +13,13 @@ source: Page, Brin, Motwani and Winograd, The PageRank Citation Ranking, 1999 (p
 Nasrulin, Ishmaev and Pouwelse, MeritRank: Sybil Tolerant Reputation for Merit-based Tokenomics, arXiv:2207.09950
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from shoal.swarm.identifiers import PeerId
+
+Peer = TypeVar("Peer", bound=Hashable)
 
 RESTART = 0.85
 _STEPS = 7  # what is still on its way then, less than one walk in 10^5, stops where it is
@@ -42,20 +45,20 @@ _UNTOLD = AuditRecord()
 
 
 def standings(
-    me: PeerId,
-    receipts: Receipts,
-    audits: Mapping[PeerId, AuditRecord] | None = None,
-    forked: Collection[PeerId] = (),
-) -> dict[PeerId, float]:
+    me: Peer,
+    receipts: Mapping[Peer, Mapping[Peer, int]],
+    audits: Mapping[Peer, AuditRecord] | None = None,
+    forked: Collection[Peer] = (),
+) -> dict[Peer, float]:
     """Standing of every peer that walks from `me` get to; the values sum to 1, or there are none.
 
     forked: peers that signed two histories; nobody's walk goes through them
     """
     edges = _Edges(receipts, audits or {}, frozenset(forked) | {me})
     arriving = edges.onward(me)
-    found: dict[PeerId, float] = {}
+    found: dict[Peer, float] = {}
     for step in range(_STEPS):
-        going: dict[PeerId, float] = {}
+        going: dict[Peer, float] = {}
         for peer, share in arriving.items():
             onward = edges.onward(peer) if step < _STEPS - 1 else {}
             stays = RESTART if onward else 1.0
@@ -66,12 +69,17 @@ def standings(
     return found
 
 
-class _Edges:
-    def __init__(self, receipts: Receipts, audits: Mapping[PeerId, AuditRecord], closed: frozenset[PeerId]) -> None:
+class _Edges(Generic[Peer]):
+    def __init__(
+        self,
+        receipts: Mapping[Peer, Mapping[Peer, int]],
+        audits: Mapping[Peer, AuditRecord],
+        closed: frozenset[Peer],
+    ) -> None:
         self._receipts, self._audits, self._closed = receipts, audits, closed
-        self._known: dict[PeerId, dict[PeerId, float]] = {}
+        self._known: dict[Peer, dict[Peer, float]] = {}
 
-    def onward(self, peer: PeerId) -> dict[PeerId, float]:
+    def onward(self, peer: Peer) -> dict[Peer, float]:
         """Where a walk goes from here, and with which probability; nowhere when there is no edge."""
         if peer not in self._known:
             weights = {

@@ -10,7 +10,7 @@ from . import entry as entries
 from .chain_book import ChainBook
 from .entry_tree import root_of
 from .gossip_messages import MAX_PAGE, MAX_PAGE_BYTES, Cosigned, CosignWanted
-from .rendezvous import NEEDED
+from .rendezvous import quorum
 from .witnessed import Head, WitnessedHead, is_cosigned
 
 if TYPE_CHECKING:
@@ -30,12 +30,14 @@ class AskWitness:
 class WitnessQuest:
     """For the first `count` entries of the own chain, as they stand in the book.
 
-    result: set when it is done. failed: so many have refused that it cannot be
+    result: set when enough have signed, and grows until all have answered: a server that does not know one of the
+        members takes others for the author's witnesses, and wants more signatures than the least
+    failed: so many have refused that it cannot be
     raises: ValueError for a chain without entries
     """
 
     def __init__(
-        self, author: bytes, count: int, book: ChainBook, appointed: Sequence[PeerId], needed: int = NEEDED
+        self, author: bytes, count: int, book: ChainBook, appointed: Sequence[PeerId], needed: int | None = None
     ) -> None:
         own = book.of(author, 0, count)
         hashes = [entries.hash_of(entry) for entry in own]
@@ -43,7 +45,7 @@ class WitnessQuest:
         self.result: WitnessedHead | None = None
         self.refusals: dict[PeerId, str] = {}
         self._own = own
-        self._needed = min(needed, len(appointed))
+        self._needed = quorum(len(appointed)) if needed is None else min(needed, len(appointed))
         self._appointed = tuple(appointed)
         self._signatures: dict[PeerId, Witness] = {}
         self._asked: dict[PeerId, int] = {}
@@ -51,6 +53,11 @@ class WitnessQuest:
     @property
     def failed(self) -> bool:
         return len(self._appointed) - len(self.refusals) < self._needed
+
+    @property
+    def complete(self) -> bool:
+        """Nobody is left to wait for."""
+        return self.failed or len(self._signatures) + len(self.refusals) >= len(self._appointed)
 
     def begin(self) -> Iterator[AskWitness]:
         """Everybody at once, with the last entry: most have heard the others."""
@@ -70,11 +77,12 @@ class WitnessQuest:
             self.refusals[peer] = "it signed something else"
             return
         self._signatures[peer] = answer.witness
-        if len(self._signatures) >= self._needed and self.result is None:
+        if len(self._signatures) >= self._needed:
             self.result = WitnessedHead(self.head, tuple(self._signatures.values()))
 
     def unanswered(self, peer: PeerId, reason: str) -> None:
-        self.refusals[peer] = reason
+        if peer not in self._signatures:
+            self.refusals[peer] = reason
 
     def _question(self, peer: PeerId, start: int) -> AskWitness:
         self._asked[peer] = self._asked.get(peer, 0) + 1

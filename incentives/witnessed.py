@@ -1,8 +1,8 @@
 """A head that witnesses have seen: their signatures under the author, the length, the last hash and the root.
 
 A witness signs one head for each length and only what continues the chain that it has seen, so that of two branches of
-a fork at most one finds three of five honest witnesses. One dishonest witness of the five is enough to let both
-through (and is itself convicted by its two signatures, see `is_double_dealing`); then only the gossip is left.
+a fork at most one finds five of seven, as long as no more than two of them lie. Three can let both through (and are
+themselves convicted by their two signatures, see `is_double_dealing`); then only the gossip is left.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from shoal.swarm.identity import Identity, verify
 
 from .bodies import Checkpoint, Count, Hash, Key, Witness
 from .entry import Entry, hash_of, peer_of
-from .rendezvous import NEEDED, WITNESSES
+from .rendezvous import WITNESSES, quorum
 
 DOMAIN = "ledger-witness"
 
@@ -37,7 +37,7 @@ class WitnessedHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     witnesses: Annotated[tuple[Witness, ...], Meta(max_length=WITNESSES)]
 
 
-witnessed_codec = Canonical(WitnessedHead, "a witnessed head", 1024)
+witnessed_codec = Canonical(WitnessedHead, "a witnessed head", 1024)  # seven signatures have about 830
 
 
 def cosign(witness: Identity, head: Head) -> Witness:
@@ -56,12 +56,12 @@ def _message(head: Head) -> bytes:
     return head.author + head.count.to_bytes(4, "big") + head.last + head.root
 
 
-def head_problem(witnessed: WitnessedHead, entry: Entry, appointed: Iterable[PeerId], needed: int = NEEDED) -> str:
+def head_problem(witnessed: WitnessedHead, entry: Entry, appointed: Iterable[PeerId], needed: int | None = None) -> str:
     """Why an entry is not to be honoured on the strength of this head, or an empty string.
 
     entry: the last that the head speaks of
-    appointed: the author's witnesses by our own view, `rendezvous.witnesses`; in a swarm too small to have `needed`
-        of them, all of them
+    appointed: the author's witnesses by our own view, `rendezvous.witnesses`
+    needed: signatures; as many as `rendezvous.quorum` says
     """
     head = witnessed.head
     if head.author != entry.author or head.count != entry.seq + 1 or head.last != hash_of(entry):
@@ -69,7 +69,7 @@ def head_problem(witnessed: WitnessedHead, entry: Entry, appointed: Iterable[Pee
     return _signatures_problem(head, witnessed.witnesses, appointed, needed)
 
 
-def checkpoint_problem(entry: Entry, appointed: Iterable[PeerId], needed: int = NEEDED) -> str:
+def checkpoint_problem(entry: Entry, appointed: Iterable[PeerId], needed: int | None = None) -> str:
     """Why a CHECKPOINT proves nothing, or an empty string. It speaks of all entries before itself."""
     body = entry.body
     if not isinstance(body, Checkpoint):
@@ -80,9 +80,11 @@ def checkpoint_problem(entry: Entry, appointed: Iterable[PeerId], needed: int = 
     return _signatures_problem(head, body.witnesses, appointed, needed)
 
 
-def _signatures_problem(head: Head, witnesses: Iterable[Witness], appointed: Iterable[PeerId], needed: int) -> str:
+def _signatures_problem(
+    head: Head, witnesses: Iterable[Witness], appointed: Iterable[PeerId], needed: int | None
+) -> str:
     appointed = set(appointed)
-    needed = min(needed, len(appointed))
+    wanted = quorum(len(appointed)) if needed is None else min(needed, len(appointed))
     signed: set[PeerId] = set()
     for witness in witnesses:
         try:
@@ -91,8 +93,8 @@ def _signatures_problem(head: Head, witnesses: Iterable[Witness], appointed: Ite
             continue
         if peer in appointed and peer not in signed and is_cosigned(head, witness):
             signed.add(peer)
-    if len(signed) < needed:
-        return f"{len(signed)} of the author's witnesses signed this head, {needed} have to"
+    if len(signed) < wanted:
+        return f"{len(signed)} of the author's witnesses signed this head, {wanted} have to"
     return ""
 
 

@@ -13,6 +13,7 @@ from msgspec import Meta
 from shoal.compression import activations
 
 CHUNK_POSITIONS = 32  # as many as one tick pays
+AUDITED_BYTES = 24 << 20  # of a session's hidden states on each side of a hop: evidence has to fit one frame
 TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
@@ -37,6 +38,14 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     count: Annotated[int, Meta(ge=1, le=CHUNK_POSITIONS)]  # fewer than CHUNK_POSITIONS only at the end of a session
     given: Given
     made: Made
+
+
+def most_audited(width: int, wire: str) -> int:
+    """Chunks of a session, from its first, that can be looked at: what comes behind is signed for and not kept.
+
+    width: values of a position; wire: dtype of what is sent, one that is not known counts as the widest
+    """
+    return AUDITED_BYTES // (CHUNK_POSITIONS * width * activations.VALUE_BYTES.get(wire, 4))
 
 
 class ChunkCutter:

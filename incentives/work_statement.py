@@ -68,20 +68,22 @@ def decode(data: bytes) -> WorkStatement:
 
 
 class WorkLeaves:
-    """The leaves of a session's chunks, in order. 32 bytes each are all that it keeps."""
+    """The leaves of a session's chunks, in order, and what they are made of: 96 bytes each are all that it keeps."""
 
     def __init__(self) -> None:
         self.hashes: list[bytes] = []
+        self.sent: list[bytes] = []  # `sent_hash` of each chunk
+        self.given: list[bytes] = [_START]  # `given_hash` before each chunk, and after the last
         self.positions = 0
-        self._given = _START
 
     def path(self, index: int) -> tuple[bytes, ...]:
         """From that chunk's leaf to the root of a statement made now."""
         return hash_tree.path(self.hashes, index)
 
     def add(self, chunk: Chunk) -> None:
-        self._given = given_hash(self._given, chunk.given)
-        self.hashes.append(leaf_hash(len(self.hashes), chunk.count, self._given, chunk.made))
+        self.given.append(given_hash(self.given[-1], chunk.given))
+        self.sent.append(sent_hash(chunk.made))
+        self.hashes.append(leaf_of(len(self.hashes), chunk.count, self.given[-1], self.sent[-1]))
         self.positions += chunk.count
 
     def statement(
@@ -119,8 +121,16 @@ def inputs_hash(inputs: Sequence[Given]) -> bytes:
     return found
 
 
+def sent_hash(made: Made) -> bytes:
+    return hashlib.sha256(b"shoal/1/work-made\0" + _bytes.encode(made)).digest()
+
+
 def leaf_hash(index: int, count: int, given: bytes, made: Made) -> bytes:
-    sent = hashlib.sha256(b"shoal/1/work-made\0" + _bytes.encode(made)).digest()
+    return leaf_of(index, count, given, sent_hash(made))
+
+
+def leaf_of(index: int, count: int, given: bytes, sent: bytes) -> bytes:
+    """given, sent: hashes, as `given_hash` and `sent_hash` give them"""
     place = index.to_bytes(4, "big") + count.to_bytes(4, "big")
     return hash_tree.leaf_hash(place + given + sent)
 

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import anyio.to_thread
 import torch
 
 from shoal.compression import activations
@@ -18,6 +19,7 @@ from shoal.incentives.work_chunks import CHUNK_POSITIONS, Given
 from shoal.swarm.compute import Work
 from shoal.swarm.errors import BadActivation, Refused
 from shoal.swarm.identifiers import SessionId
+from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.units import Span, has_embed, has_head
 
@@ -26,6 +28,7 @@ from .audit_tokens import wrong_tokens
 from .engine import Engine
 
 CPU = torch.device("cpu")
+AUDIT = Claim("audits", Lane.FREE)  # sessions go first
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ async def replay(engine: Engine, evidence: ChunkEvidence) -> Replayed:
 
     raises: Unproven; Refused when the engine does not hold the span, OutOfMemory when it has no room
     """
-    statement = proven(evidence)
+    statement = await anyio.to_thread.run_sync(proven, evidence)  # megabytes are hashed
     served = statement.served
     layers = engine.shard.manifest.layers
     body = Span(served.span.start, min(served.span.stop, layers + 1)) if served.span.start <= layers else None
@@ -100,7 +103,7 @@ async def _outputs(engine: Engine, span: Span, inputs: Sequence[Given], count: i
     hidden = b"" if ids else activations.join([(g.hidden, n) for g, n in zip(inputs, sizes, strict=True)])
     total = sum(sizes)
     session = SessionId("audit-" + secrets.token_hex(12))
-    await engine.open(session, span, total, Sampling(), ())
+    await engine.open(session, span, total, Sampling(), (), AUDIT)
     try:
         done = await engine.run(Work(session, 0, total, ids, hidden))
     finally:

@@ -1,78 +1,48 @@
-"""Audits over the network: a server shows its work to the driver of a session, a holder computes a chunk again.
+"""The answering side of audits: a server shows its work to the driver of a session, a holder computes a chunk again.
 
-One stream, one question at a time, frames as large as those of sessions: evidence of a long session does not fit a
-unary call.
+Nothing here may slow or fail a session: replays run one at a time, in the free lane, and only while the cache has room
+to spare. Who is turned away for that asks somebody else.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import msgspec
+import anyio
+import anyio.to_thread
 
-from shoal.incentives import audit_evidence, audit_report, work_statement
+from shoal.incentives import audit_evidence, audit_report, work_links, work_statement
 from shoal.incentives.audit_evidence import audited_hash, proven
 from shoal.incentives.audit_report import AuditReport
 from shoal.incentives.audit_threshold import Threshold
-from shoal.incentives.bodies import Hash
 from shoal.incentives.work_statement import Served
-from shoal.swarm.errors import MalformedMessage, Refused, RemoteFault, ShoalError, StreamBroken
-from shoal.swarm.handshake import Gate, greet, read_welcome, receive_greeting
-from shoal.swarm.identifiers import ModelId, PeerId, SessionId
+from shoal.swarm.errors import Refused, ShoalError
+from shoal.swarm.handshake import Gate, receive_greeting
+from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.transport import Stream, Transport
 
+from . import audit_calls
+from .audit_calls import Answer, AskCase, AskEvidence, AskLink, AskReplay, AskStatement, No, Question
 from .audit_records import SessionRecords
-from .audit_replay import replay
-from .engine import Engine
 
-PROTOCOL = "/shoal/audit/1"
+if TYPE_CHECKING:
+    from .engine import Engine  # torch
 
-
-class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    pass
-
-
-class AskStatement(_Message, frozen=True):
-    session: SessionId
-    draw: Hash
-
-
-class AskEvidence(_Message, frozen=True):
-    session: SessionId
-    index: int
-
-
-class AskReplay(_Message, frozen=True):
-    evidence: bytes
-
-
-class Answer(_Message, frozen=True):
-    """Bytes of a WorkStatement, ChunkEvidence or AuditReport."""
-
-    data: bytes
-
-
-class No(_Message, frozen=True):
-    text: str
-
-
-Question = AskStatement | AskEvidence | AskReplay
-_encoder = msgspec.msgpack.Encoder()
-_questions: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
-_answers: msgspec.msgpack.Decoder[Answer | No] = msgspec.msgpack.Decoder(Answer | No)
+MOST_WAITING = 8  # replays that are asked for at once; more are turned away
+SPARE = 4  # one in so many of the cache's positions stays free of replays
 
 
 class Replaying(Protocol):
     """What this node can compute again."""
 
-    def engine(self, model: ModelId) -> Engine | None: ...
+    def engine(self, model: ModelId) -> "Engine | None": ...
 
-    async def threshold(self, served: Served) -> Threshold:
-        """raises: Refused when this class cannot be calibrated here"""
+    async def threshold(self, served: Served, evidence: audit_evidence.ChunkEvidence) -> Threshold:
+        """evidence: what is to be judged. raises: Refused when this class cannot be calibrated here"""
 
 
 class AuditService:
-    """hears: called with each report that was made here for somebody"""
+    """case: encoded `AuditCase` of this hash, kept here; hears: called with each report that was made here"""
 
     def __init__(
         self,
@@ -81,26 +51,26 @@ class AuditService:
         identity: Identity,
         records: SessionRecords,
         replaying: Replaying,
+        case: Callable[[bytes], bytes | None] = lambda _: None,
         hears: Callable[[AuditReport], None] = lambda _: None,
     ) -> None:
         self._transport, self._gate, self._identity = transport, gate, identity
-        self._records, self._replaying, self._hears = records, replaying, hears
+        self._records, self._replaying, self._case, self._hears = records, replaying, case, hears
+        self._one = anyio.Lock()
+        self._waiting = 0
 
     async def start(self) -> None:
-        await self._transport.serve(PROTOCOL, self._serve)
+        await self._transport.serve(audit_calls.PROTOCOL, self._serve)
 
     async def _serve(self, stream: Stream) -> None:
         await receive_greeting(stream, self._gate)
         while (frame := await stream.receive()) is not None:
+            question = audit_calls.question_of(frame)
             try:
-                question = _questions.decode(frame)
-            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                raise MalformedMessage(f"not a question of an audit: {error}") from error
-            try:
-                answer: Answer | No = Answer(await self._answered(stream.peer, question))
+                said: Answer | No = Answer(await self._answered(stream.peer, question))
             except ShoalError as error:
-                answer = No(str(error)[:500])
-            await stream.send(_encoder.encode(answer))
+                said = No(str(error)[:500])
+            await audit_calls.answer(stream, said)
         await stream.close()
 
     async def _answered(self, peer: PeerId, question: Question) -> bytes:
@@ -108,18 +78,42 @@ class AuditService:
             case AskStatement(session, draw):
                 return work_statement.encode(self._records.statement(peer, session, draw))
             case AskEvidence(session, index):
-                return audit_evidence.encode(self._records.evidence(peer, session, index))
+                evidence = self._records.evidence(peer, session, index)
+                return await anyio.to_thread.run_sync(audit_evidence.encode, evidence)
+            case AskLink(session, index):
+                return work_links.links.encode(self._records.link(peer, session, index))
             case AskReplay(data):
-                return audit_report.encode(await self._report(data))
+                return audit_report.encode(await self.report(data))
+            case AskCase(digest):
+                found = self._case(digest)
+                if found is None:
+                    raise Refused("no case of this hash is kept here")
+                return found
 
-    async def _report(self, data: bytes) -> AuditReport:
-        evidence = audit_evidence.decode(data)
-        statement = proven(evidence)
+    async def report(self, data: bytes) -> AuditReport:
+        """Compute a chunk again. raises: MalformedMessage, Unproven, Refused, OutOfMemory, LocalFault"""
+        if self._waiting >= MOST_WAITING:
+            raise Refused("enough is being computed again here; ask somebody else")
+        self._waiting += 1
+        try:
+            evidence, statement = await anyio.to_thread.run_sync(_read, data)
+            async with self._one:
+                return await self._report(evidence, statement)
+        finally:
+            self._waiting -= 1
+
+    async def _report(
+        self, evidence: audit_evidence.ChunkEvidence, statement: work_statement.WorkStatement
+    ) -> AuditReport:
         served = statement.served
         engine = self._replaying.engine(ModelId(served.model.hex()))
         if engine is None:
             raise Refused("this model is not served here")
-        threshold = await self._replaying.threshold(served)
+        threshold = await self._replaying.threshold(served, evidence)
+        if engine.free_tokens - audit_evidence.positions_of(evidence) < engine.kv_tokens // SPARE:
+            raise Refused("the cache is needed for sessions now; ask somebody else")
+        from .audit_replay import replay  # torch, which is there with the engine
+
         found = await replay(engine, evidence)
         name = audited_hash(statement, evidence.index)
         wrong = min(255, found.wrong_tokens)
@@ -130,24 +124,7 @@ class AuditService:
         return report
 
 
-async def ask(transport: Transport, gate: Gate, peer: PeerId, question: Question) -> bytes:
-    """raises: Refused with the peer's reason, Unavailable, RemoteFault"""
-    stream = await transport.open(peer, PROTOCOL)
-    try:
-        await greet(stream, gate)
-        await stream.send(_encoder.encode(question))
-        await read_welcome(stream, gate)
-        frame = await stream.receive()
-    except BaseException:
-        stream.abort()
-        raise
-    await stream.close()
-    if frame is None:
-        raise StreamBroken(f"{peer} gave no answer")
-    try:
-        answer = _answers.decode(frame)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise RemoteFault(f"{peer} sent no answer of an audit") from error
-    if isinstance(answer, No):
-        raise Refused(answer.text)
-    return answer.data
+def _read(data: bytes) -> tuple[audit_evidence.ChunkEvidence, work_statement.WorkStatement]:
+    """Megabytes are hashed here, beside the event loop."""
+    evidence = audit_evidence.decode(data)
+    return evidence, proven(evidence)

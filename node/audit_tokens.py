@@ -13,6 +13,7 @@ from shoal.incentives.audit_evidence import Unproven
 from shoal.incentives.work_chunks import Made
 from shoal.swarm.compute import Choice, Work
 from shoal.swarm.identifiers import SessionId
+from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.sampling import MAX_TOP_LOGPROBS, Sampling, checked
 from shoal.swarm.units import Span
 
@@ -54,7 +55,7 @@ async def _choices(engine: Engine, made: Made, first: int, count: int, sampling:
     layers = engine.shard.manifest.layers
     head = Span(layers + 1, layers + 2)
     session = SessionId("audit-" + secrets.token_hex(12))
-    await engine.open(session, head, first + count, sampling, ())
+    await engine.open(session, head, first + count, sampling, (), Claim("audits", Lane.FREE))
     choices = []
     try:
         if first:

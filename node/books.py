@@ -65,10 +65,14 @@ class Books:
     def stamping(self, swarm: Swarm) -> LedgerStamping | None:
         return LedgerStamping(self.ledger, StampMaker(swarm.id, self.ledger.key, _now)) if swarm.public else None
 
-    async def standings(self) -> Standings:
-        """What this node thinks of others now; reads all entries. raises: ShoalError"""
-        key = self.ledger.key
-        return await self.ledger.use(lambda store: view_of(key, store))
+    async def standings(self, avoided: Collection[bytes] = ()) -> Standings:
+        """What this node thinks of others now; reads all entries.
+
+        avoided: keys against which own audits speak, without a verdict
+        raises: ShoalError
+        """
+        key, now = self.ledger.key, self.ledger.now()
+        return await self.ledger.use(lambda store: view_of(key, store, now, avoided))
 
 
 def judges_of(owner: PeerId) -> frozenset[bytes]:

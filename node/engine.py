@@ -197,7 +197,9 @@ class Engine:
             chunks.append(await self._coder.run(partial(coding.encode, first, read.keys, read.values, level)))
         return chunks
 
-    async def import_kv(self, session: SessionId, start: int, chunks: Sequence[bytes]) -> int:
+    async def import_kv(
+        self, session: SessionId, start: int, chunks: Sequence[bytes], history: tuple[int, ...] = ()
+    ) -> int:
         """See `Compute.import_kv`. raises: BadChunk, Refused, LocalFault"""
         room = await self._ask(partial(self._core.kv_room, session, start))
         coding, held = self._coding(room.span), start
@@ -206,6 +208,8 @@ class Engine:
                 raise Refused(f"{chunk.start + chunk.count} positions; {room.tokens} were reserved")
             keys, values = await self._coder.run(partial(coding.decode, chunk, room.heads, room.width))
             held = await self._ask(partial(self._core.write_kv, session, chunk.start, keys, values))
+        if history:
+            await self._ask(partial(self._core.remember, session, history))
         return held
 
     async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:

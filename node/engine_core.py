@@ -88,12 +88,23 @@ class EngineCore:
             checked(sampling)
         except ValueError as error:
             raise Refused(str(error)) from error
-        if any(not 0 <= token < self.shard.manifest.vocabulary for token in history):
-            raise Refused("the history holds a token id outside the vocabulary")
+        self._check_history(history)
         if self.keeps_lanes:
             self._check_lane(claim.lane, max_tokens)
         kept = list(history) if sampling.needs_history else []
         self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept, claim)
+
+    def remember(self, session: SessionId, history: tuple[int, ...]) -> None:
+        """What the head of a session has seen and chosen so far. raises: Refused"""
+        found = self._found(session)
+        self._check_history(history)
+        if found.sampling.needs_history:
+            found.history = list(history)
+
+    def _check_history(self, history: tuple[int, ...]) -> None:
+        """raises: Refused"""
+        if any(not 0 <= token < self.shard.manifest.vocabulary for token in history):
+            raise Refused("the history holds a token id outside the vocabulary")
 
     def _check_lane(self, lane: Lane, tokens: int) -> None:
         """raises: OutOfMemory"""

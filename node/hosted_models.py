@@ -87,6 +87,7 @@ class HostedModels:
                 queue=hosted.engine.sessions,
                 free_tokens=hosted.engine.free_tokens,
                 max_context=hosted.manifest.max_context,
+                device=hosted.device,
             )
             for hosted in self
         )

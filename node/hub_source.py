@@ -11,11 +11,13 @@ import msgspec
 
 from shoal.swarm.errors import MalformedMessage, OutOfMemory, Unavailable, UsageError
 from shoal.swarm.manifest import MAX_TEXT_FILE_BYTES, TEXT_FILES, FileEntry, Manifest, decode, encode, model_id
+from shoal.swarm.units import Span
 
 from .folder_manifest import INDEX, choose_weight_files, indexed_files, text_entry
 from .hub_files import HubFiles, RemoteFile, file_sha256
 from .manifest_builder import build_manifest, parse_config
 from .model_source import LocalModel, Progress
+from .model_units import files_of
 from .safetensors_header import TensorPlace, header_length, parse_header
 from .tokenizer_conversion import OTHER_TOKENIZERS, converted_tokenizer
 
@@ -50,12 +52,13 @@ def from_hub(repository: str, home_cache: Path, revision: str = "main", progress
     manifest = decode(known.manifest)
     text_folder = converted_tokenizer(folder, tokenizers) if known.converted else None
 
-    def fetch(names: tuple[str, ...], progress: Progress | None) -> None:
+    def fetch(span: Span, progress: Progress | None) -> None:
+        names = files_of(manifest, span)
         for entry in manifest.weights:
             if entry.name in names and not (folder / entry.name).is_file():  # a file under its own name was verified
                 hub.download(entry, folder, progress)
 
-    return LocalModel(folder, manifest, model_id(manifest), fetch, text_folder)
+    return LocalModel(folder, manifest, model_id(manifest), fetch, text_folder, "hub")
 
 
 def _describe(hub: HubFiles, folder: Path, tokenizers: Path, progress: Progress | None) -> Manifest:

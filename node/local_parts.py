@@ -15,6 +15,7 @@ from shoal.swarm.lanes import MEMBER, Claim
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.units import Span
 
+from .hosted_models import HostedModels
 from .options import NodeOptions
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ class SplitCompute:
     async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
         return await self._sessions[session].export_kv(session, start, stop, level)
 
-    async def import_kv(self, session: SessionId, start: int, chunks: Sequence[bytes]) -> int:
-        return await self._sessions[session].import_kv(session, start, chunks)
+    async def import_kv(
+        self, session: SessionId, start: int, chunks: Sequence[bytes], history: tuple[int, ...] = ()
+    ) -> int:
+        return await self._sessions[session].import_kv(session, start, chunks, history)
 
     def close(self, session: SessionId) -> None:
         compute = self._sessions.pop(session, None)
@@ -64,8 +67,8 @@ class SplitCompute:
 class NodeLocalParts:
     """`driver.LocalParts` from the files of this machine; loaded parts are kept for the next session."""
 
-    def __init__(self, options: NodeOptions) -> None:
-        self._options = options
+    def __init__(self, options: NodeOptions, hosted: HostedModels) -> None:
+        self._options, self._hosted = options, hosted
         self._loaded: dict[tuple[ModelId, int], tuple[SplitCompute, str]] = {}
         self._engines: list[Engine] = []
         self._lock = anyio.Lock()
@@ -78,15 +81,15 @@ class NodeLocalParts:
 
     def _load(self, wanted: ModelId, local_layers: int) -> tuple[SplitCompute, str]:
         from .engine import Engine  # torch
-        from .model_source import resolve
         from .shard import Shard, choose_device, choose_dtype
 
         options = self._options
-        if options.model is None:
+        models = [hosted.local for hosted in self._hosted if hosted.local is not None]
+        if not models:
             raise UsageError("local_layers needs the model's files on this machine; start the node with a model")
-        model = resolve(options.model, options.home.cache)
-        if model.model_id != wanted:
-            raise UsageError(f"local_layers works with the model of this node, {model.manifest.name}, only")
+        model = next((local for local in models if local.model_id == wanted), None)
+        if model is None:
+            raise UsageError(f"local_layers works with the model of this node, {models[0].manifest.name}, only")
         layers = model.manifest.layers
         device = choose_device(options.device)
         dtype = choose_dtype(options.dtype, model.manifest, device)

@@ -1,4 +1,4 @@
-"""From what the user asked for to an engine that serves: find the model, choose the layers, fetch, load.
+"""From a model to an engine that serves: choose the layers, fetch, load.
 
 Runs on a worker thread, beside a node that is already answering; `report` is called from that thread.
 """
@@ -37,14 +37,9 @@ def load_hosted(
     records: Sequence[NodeRecord],
     me: PeerId,
     report: Callable[[NodeEvent], None],
-    published: "LocalModel | None" = None,
+    model: "LocalModel",
 ) -> HostedModel:
-    """published: the model, when it was found among the swarm's own. raises: UsageError, OutOfMemory, Unavailable"""
-    from .model_source import resolve
-
-    assert options.model is not None
-    # First: what cannot be is told without waiting for torch.
-    model = published or resolve(options.model, options.home.cache)
+    """raises: UsageError, OutOfMemory, Unavailable, RemoteFault"""
     manifest = model.manifest
 
     import torch

@@ -7,9 +7,10 @@ that a span needs. Folders are hashed once: the manifest is kept with each file'
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import ModelId
@@ -17,13 +18,13 @@ from shoal.swarm.manifest import Manifest, model_id
 from shoal.swarm.units import Span, whole
 
 from .folder_manifest import folder_manifest
-from .model_units import files_of
 
 EMBEDDED = "novels-6m"  # DESIGN 11: served with no network and no accounts
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?$")
 
 Progress = Callable[[str, int, int], None]  # what is going on, bytes done, bytes in all
-Fetch = Callable[[tuple[str, ...], Progress | None], None]  # weight files by name
+Fetch = Callable[[Span, Progress | None], None]
+Origin = Literal["embedded", "folder", "hub", "peers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +34,18 @@ class LocalModel:
     folder: Path
     manifest: Manifest
     model_id: ModelId
-    fetch_files: Fetch | None = None  # None: the folder is complete
+    fetch_span: Fetch | None = None  # None: the folder is complete
     text_folder: Path | None = None  # where a converted tokenizer.json lies, when not in `folder`
+    origin: Origin = "folder"
 
     def fetch(self, span: Span | None = None, progress: Progress | None = None) -> None:
-        """Make sure that the weight files of a span (default: all) are here and whole.
+        """Make sure that the weights of a span (default: all) are here and right.
 
-        raises: Unavailable (hub not reachable), OutOfMemory (disk full), UsageError (files do not match the manifest)
+        raises: Unavailable (hub or peers not reachable), OutOfMemory (disk full), UsageError or RemoteFault (they are
+        not what the manifest says)
         """
-        if self.fetch_files is not None:
-            self.fetch_files(files_of(self.manifest, span or whole(self.manifest.layers)), progress)
+        if self.fetch_span is not None:
+            self.fetch_span(span or whole(self.manifest.layers), progress)
 
     def text_file(self, name: str) -> bytes:
         """One of the manifest's small files.
@@ -68,7 +71,7 @@ def resolve(model: str, home_cache: Path, revision: str = "main", progress: Prog
         OutOfMemory (disk full)
     """
     if model == EMBEDDED:
-        return from_folder(embedded_folder(), home_cache, EMBEDDED, progress)
+        return replace(from_folder(embedded_folder(), home_cache, EMBEDDED, progress), origin="embedded")
     if not model.strip():
         raise UsageError(f"the model's name is empty; name a folder, a hub id, or {EMBEDDED}")
     path = Path(os.path.expanduser(model))  # noqa: PTH111  ~nobody/x is no error

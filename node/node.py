@@ -9,22 +9,25 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import structlog
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 import shoal
 from shoal.swarm.blobs import serve_blobs
+from shoal.swarm.cache_keeper import CacheKeeper
+from shoal.swarm.cache_streams import CacheReceiver
 from shoal.swarm.chain_planner import DirectoryPlanner
 from shoal.swarm.driver import Driver
 from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable, UsageError
 from shoal.swarm.home import Home, NodeFacts
-from shoal.swarm.hop_server import HopServer
+from shoal.swarm.hop_server import Drained, HopServer
 from shoal.swarm.identifiers import PROTOCOL_VERSION, PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.invite import read_invite
@@ -41,25 +44,38 @@ from shoal.swarm.swarm_entry import Entered
 from shoal.swarm.transports.libp2p import Libp2pTransport
 
 from .api_server import ApiServer
+from .auditing import Auditing
 from .books import Books, open_books, start_gossip
 from .hosted_models import HostedModels
 from .kv_control import NodeKv
 from .local_parts import NodeLocalParts
+from .model_finding import Finder
 from .model_loading import load_hosted, warm_imports
 from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
 from .options import NodeOptions
+from .peer_folder import PeerFolder
+from .peer_model import kept_model
 from .prefix_board import DhtBoard, chunk_store, trusted
 from .publications import Publications
-from .published_model import looks_published, published_model
 from .swarm_setup import enter_swarm
 from .trainings import Trainings
+from .weight_shelf import WeightShelf
 
 if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
 
+log = structlog.get_logger(__name__)
 Report = Callable[[NodeEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """What a node that is asked to stop does for its sessions. waits: also for those that find no successor"""
+
+    limit_s: float
+    waits: bool = False
 
 
 @dataclass(slots=True)
@@ -79,9 +95,11 @@ class Node:
     prefixes: Prefixes
     hops: HopServer
     invites: InviteStore | None  # at the owner
+    shelf: WeightShelf
     publications: Publications
     trainings: Trainings
     books: Books | None  # None: it keeps no ledger
+    auditing: Auditing | None  # with a ledger
     started_at: float  # unix seconds
     earlier_starts: frozenset[float]  # of this home: their records may outlive them
     device: str = "none"
@@ -89,6 +107,8 @@ class Node:
     loops: NodeLoops = field(init=False)
     stop: anyio.Event = field(default_factory=anyio.Event)
     stop_reason: str = "asked to stop"
+    leave: Leave | None = None  # as it was asked to stop
+    drained: Drained | None = None  # how far it is, once it leaves
 
     @property
     def full_addresses(self) -> tuple[str, ...]:
@@ -111,9 +131,32 @@ class Node:
             runs=tuple(sorted(self.runs)),
         )
 
-    def ask_to_stop(self, reason: str) -> None:
+    def members(self) -> list[PeerId]:
+        """The others that are there now."""
+        return [record.peer for record in self.directory.book.live(_now()) if record.peer != self.transport.me]
+
+    def finder(self, tell: Report | None = None) -> Finder:
+        cache, public = self.options.home.cache, self.setup.swarm.public
+        return Finder(self.calls, self.members, self.transport.me, cache, public, tell)
+
+    def ask_to_stop(self, reason: str, leave: Leave | None = None) -> None:
+        """leave: how its sessions are moved first; None: as a signal does"""
         self.stop_reason = reason
+        self.leave = leave or Leave(self.options.drain_limit_s)
         self.stop.set()
+
+    async def drain(self) -> None:
+        """Withdraw from the directory and have the sessions that run here go on elsewhere."""
+        leave = self.leave
+        if leave is None or not leave.limit_s or not self.hops.sessions():
+            return
+        await self.loops.leave()
+        log.info("drain_begins", sessions=len(self.hops.sessions()), limit_s=leave.limit_s)
+        self.drained = await self.hops.drain(leave.limit_s, self._note_drained, waits=leave.waits)
+
+    def _note_drained(self, drained: Drained) -> None:
+        self.drained = drained
+        log.info("drain", **asdict(drained))
 
 
 @asynccontextmanager
@@ -166,7 +209,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         await node.loops.announce()
         stack.push_async_callback(node.loops.withdraw)
         tasks.start_soon(node.loops.run)
-        tasks.start_soon(node.publications.restore)
+        tasks.start_soon(_give, node)
         if options.follow is not None:
             from .run_following import follow_run  # torch
 
@@ -259,27 +302,52 @@ async def _assemble(
     pinger = Pinger(transport, calls, LatencyBook(), anyio.current_time)
     planner = DirectoryPlanner(directory, calls, pinger, anyio.current_time, _now)
     hosted = HostedModels()
-    local_parts = NodeLocalParts(options)
+    local_parts = NodeLocalParts(options, hosted)
     stack.callback(local_parts.stop)
     paying = books.paying() if books else None
     metering = books.metering(hosted.manifest) if books else None
     accounts = books.accounts(metering, setup.swarm) if books and metering else None
     stamping = books.stamping(setup.swarm) if books else None
-    driver = Driver(transport, setup.gate, planner, tasks, local_parts=local_parts, paying=paying, stamping=stamping)
     board = DhtBoard(directory, pinger, lambda: setup.gate.certificate, _now)
     trusts = trusted(lambda: planner.standing, setup.swarm)
     store = chunk_store(options, lambda text: report(Warned(text)))
     prefixes = Prefixes(store, transport, setup.gate, board, hosted.coder, trusts)
     reusing = prefixes if options.follow is None else None  # of weights that move, KV grows false
-    hops = HopServer(transport, setup.gate, hosted, metering=metering, accounts=accounts, prefixes=reusing)
-    if books is not None:
+    receiver = CacheReceiver(transport, setup.gate, CacheKeeper(options.standby_bytes))
+    driver = Driver(
+        transport,
+        setup.gate,
+        planner,
+        tasks,
+        local_parts=local_parts,
+        paying=paying,
+        stamping=stamping,
+        receiver=receiver,
+    )
+    auditing = _auditing(options, identity, transport, setup, books, hosted, directory) if books else None
+    driver.audits = auditing.sessions if auditing else None
+    records = auditing.records if auditing else None
+    hops = HopServer(
+        transport,
+        setup.gate,
+        hosted,
+        metering=metering,
+        accounts=accounts,
+        records=records,
+        receiver=receiver,
+        prefixes=reusing,
+    )
+    if books is not None and auditing is not None:
         tasks.start_soon(books.ledger.run)
+        await auditing.start(tasks)
+        stack.push_async_callback(auditing.stop)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
     if invites is not None:
         stack.callback(invites.close)
         setup.revocations.merge(invites.revocations())
         await serve_joining(transport, lambda peer, body: invites.answer(peer, body, _now()))
     started_at = _now()
+    shelf = WeightShelf(options.upload_byte_s)
     node = Node(
         options=options,
         identity=identity,
@@ -294,9 +362,11 @@ async def _assemble(
         prefixes=prefixes,
         hops=hops,
         invites=invites,
-        publications=Publications(options.home),
+        shelf=shelf,
+        publications=Publications(options.home, shelf),
         trainings=Trainings(tasks),
         books=books,
+        auditing=auditing,
         started_at=started_at,
         earlier_starts=options.home.note_start(started_at),
     )
@@ -307,9 +377,24 @@ async def _assemble(
     tasks.start_soon(prefixes.run)
     await serve_pings(calls)
     await serve_records(calls, directory, _now)
-    await serve_blobs(calls, lambda model: hosted.blobs(model) or node.publications.blobs(model))
-    await node.publications.serve(calls)
+    await serve_blobs(calls, lambda model: shelf.blobs(model) or hosted.blobs(model))
+    await shelf.serve(calls)
     return node
+
+
+def _auditing(
+    options: NodeOptions,
+    identity: Identity,
+    transport: Libp2pTransport,
+    setup: Entered,
+    books: Books,
+    hosted: HostedModels,
+    directory: "DhtDirectory",
+) -> Auditing:
+    def nodes() -> list[NodeRecord]:
+        return directory.book.live(_now())
+
+    return Auditing(options.home, identity, transport, setup.gate, books.ledger, hosted, nodes, anyio.current_time)
 
 
 async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, report: Report) -> None:
@@ -325,17 +410,14 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
         else:
             anyio.from_thread.run_sync(report, event)
 
-    published = None
-    if looks_published(node.options.model):
-        peers = [record.peer for record in records if record.peer != node.transport.me]
-        published = await published_model(node.calls, peers, node.options.model, node.options.home.cache)
+    model = await node.finder(tell).find(node.options.model, records)
     hosted = await anyio.to_thread.run_sync(
         load_hosted,
         node.options,
         records,
         node.transport.me,
         tell,
-        published,
+        model,
         abandon_on_cancel=True,
     )
     node.device = hosted.device
@@ -343,6 +425,18 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
     hosted.engine.keeps_lanes = node.books is not None and node.setup.swarm.public
     node.hosted.add(hosted)
     stack.callback(hosted.engine.stop)
+
+
+async def _give(node: Node) -> None:
+    """Weights that are here, to members that fetch them: what is served, was published or was fetched before."""
+    for hosted in node.hosted:
+        if hosted.local is not None:
+            await node.shelf.offer(hosted.local, "hosted")
+    await node.publications.restore()
+    for folder in PeerFolder.every(node.options.home.cache):
+        kept = kept_model(folder)
+        if kept is not None:
+            await node.shelf.offer(kept, "kept")
 
 
 def _verdict(options: NodeOptions, node: Node, reached: int) -> str:
@@ -380,6 +474,8 @@ async def run_node(options: NodeOptions, report: Report, on_running: Callable[[N
                     on_running(node)
                 tasks.start_soon(_watch_daemon, node)
                 await node.stop.wait()
+                if not node.transport.is_dead:
+                    await node.drain()
                 if node.transport.is_dead:
                     raise DaemonDied("the node's own libp2p daemon died; start the node again")
         except ShoalError as caught:

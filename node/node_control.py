@@ -1,6 +1,7 @@
 """What the key's owner may ask of a running node: the data behind `shoal status`, `peers`, `invite` and `down`."""
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import shoal
@@ -63,6 +64,7 @@ class LiveControl:
                 }
                 for hosted in node.hosted
             ],
+            "leaving": None if node.drained is None else asdict(node.drained),
             "sessions": [{"session": s.session[:8], "driver": s.driver, "held": s.held} for s in node.hops.sessions()],
             "peers": await self.peers(),
         }
@@ -78,6 +80,7 @@ class LiveControl:
                 "version": record.version,
                 "rtt_ms": rtt_ms.get(record.peer),
                 "standing": standing.shown(record.peer),
+                "remark": standing.remark(record.peer),
                 "hosted": [
                     {
                         "model": item.model,
@@ -139,5 +142,7 @@ class LiveControl:
         await self._node.loops.spread_revocations()
         return True
 
-    async def shutdown(self) -> None:
-        self._node.ask_to_stop("shoal down")
+    async def shutdown(self, drain_s: float | None) -> None:
+        from .node import Leave
+
+        self._node.ask_to_stop("shoal down", None if drain_s is None else Leave(drain_s, waits=True))

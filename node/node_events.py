@@ -43,6 +43,34 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class DonorDropped:
+    """A peer that gave weights is not asked any more."""
+
+    peer: PeerId
+    reason: str
+    fault: bool  # it sent what no honest peer sends
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsMissing:
+    """Nobody who has the rest of a model is there now; the node waits for somebody."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFetched:
+    """What a model's weights took to come from peers."""
+
+    model: str
+    fetched_bytes: int
+    kept_bytes: int  # were here before
+    givers: dict[PeerId, int]  # bytes from each
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     api: str
     invite: str | None  # the line to copy, at the owner of a private swarm
@@ -60,4 +88,16 @@ class Leaving:
     reason: str
 
 
-NodeEvent = Identified | SwarmFound | NetworkUp | LayersChosen | LoadProgress | Ready | Warned | Leaving
+NodeEvent = (
+    Identified
+    | SwarmFound
+    | NetworkUp
+    | LayersChosen
+    | LoadProgress
+    | DonorDropped
+    | WeightsMissing
+    | WeightsFetched
+    | Ready
+    | Warned
+    | Leaving
+)

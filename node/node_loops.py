@@ -37,6 +37,7 @@ class NodeLoops:
         self._report = report
         self._saved: Membership | None = None
         self._renewing = anyio.Lock()
+        self._leaving = False
         self._revocations = 0  # of the list that was acted on; what the start has learned is acted on at the first look
 
     async def run(self) -> None:
@@ -48,17 +49,24 @@ class NodeLoops:
             tasks.start_soon(self._judge_often)
 
     async def announce(self) -> None:
+        if self._leaving:
+            return
         try:
             await self._directory.announce(self._node.record())
         except Unavailable as error:
             log.warning("announce_failed", reason=str(error))
+
+    async def leave(self) -> None:
+        """Nobody plans with this node any more; it still answers."""
+        self._leaving = True
+        await self.withdraw()
 
     async def withdraw(self) -> None:
         with anyio.move_on_after(3.0, shield=True):
             await self._directory.withdraw()
 
     async def _announce_often(self) -> None:
-        while True:
+        while not self._leaving:
             for hosted in self._node.hosted:
                 hosted.engine.measure_when_idle()
             await self.announce()
@@ -82,13 +90,16 @@ class NodeLoops:
 
     async def _judge_often(self) -> None:
         """What routing thinks of others follows from the ledger."""
-        books = self._node.books
+        books, auditing = self._node.books, self._node.auditing
         while books is not None:
             try:
-                self._node.planner.standing = await books.standings()
+                self._node.planner.standing = await books.standings(auditing.known.avoided() if auditing else ())
             except ShoalError as error:
                 log.warning("standing_unknown", reason=str(error))
-            await anyio.sleep(JUDGE_PERIOD_S)
+            with anyio.move_on_after(JUDGE_PERIOD_S):
+                await (auditing.sessions.changed.wait() if auditing else anyio.sleep_forever())
+            if auditing is not None:
+                auditing.sessions.changed = anyio.Event()
 
     async def renew(self, now: float) -> None:
         """Ask the owner for a fresh certificate when ours runs out soon. raises: Unavailable, Refused"""

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S
+from shoal.swarm.cache_keeper import BUDGET_BYTES
 from shoal.swarm.home import Home
 from shoal.swarm.transports.p2pd import NetworkOptions
 
 DEFAULT_MODEL = "novels-6m"
+BY_NEED = "auto"  # the model of the swarm that lacks holders most; where nobody serves any, the default
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -13,7 +16,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 class NodeOptions:
     home: Home
     name: str
-    model: str | None = DEFAULT_MODEL  # embedded name, folder or hub id; None: a gateway that hosts nothing
+    model: str | None = (
+        DEFAULT_MODEL  # BY_NEED, embedded name, folder, hub id, name or id in the swarm; None: a gateway
+    )
     layers: str | None = None  # "all", "0:4", "embed+0:4"; None: chosen by need
     dtype: str = "auto"
     device: str = "auto"
@@ -28,4 +33,7 @@ class NodeOptions:
     ledger: bool = False  # receipts for what is served and used
     kv_disk: str | None = None  # "10GB", "20%" of what is free: for KV that outlives its session; None: none
     kv_memory: str | None = None
+    drain_limit_s: float = 10.0  # that a signal leaves for moving sessions
+    standby_bytes: int = BUDGET_BYTES  # of memory, for the snapshots of other nodes' caches
+    upload_byte_s: float | None = DEFAULT_RATE_BYTE_S  # for weights that others fetch; None: they get none
     follow: str | None = None  # name of a training run whose newest parameters are served

@@ -19,9 +19,10 @@ from pydantic_settings import (
 )
 
 from shoal.swarm.errors import UsageError
+from shoal.swarm.generation import Exactness
 from shoal.swarm.home import Home
 
-from .options import DEFAULT_MODEL
+from .options import BY_NEED
 
 FILE = "config.toml"
 PREFIX = "SHOAL_"
@@ -42,7 +43,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     # a node
-    model: str = DEFAULT_MODEL  # embedded name, folder or hub id
+    model: str = BY_NEED  # or embedded name, folder, hub id, name or id in the swarm
     name: str | None = None
     layers: str | None = None
     dtype: str = "auto"
@@ -62,7 +63,10 @@ class Settings(BaseSettings):
     ledger: bool = False
     kv_disk: str | None = None
     kv_memory: str | None = None
+    upload_limit: str | None = None  # "20 Mbit/s" for weights that others fetch; "0": they get none
     follow: str | None = Field(None, min_length=1, max_length=64)  # name of a training run
+    standby_memory: str = "256MiB"
+    drain_limit: float = Field(10.0, ge=0, le=86400)
     # generate and chat
     ask_model: str | None = None  # what --model says there
     max_tokens: int | None = Field(None, ge=1)
@@ -73,6 +77,8 @@ class Settings(BaseSettings):
     repetition_penalty: float = Field(1.0, gt=0)
     local_layers: int = Field(0, ge=0)
     max_hops: int = Field(8, ge=1, le=64)
+    exactness: Exactness = "replay"
+    keep_snapshots: bool = False
     # where generate and chat ask, when not at this home's own node
     api: str | None = None
     api_key: str | None = None

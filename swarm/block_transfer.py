@@ -1,18 +1,21 @@
 """Blocks from several donors at once: who is asked for what, and what becomes of donors that lie, hang or die.
 
 Sans-io: `handle(event, now) -> effects`. Each block comes whole from one donor, in pieces small enough for a call, so
-the first bad block names its donor, who is dropped at once. A block that waits too long is asked of a second donor as
-well, so a donor that was killed costs the transfer about HEDGE_S and no more. No byte is kept that a hash did not
-vouch for; memory is bounded by two blocks for each donor.
+the first bad block names its donor, who is dropped at once. Where no block is free any more, a donor with nothing to do
+takes over what another brings, when it would be here sooner by their measured speeds or the other has fallen silent. So
+a donor that was killed costs the transfer about HEDGE_S and no more. No byte is kept that a hash did not vouch for;
+memory is bounded by two blocks for each donor.
 """
 
 import hashlib
+import random
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, assert_never
 
 from .block_transfer_listing import Listing, block_size
+from .block_transfer_speed import Speed
 from .identifiers import PeerId
 
 PIECE_BYTES = 64 << 10  # of the first question to a donor
@@ -22,6 +25,7 @@ MAX_WINDOW = 8  # questions under way to one donor
 OPEN_BLOCKS = 2  # of one donor; the second one keeps the questions flowing while the first ends
 QUICK_S, SLOW_S = 0.25, 1.0  # answers that take less or more change how much a donor is asked for
 HEDGE_S = 1.0
+STEAL_GAIN = 1.25  # a block changes hands only when that is faster by so much
 MAX_FAILURES = 3  # without an answer in between
 PAUSE_S = 0.5  # after a failure; doubles with each
 MAX_WAIT_S = 30.0  # a donor that only ever says "later" counts as one that failed
@@ -35,7 +39,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
+    """A donor is there, or holds other blocks than before. have: None for all of the listing"""
+
     donor: PeerId
+    have: frozenset[Block] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,10 @@ class _Asked:
 @dataclass(slots=True, eq=False)
 class _Donor:
     peer: PeerId
-    answered_at: float
+    answered_at: float  # with data
+    heard_at: float  # with anything; or since when it has something to answer
+    have: frozenset[Block] | None = None
+    speed: Speed = field(default_factory=Speed)
     piece_bytes: int = PIECE_BYTES
     window: int = 2
     asks: dict[int, _Asked] = field(default_factory=dict)
@@ -146,19 +156,48 @@ class _Donor:
             if self.window == 1:
                 self.piece_bytes = max(MIN_PIECE_BYTES, self.piece_bytes // 2)
 
+    def holds(self, block: Block) -> bool:
+        return self.have is None or block in self.have
+
+    def is_silent(self, now: float) -> bool:
+        return self.failures > 0 or (bool(self.asks) and self.heard_at + HEDGE_S <= now)
+
+    def expected_s(self, block: Block, now: float) -> float | None:
+        """Until it will have brought a block that it is at; None when its speed is not known."""
+        if self.is_silent(now):
+            return float("inf")
+        left = 0
+        for partial in self.partials:
+            left += partial.size - partial.got
+            if partial.block == block:
+                break
+        return self.speed.seconds_for(left)
+
 
 class BlockTransfer:
-    """One listing on its way. have: blocks that are on disk and verified"""
+    """Blocks of one listing on their way.
 
-    def __init__(self, listing: Listing, have: Collection[Block] = ()) -> None:
+    have: those that are on disk and verified; wanted: None for all; order: shuffles the blocks, so that several
+    receivers that begin together soon have something for one another
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        have: Collection[Block] = (),
+        wanted: Collection[Block] | None = None,
+        order: random.Random | None = None,
+    ) -> None:
         self.listing = listing
-        every = [Block(i, n) for i, file in enumerate(listing.files) for n in range(len(file.blocks))]
+        every = all_blocks(listing) if wanted is None else sorted(wanted)
         self._every = frozenset(every)
         self._missing = set(every) - set(have)
+        if order is not None:
+            order.shuffle(every)
         self._free = deque(block for block in every if block in self._missing)
         self._donors: dict[PeerId, _Donor] = {}
         self._asks = 0
-        self.total_bytes = listing.total_bytes
+        self.total_bytes = sum(map(self._size, every))
         self.kept_bytes = self.total_bytes - sum(map(self._size, self._missing))  # of an earlier attempt
         self.stored_bytes = self.kept_bytes
 
@@ -168,8 +207,11 @@ class BlockTransfer:
 
     @property
     def stuck(self) -> bool:
-        """Nobody is left to ask."""
-        return bool(self._missing) and not self._donors
+        """Nobody is left to ask for anything that is missing."""
+        return bool(self._missing) and not any(
+            donor.partials or donor.have is None or not donor.have.isdisjoint(self._missing)
+            for donor in self._donors.values()
+        )
 
     @property
     def kept_blocks(self) -> set[Block]:
@@ -191,15 +233,15 @@ class BlockTransfer:
     def wake_at(self, now: float) -> float | None:
         """When `Tick` should come if nothing else does."""
         times = [donor.resume_at for donor in self._donors.values()]
+        times += [donor.heard_at + HEDGE_S for donor in self._donors.values() if donor.asks]
         times += [partial.began_at + HEDGE_S for donor in self._donors.values() for partial in donor.partials]
         return min((time for time in times if time > now), default=None)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         effects: list[Effect] = []
         match event:
-            case Joined(peer):
-                if peer not in self._donors:
-                    self._donors[peer] = _Donor(peer, now)
+            case Joined(peer, have):
+                self._donors.setdefault(peer, _Donor(peer, now, now)).have = have
             case Arrived(peer, ask, data):
                 effects += self._arrived(peer, ask, data, now)
             case Postponed(peer, ask, wait_s):
@@ -231,34 +273,55 @@ class BlockTransfer:
                 offset, length = partial.asked, min(donor.piece_bytes, partial.size - partial.asked)
                 partial.asked += length
             self._asks += 1
+            if not donor.asks:
+                donor.heard_at = now
+                donor.speed.begin(now)
             donor.asks[self._asks] = _Asked(partial, offset, length, now)
             start = partial.block.number * self.listing.block_bytes
             yield Ask(donor.peer, self._asks, self.listing.files[partial.block.file].name, start + offset, length)
 
     def _take(self, donor: _Donor, now: float) -> Block | None:
-        """A block that nobody brings; or else the one that another donor has been at for longest."""
-        while self._free:
+        """A block that nobody brings; or else one that would be here sooner than from whoever is at it."""
+        passed: list[Block] = []
+        found: Block | None = None
+        while self._free and found is None:
             block = self._free.popleft()
-            if block in self._missing:
-                return block
-        workers: dict[Block, list[_Partial]] = {}
+            if block not in self._missing:
+                continue
+            if donor.holds(block):
+                found = block
+            else:
+                passed.append(block)
+        self._free.extendleft(reversed(passed))
+        return found or self._stolen(donor, now)
+
+    def _stolen(self, donor: _Donor, now: float) -> Block | None:
+        """The block of another that would take longest, if this donor would be clearly faster."""
+        mine = {partial.block for partial in donor.partials}
+        waits: dict[Block, float] = {}
         for other in self._donors.values():
             for partial in other.partials:
-                workers.setdefault(partial.block, []).append(partial)
-        mine = {partial.block for partial in donor.partials}
-        late = [
-            (partials[0].began_at, block)
-            for block, partials in workers.items()
-            if len(partials) == 1 and block not in mine and partials[0].began_at + HEDGE_S <= now
-        ]
-        return min(late)[1] if late else None
+                if other is donor or partial.block in mine or not donor.holds(partial.block):
+                    continue
+                expected_s = other.expected_s(partial.block, now)
+                if expected_s is None:  # nothing has come of it yet
+                    expected_s = 0.0 if now < partial.began_at + HEDGE_S else float("inf")
+                waits[partial.block] = min(waits.get(partial.block, float("inf")), expected_s)
+        left = sum(partial.size - partial.got for partial in donor.partials)
+
+        def gains(block: Block) -> bool:
+            own_s = donor.speed.seconds_for(left + self._size(block))
+            return waits[block] > (0.0 if own_s is None else own_s * STEAL_GAIN)
+
+        return max((block for block in waits if gains(block)), key=lambda block: (waits[block], block), default=None)
 
     def _arrived(self, peer: PeerId, ask: int, data: bytes, now: float) -> Iterable[Effect]:
         donor, asked = self._settle(peer, ask)
         if donor is None or asked is None:
             return
         donor.judge(now - asked.at)
-        donor.failures, donor.answered_at = 0, now
+        donor.failures, donor.answered_at, donor.heard_at = 0, now, now
+        donor.speed.add(len(data), now)
         partial = asked.partial
         if len(data) != asked.length:
             yield self._drop(donor, f"sent {len(data)} bytes where {asked.length} were asked for", fault=True)
@@ -288,6 +351,7 @@ class BlockTransfer:
             yield self._drop(donor, f"gave nothing for {MAX_WAIT_S:.0f} s", fault=False)
             return
         self._unask(donor, asked)
+        donor.heard_at = now
         donor.resume_at = max(donor.resume_at, now + min(max(wait_s, 0.01), MAX_WAIT_S))
 
     def _failed(self, event: Failed, now: float) -> Iterable[Effect]:
@@ -321,3 +385,7 @@ class BlockTransfer:
 
     def _size(self, block: Block) -> int:
         return block_size(self.listing.files[block.file], block.number, self.listing.block_bytes)
+
+
+def all_blocks(listing: Listing) -> list[Block]:
+    return [Block(i, n) for i, file in enumerate(listing.files) for n in range(len(file.blocks))]

@@ -5,8 +5,9 @@ a thread, so a running round never stands behind a joiner.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,8 @@ from .identifiers import PeerId
 from .member_calls import MemberCalls
 
 DEFAULT_RATE_BYTE_S = 8 << 20
+MAX_READERS = 8  # receivers that are served at once
+READER_S = 3.0  # who has asked for nothing for so long is served no longer
 BURST_S = 0.25  # of the rate may be given at once
 Read = Callable[[Path, int, int], bytes]
 OnThread = Callable[[Read, Path, int, int], Awaitable[bytes]]
@@ -37,10 +40,21 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """listing: its canonical bytes; files: by the names in it"""
+    """listing: its canonical bytes, empty where receivers have it from elsewhere; files: by the names in it
+
+    held: the bytes of a file that are here, as ascending [start, stop); a file that is not named is whole
+    """
 
     listing: bytes
     files: Mapping[str, FilePart]
+    held: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+
+    def has(self, file: str, start: int, stop: int) -> bool:
+        ranges = self.held.get(file)
+        if ranges is None:
+            return True
+        index = bisect_right(ranges, start, key=lambda each: each[0]) - 1
+        return index >= 0 and stop <= ranges[index][1]
 
 
 class Shelf(Protocol):
@@ -71,6 +85,22 @@ class RateLimit:
         return 0.0
 
 
+class Readers:
+    """Who is being served; at most so many at once, the others are told to come again."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._asked_at: dict[PeerId, float] = {}
+
+    def admit(self, peer: PeerId, now: float) -> float:
+        """returns: 0 when the peer may have something now, else the seconds to wait"""
+        self._asked_at = {each: at for each, at in self._asked_at.items() if now - at < READER_S}
+        if peer not in self._asked_at and len(self._asked_at) >= self._most:
+            return max(0.1, READER_S - (now - min(self._asked_at.values())))
+        self._asked_at[peer] = now
+        return 0.0
+
+
 async def on_thread(read: Read, path: Path, start: int, length: int) -> bytes:
     return await anyio.to_thread.run_sync(read, path, start, length)
 
@@ -84,8 +114,10 @@ class BlockDonor:
         rate_byte_s: float = DEFAULT_RATE_BYTE_S,
         clock: Callable[[], float] = anyio.current_time,
         thread: OnThread = on_thread,
+        readers: int = MAX_READERS,
     ) -> None:
         self._shelves = list(shelves)
+        self._readers = Readers(readers)
         self._limit = RateLimit(rate_byte_s)
         self._clock = clock
         self._thread = thread
@@ -98,7 +130,7 @@ class BlockDonor:
         """method: another one lets two donors stand behind one transport"""
         await calls.answer(method, self.answer)
 
-    async def answer(self, _: PeerId, body: bytes) -> bytes:
+    async def answer(self, peer: PeerId, body: bytes) -> bytes:
         """raises: MalformedMessage, Refused (not here, or not any more)"""
         request = REQUESTS.decode(body)
         if not 0 < request.length <= MAX_PIECE_BYTES or request.offset < 0:
@@ -113,7 +145,10 @@ class BlockDonor:
         if request.offset > total_bytes:
             raise MalformedMessage(f"offset {request.offset} of {total_bytes} bytes")
         length = min(request.length, total_bytes - request.offset)
-        wait_s = self._limit.take(length, self._clock())
+        if part is not None and not bundle.has(request.file, request.offset, request.offset + length):
+            raise Refused("this part of the file is not here")
+        now = self._clock()
+        wait_s = self._readers.admit(peer, now) or self._limit.take(length, now)
         if wait_s > 0:
             return ANSWERS.encode(BlockAnswer(total_bytes, b"", wait_s))
         if part is None:

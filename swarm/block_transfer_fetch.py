@@ -1,6 +1,7 @@
 """Bringing a bundle here over member calls: the shell around `BlockTransfer`."""
 
-from collections.abc import Callable, Collection, Sequence
+import random
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -14,6 +15,7 @@ from .block_transfer import (
     MAX_PIECE_BYTES,
     Arrived,
     Ask,
+    Block,
     BlockTransfer,
     Dropped,
     Effect,
@@ -33,10 +35,32 @@ from .member_calls import MemberCalls
 
 PATIENCE_S = 5.0  # for one piece; a block that hangs is asked of another donor long before
 MAX_DONORS = 8  # asked at once
+SEARCH_PERIOD_S = 5.0  # between two looks for more donors
+STUCK_PERIOD_S = 1.0  # the same while nobody is left
+FORGIVEN_S = 15.0  # a donor that was dropped without a fault may come again
 _LISTING_WAITS = 40
 
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
+Holders = Mapping[PeerId, frozenset[Block] | None]  # what each donor has; None: everything
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Nobody is left who has what is missing."""
+
+    reason: str
+
+
+Told = Callable[[Dropped | Waiting], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Donors that may come while a transfer runs. wait_s: how long it waits for one when none is left"""
+
+    holders: Callable[[], Awaitable[Holders]]
+    wait_s: float
 
 
 @dataclass(slots=True)
@@ -47,9 +71,17 @@ class Transferred:
     kept_bytes: int  # were here before
     seconds: float = 0.0
     dropped: dict[PeerId, str] = field(default_factory=dict)
+    dropped_at: dict[PeerId, float] = field(default_factory=dict)
     late: set[PeerId] = field(default_factory=set)  # owed an answer at the end
     faulty: tuple[PeerId, ...] = ()  # sent what no honest donor sends
     given_bytes: dict[PeerId, int] = field(default_factory=dict)
+
+
+_GIVEN_UP = Failed(PeerId(""), -1, "nobody came", "silent")
+
+
+def _reasons(report: Transferred) -> str:
+    return "; ".join(f"{peer[-8:]}: {why}" for peer, why in list(report.dropped.items())[:3]) or "none was known"
 
 
 class Threads:
@@ -103,26 +135,29 @@ class BlockFetcher:
         self,
         bundle: BundleId,
         listing: Listing,
-        donors: Collection[PeerId],
+        donors: Collection[PeerId] | Holders,
         folder: BlockFolder,
         progress: Progress | None = None,
+        search: Search | None = None,
+        told: Told | None = None,
+        order: random.Random | None = None,
     ) -> Transferred:
-        """Every block into the folder, going on where an earlier attempt stopped.
+        """Every wanted block into the folder, going on where an earlier attempt stopped.
 
         raises: Unavailable when no donor is left (what has come is kept), OutOfMemory
         """
         began = self._clock()
-        transfer = BlockTransfer(listing, await self._threads.run(folder.prepare))
+        transfer = BlockTransfer(listing, await self._threads.run(folder.prepare), folder.wanted, order)
         report = Transferred(transfer.total_bytes, transfer.kept_bytes)
-        error = await self._move(transfer, bundle, list(dict.fromkeys(donors)), folder, report, progress)
+        holders = donors if isinstance(donors, Mapping) else dict.fromkeys(donors)
+        error = await self._move(transfer, bundle, holders, folder, report, progress, search, told)
         report.seconds = self._clock() - began
         report.late = transfer.late_donors(self._clock())
         if error is not None:
             raise error
         if transfer.stuck:
-            reasons = "; ".join(f"{peer[-8:]}: {why}" for peer, why in list(report.dropped.items())[:3])
             here = f"{transfer.stored_bytes} of {transfer.total_bytes} bytes are here"
-            raise Unavailable(f"no donor of {bundle[:12]} is left ({reasons or 'none was known'}); {here}")
+            raise Unavailable(f"no donor of {bundle[:12]} is left ({_reasons(report)}); {here}")
         await self._threads.run(folder.finish)
         return report
 
@@ -130,32 +165,74 @@ class BlockFetcher:
         self,
         transfer: BlockTransfer,
         bundle: BundleId,
-        waiting: list[PeerId],
+        holders: Holders,
         folder: BlockFolder,
         report: Transferred,
         progress: Progress | None,
+        search: Search | None,
+        told: Told | None,
     ) -> OutOfMemory | None:
         """Until the transfer is done or stuck. returns: what the disk said, if it failed"""
         give, take = anyio.create_memory_object_stream[Event](256)
         error: OutOfMemory | None = None
+        waiting: list[Event] = [Joined(donor, have) for donor, have in holders.items()]
         async with give, take, anyio.create_task_group() as tasks:
-            while error is None and not transfer.done and (waiting or not transfer.stuck):
+            if search is not None and not transfer.done:
+                tasks.start_soon(self._search, search, transfer, report, give, told)
+            while error is None and not transfer.done and (waiting or not transfer.stuck or search is not None):
                 events: list[Event] = []
                 while waiting and len(transfer.donors) + len(events) < MAX_DONORS:
-                    events.append(Joined(waiting.pop(0)))
+                    events.append(waiting.pop(0))
                 if not events:
                     events.append(await self._next(transfer, take, report))
+                if events[0] == _GIVEN_UP:
+                    break
                 effects = [effect for event in events for effect in transfer.handle(event, self._clock())]
                 for ask in effects:
                     if isinstance(ask, Ask):
                         tasks.start_soon(self._ask, ask, bundle, give)
-                error = await self._settle(effects, folder, report)
+                error = await self._settle(effects, folder, report, told)
                 if progress is not None:
                     progress(transfer.stored_bytes, transfer.total_bytes)
             tasks.cancel_scope.cancel()
         return error
 
-    async def _settle(self, effects: list[Effect], folder: BlockFolder, report: Transferred) -> OutOfMemory | None:
+    async def _search(
+        self,
+        search: Search,
+        transfer: BlockTransfer,
+        report: Transferred,
+        give: MemoryObjectSendStream[Event],
+        told: Told | None,
+    ) -> None:
+        """Tell of donors that have come, and of what those that are known have got since."""
+        stuck_since: float | None = None
+        looked_at = self._clock()
+        while True:
+            await anyio.sleep(STUCK_PERIOD_S if stuck_since is not None else STUCK_PERIOD_S / 4)
+            now = self._clock()
+            if not transfer.stuck:
+                stuck_since = None
+            elif stuck_since is None:
+                stuck_since = now
+                if told is not None:
+                    told(Waiting(_reasons(report)))
+            elif now - stuck_since > search.wait_s:
+                await give.send(_GIVEN_UP)
+                return
+            if now - looked_at < (STUCK_PERIOD_S if stuck_since is not None else SEARCH_PERIOD_S):
+                continue
+            looked_at = now
+            for donor, have in (await search.holders()).items():
+                known = donor in transfer.donors
+                forgiven = report.dropped_at.get(donor, -FORGIVEN_S) + FORGIVEN_S <= now
+                room = len(transfer.donors) < MAX_DONORS
+                if donor not in report.faulty and (known or (forgiven and room)):
+                    await give.send(Joined(donor, have))
+
+    async def _settle(
+        self, effects: list[Effect], folder: BlockFolder, report: Transferred, told: Told | None
+    ) -> OutOfMemory | None:
         """Write verified blocks and note who was dropped."""
         for effect in effects:
             match effect:
@@ -166,7 +243,10 @@ class BlockFetcher:
                         return error
                 case Dropped(donor, reason, fault):
                     report.dropped[donor] = reason
+                    report.dropped_at[donor] = self._clock()
                     report.faulty += (donor,) if fault else ()
+                    if told is not None:
+                        told(effect)
                 case Ask():
                     pass  # under way
         return None

@@ -85,9 +85,12 @@ class Compute(Protocol):
                 that cannot be moved), LocalFault
         """
 
-    async def import_kv(self, session: SessionId, start: int, chunks: Sequence[bytes]) -> int:
+    async def import_kv(
+        self, session: SessionId, start: int, chunks: Sequence[bytes], history: tuple[int, ...] = ()
+    ) -> int:
         """Take in chunks of consecutive positions, the first from `start` on: as many as the session holds so far.
 
+        history: the ids so far, when the sampling has penalties; they take the place of those told to `open`
         returns: positions held then
         raises: BadChunk (damaged; of another model, dtype, layers or profile; out of order); the chunks before it stay.
                 Refused (unknown session, `start` does not continue it, more than is reserved), LocalFault

@@ -9,21 +9,25 @@ from typing import Protocol
 import anyio
 from anyio.abc import TaskGroup
 
+from .cache_keeper import CacheKeeper
+from .cache_streams import CacheReceiver
 from .chain_plan import ChainPlanner
 from .compute import Compute
 from .errors import ContextTooLong, UsageError
 from .feeder import Feeder, IdFeeder, LocalFeeder
-from .generation import ServedModel, TokenRequest, checked_session
+from .generation import EXACTNESSES, ServedModel, TokenRequest, checked_session
 from .handshake import Gate
 from .hop_server import KEEP_BYTES
 from .identifiers import ModelId, SessionId
 from .lanes import Stamping
 from .manifest import Manifest
 from .metering import Paying
-from .session import Patience, Session
+from .session import Session
+from .session_hop import Patience
 from .token_stream import DriverStream, LocalHead
 from .transport import Transport
 from .units import Span, whole
+from .work_records import SessionAudits
 
 
 class LocalParts(Protocol):
@@ -48,7 +52,10 @@ class Driver:
         seed: int | None = None,
         paying: Paying | None = None,
         stamping: Stamping | None = None,
+        receiver: CacheReceiver | None = None,
+        audits: SessionAudits | None = None,
     ) -> None:
+        self.audits = audits
         self._transport = transport
         self._gate = gate
         self._planner = planner
@@ -60,6 +67,8 @@ class Driver:
         self._seeded = seed is not None
         self._paying = paying
         self._stamping = stamping
+        # snapshots that the client keeps itself; a node has one for what it keeps for others too
+        self._receiver = receiver or CacheReceiver(transport, gate, CacheKeeper())
 
     async def models(self) -> list[ServedModel]:
         return await self._planner.models()
@@ -95,7 +104,11 @@ class Driver:
             exclude=request.exclude,
             patience=self._patience,
             max_hops=request.max_hops,
+            exactness=request.exactness,
+            keep_snapshots=request.keep_snapshots,
         )
+        if request.keep_snapshots:
+            await self._receiver.start()
         stream = DriverStream(
             name,
             session,
@@ -111,6 +124,7 @@ class Driver:
             payment,
             stamp,
             self._tasks,
+            self._receiver,
         )
         error: Exception | None = None
         try:
@@ -126,8 +140,9 @@ class Driver:
             feeder.close()
             if head is not None:
                 head.close()
-            for link in stream.links():
-                stream.let_go(link)
+            stream.let_all_go()
+            if self.audits is not None:
+                self.audits.ended(stream.used())
         if error is not None:
             raise error
 
@@ -157,6 +172,8 @@ def _check(request: TokenRequest, manifest: Manifest) -> None:
         raise UsageError("max_new_tokens must be at least 1")
     if not 0 <= min(request.ids) <= max(request.ids) < manifest.vocabulary:
         raise UsageError(f"a token id lies outside the vocabulary of {manifest.vocabulary}: wrong tokenizer?")
+    if request.exactness not in EXACTNESSES:
+        raise UsageError(f"exactness is one of {', '.join(EXACTNESSES)}, not {request.exactness!r}")
     if not 0 <= request.local_layers < manifest.layers:
         raise UsageError(f"local_layers must lie in 0:{manifest.layers - 1} for this model of {manifest.layers} layers")
     if request.share_prefix and request.session:

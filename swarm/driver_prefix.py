@@ -27,7 +27,7 @@ class DriverPrefix:
         self._staged.clear()
         links = self._links(ids)[: usable(len(ids))]
         self._told = len(links)
-        return Prefix(tuple(links), self._request.share_prefix, self._request.exact_kv)
+        return Prefix(tuple(links), self._request.share_prefix, self._request.exactness != "fast")
 
     def _links(self, ids: Sequence[int]) -> tuple[bytes, ...]:
         scope = "" if self._request.share_prefix else f"session {self._request.session}"

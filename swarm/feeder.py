@@ -4,16 +4,19 @@ Everything fed so far can be fed again (the prompt and what was generated, or th
 the same first hop or to its replacement.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from . import messages
 from .compute import Compute, Work
+from .errors import LocalFault
 from .identifiers import SessionId
 from .kept_outputs import KeptOutputs
-from .messages import Feed, with_word
+from .messages import Feed, slice_of, with_word
 from .transport import Stream
 
 PREFILL_POSITIONS = 256  # ids in one feed: hops work on different feeds of one prompt at the same time
+Turn = Callable[[int], Awaitable[bytes]]
+"""Waits until positions from this one on may go, and gives the word that goes with them."""
 
 
 def _chunks(ids: Sequence[int], start: int, positions: int) -> list[tuple[int, tuple[int, ...], bool]]:
@@ -23,16 +26,27 @@ def _chunks(ids: Sequence[int], start: int, positions: int) -> list[tuple[int, t
     ]
 
 
+async def _in_turn(feed: Feed, turn: Turn | None) -> messages.Pushed:
+    if turn is None:
+        return feed
+    word = await turn(feed.start)
+    return with_word(feed, word) if feed.wants_token or feed.replay else slice_of(feed, word)
+
+
 class IdFeeder:
     """The thin driver: token ids go to the first hop, `positions` of a prompt at once."""
 
     def __init__(self, positions: int | None = None) -> None:
         self._positions = positions or PREFILL_POSITIONS
 
-    async def feed_all(self, stream: Stream, ids: Sequence[int], replay: bool) -> None:
-        """raises: Unavailable"""
-        for start, chunk, last in _chunks(ids, 0, self._positions):
-            await stream.send(messages.encode(Feed(start, len(chunk), chunk, b"", last, replay, ())))
+    async def feed_all(self, stream: Stream, ids: Sequence[int], start: int, replay: bool, turn: Turn | None) -> None:
+        """From position `start` on. turn: for a prompt in slices, each of which waits for the one before.
+
+        raises: Unavailable
+        """
+        for at, chunk, last in _chunks(ids, start, self._positions):
+            feed = Feed(at, len(chunk), chunk, b"", last, replay, ())
+            await stream.send(messages.encode(await _in_turn(feed, turn)))
 
     async def feed_token(self, stream: Stream, start: int, token: int, tick: bytes) -> None:
         await stream.send(messages.encode(with_word(Feed(start, 1, (token,), b"", True, False, ()), tick)))
@@ -60,12 +74,15 @@ class LocalFeeder:
         for start, chunk, last in _chunks(ids, self._kept.length, self._positions):
             yield await self._run(start, chunk, last, replay)
 
-    async def feed_all(self, stream: Stream, ids: Sequence[int], replay: bool) -> None:
+    async def feed_all(self, stream: Stream, ids: Sequence[int], start: int, replay: bool, turn: Turn | None) -> None:
+        """raises: LocalFault when what is to be fed again is no longer kept"""
         if replay:
-            for feed in self._kept.replay():
+            if start < self._kept.first:
+                raise LocalFault("the outputs of the local layers are no longer kept")
+            for feed in self._kept.replay(start):
                 await stream.send(messages.encode(feed))
         async for feed in self._fresh(ids, replay):
-            await stream.send(messages.encode(feed))
+            await stream.send(messages.encode(await _in_turn(feed, turn)))
 
     async def feed_token(self, stream: Stream, start: int, token: int, tick: bytes) -> None:
         await stream.send(messages.encode(with_word(await self._run(start, (token,), True, False), tick)))

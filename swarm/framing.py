@@ -3,8 +3,8 @@
 p2pd can lose the tail of a stream without an error, so a plain end of file proves nothing: a stream is complete only
 when END came with the right count, and its writer knows that only when ACK came back. Sans-io: bytes in, frames out.
 
-Layout, little endian: kind u8, length u32, payload. DATA carries a message; END carries the number of DATA frames
-before it (u64); ACK is empty.
+Layout: kind u8, length (seven bits a byte, lowest first, the high bit set on all but the last), payload. DATA carries a
+message; END carries the number of DATA frames before it (u64, little endian); ACK is empty.
 """
 
 import struct
@@ -14,11 +14,11 @@ from typing import Literal
 
 from .errors import FrameTooLarge, MalformedMessage
 
-HEADER = struct.Struct("<BI")
 COUNT = struct.Struct("<Q")
 DATA: Literal[0] = 0
 END: Literal[1] = 1
 ACK: Literal[2] = 2
+_MOST_LENGTH_BYTES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,24 @@ class Frame:
 
 
 def data_frame(payload: bytes) -> bytes:
-    return HEADER.pack(DATA, len(payload)) + payload
+    return header(DATA, len(payload)) + payload
 
 
 def end_frame(sent: int) -> bytes:
-    return HEADER.pack(END, COUNT.size) + COUNT.pack(sent)
+    return header(END, COUNT.size) + COUNT.pack(sent)
 
 
 def ack_frame() -> bytes:
-    return HEADER.pack(ACK, 0)
+    return header(ACK, 0)
+
+
+def header(kind: int, length: int) -> bytes:
+    head = bytearray((kind,))
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return bytes(head)
 
 
 class FrameDecoder:
@@ -56,17 +65,30 @@ class FrameDecoder:
         buffer += data
         at, size = 0, len(buffer)
         try:
-            while size - at >= HEADER.size:
-                kind, length = HEADER.unpack_from(buffer, at)
+            while (head := self._header(at)) is not None:
+                kind, length, begin = head
                 self._check_header(kind, length)
-                stop = at + HEADER.size + length
+                stop = begin + length
                 if stop > size:
                     break
-                payload = bytes(memoryview(buffer)[at + HEADER.size : stop])
+                payload = bytes(memoryview(buffer)[begin:stop])
                 at = stop
                 yield self._frame(kind, payload)
         finally:
             del buffer[:at]
+
+    def _header(self, at: int) -> tuple[int, int, int] | None:
+        """Kind, length and where the payload begins; None when the header is not there whole."""
+        buffer, length = self._buffer, 0
+        for number in range(_MOST_LENGTH_BYTES):
+            index = at + 1 + number
+            if index >= len(buffer):
+                return None
+            byte = buffer[index]
+            length |= (byte & 0x7F) << 7 * number
+            if byte < 0x80:
+                return buffer[at], length, index + 1
+        raise MalformedMessage(f"a length of more than {_MOST_LENGTH_BYTES} bytes")
 
     def _check_header(self, kind: int, length: int) -> None:
         if kind == DATA:

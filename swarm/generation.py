@@ -15,6 +15,10 @@ from .manifest import Manifest
 from .sampling import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Exactness = Literal["exact", "fast", "replay"]
+"""How a session goes on when a hop is lost: from a lossless snapshot of its cache, from a lossy one (text may change a
+little), or with no snapshot, by computing again. A hop that leaves of its own accord hands its cache over anyway."""
+EXACTNESSES: tuple[Exactness, ...] = ("exact", "fast", "replay")
 
 
 LEAST_SESSION, MOST_SESSION = 8, 128  # characters of a session's name
@@ -42,9 +46,10 @@ class TokenRequest:
     max_hops: int = 8
     exclude: frozenset[PeerId] = frozenset()
     trust: frozenset[PeerId] = frozenset()  # when not empty, only these peers may see activations
+    exactness: Exactness = "replay"
+    keep_snapshots: bool = False  # in this process, and not at other holders of the layers
     share_prefix: bool = False  # KV of the prompt may be kept, announced, given to others and taken from them
     session: str = ""  # KV is kept at the hops under this name, for a later request with the same name
-    exact_kv: bool = True  # taken KV has lost nothing
 
     @property
     def reuses_kv(self) -> bool:
@@ -70,6 +75,8 @@ class Failover:
     reason: str
     pause_s: float
     replaced_by: tuple[PeerId, ...]
+    loaded: int = 0  # positions whose cache was taken over and not computed again
+    planned: bool = False  # the peer left of its own accord
 
 
 @dataclass(slots=True)

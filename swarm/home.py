@@ -74,6 +74,11 @@ class Home:
         return self.root / "witness.sqlite"
 
     @property
+    def audits(self) -> Path:
+        """What this node has found out about others by auditing them."""
+        return self.root / "audits.sqlite"
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 

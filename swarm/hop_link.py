@@ -10,8 +10,34 @@ from . import messages
 from .errors import RemoteFault, ShoalError, StreamBroken, Unavailable, VersionMismatch
 from .handshake import Gate, greet, next_message, read_welcome
 from .identifiers import PeerId, SessionId
-from .messages import Failed, Open, Opened, Output, Progress, Reused, Staged, Token
-from .session_events import Event, HopFailed, HopKey, HopLost, HopOpened, ProgressCame
+from .messages import (
+    CacheLost,
+    Computed,
+    Failed,
+    Handed,
+    Hold,
+    Leaving,
+    Open,
+    Opened,
+    Output,
+    Progress,
+    Restored,
+    Reused,
+    Staged,
+    Token,
+)
+from .session_events import (
+    CacheCame,
+    CacheFailed,
+    Event,
+    HopFailed,
+    HopHanded,
+    HopKey,
+    HopLeaves,
+    HopLost,
+    HopOpened,
+    ProgressCame,
+)
 from .transport import Stream, Transport
 from .units import Span
 
@@ -36,6 +62,7 @@ class HopLink:
         gate: Gate,
         post: Callable[[Event], None],
         on_result: Callable[[HopKey, Token | Output], None],
+        key_of: Callable[[SessionId], HopKey],
         on_prefix: Callable[[HopKey, Staged | Reused], None],
     ) -> None:
         self.at = at
@@ -44,11 +71,12 @@ class HopLink:
         self._post = post
         self._on_result = on_result
         self._on_prefix = on_prefix
+        self._key_of = key_of
         self._stream: Stream | None = None
         self._scope = anyio.CancelScope()
         self._closing = False
 
-    async def run(self, request: Open, opening: Callable[[], Awaitable[bytes]] | None) -> None:
+    async def run(self, request: Open | Hold, opening: Callable[[], Awaitable[bytes]] | None) -> None:
         """Open the hop and read what it says until the session lets it go. Never raises; what goes wrong is posted.
 
         opening: asks for the payment that goes with the request
@@ -60,7 +88,7 @@ class HopLink:
                     await self._transport.connect(self.at.peer, self.at.addresses)
                 self._stream = await self._transport.open(self.at.peer, messages.CONTROL_PROTOCOL)
                 await greet(self._stream, self._gate)
-                if opening is not None:
+                if opening is not None and isinstance(request, Open):
                     request = replace(request, payment=await opening())
                 await self._stream.send(messages.encode(request))
                 await read_welcome(self._stream, self._gate)
@@ -78,12 +106,20 @@ class HopLink:
             match await next_message(stream):
                 case Token() | Output() as result:
                     self._on_result(key, result)
-                case Progress(_, held):
+                case Progress(_, held) | Computed(held):
                     self._post(ProgressCame(key, held))
                 case Staged() | Reused() as said:
                     self._on_prefix(key, said)
                 case Opened():
                     self._post(HopOpened(key))
+                case Restored(held):
+                    self._post(CacheCame(key, held))
+                case CacheLost(session, text):
+                    self._post(CacheFailed(key, self._key_of(session), text))
+                case Leaving(within_s):
+                    self._post(HopLeaves(key, within_s))
+                case Handed(held):
+                    self._post(HopHanded(key, held))
                 case Failed(kind, text, culprit):
                     self._post(HopFailed(key, kind, text, culprit))
                 case other:

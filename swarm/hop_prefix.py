@@ -217,6 +217,14 @@ class HopPrefix:
             await self._tell(Reused(here, fetched))
         return position
 
+    async def give_up(self, error: ShoalError) -> None:
+        """What is held cannot be taken in here: it counts as not held."""
+        log.warning("prefix_not_taken_in", reason=str(error))
+        self._staged.clear()
+        self._note_common(fetched=False)
+        if self._tell is not None:
+            await self._tell(self.staged())
+
     async def _data_of(self, number: int, held: HeldChunk | None) -> bytes | None:
         if held is None or held.data is not None:
             return held.data if held is not None else None

@@ -1,9 +1,11 @@
 """What a hop (or the driver) has pushed downstream, kept so that a replacement can be brought up to date.
 
 DESIGN 6, failover ladder, second rung: the previous hop replays its outputs into the replacement, so that only the lost
-layers are computed again. Memory is bounded: beyond `limit_bytes` everything is dropped and replay is refused.
+layers are computed again. Memory is bounded: beyond `limit_bytes` the oldest are dropped, and what is left can still be
+replayed into a replacement that has the positions before it from a snapshot.
 """
 
+from collections import deque
 from collections.abc import Iterator
 
 from shoal.compression import activations
@@ -14,34 +16,55 @@ REPLAY_POSITIONS = 256  # positions in one replayed message
 
 
 class KeptOutputs:
-    """Consecutive feeds from position 0. `hidden`: values per position."""
+    """Consecutive feeds up to `length`. first: the position from which on they can be replayed"""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._feeds: list[Feed] = []
+        self._feeds: deque[Feed] = deque()
         self._bytes = 0
         self._limit = limit_bytes
         self.length = 0  # positions
-        self.dropped = False
+        self.first = 0
+
+    def start_at(self, position: int) -> None:
+        """Of a hop that came into its positions before this one without computing them; nothing before is kept."""
+        self._feeds.clear()
+        self._bytes = 0
+        self.first = self.length = position
 
     def add(self, feed: Feed) -> None:
         self.length = feed.start + feed.count
-        if self.dropped:
-            return
         self._feeds.append(feed)
-        self._bytes += len(feed.hidden) + 8 * len(feed.ids)
+        self._bytes += _size(feed)
         if self._bytes > self._limit:
-            self.drop()
+            self._drop(self._bytes - self._limit * 7 // 8)  # some more, so that it is not done for every token
 
-    def drop(self) -> None:
-        """There is no replay from here on."""
-        self.dropped = True
-        self._feeds.clear()
+    def _drop(self, least_bytes: int) -> None:
+        """The oldest positions, so many bytes of them."""
+        while least_bytes > 0:
+            oldest = self._feeds.popleft()
+            size = _size(oldest)
+            count = min(oldest.count, -(-least_bytes * oldest.count // size))
+            rest = without_held(oldest, oldest.start + count)
+            self._bytes -= size
+            least_bytes -= size
+            self.first = oldest.start + count
+            if rest is not None:
+                self._feeds.appendleft(rest)
+                self._bytes += _size(rest)
 
-    def replay(self) -> Iterator[Feed]:
-        """Everything again, in few messages; the last one wants a token when the last feed did."""
+    def replay(self, start: int = 0) -> Iterator[Feed]:
+        """Everything from `start` on again, in few messages; the last one wants a token when the last feed did.
+
+        raises: ValueError for positions that are not kept
+        """
+        if start < self.first:
+            raise ValueError(f"positions from {self.first} on are kept, not {start}")
         group: list[Feed] = []
         positions = 0
-        for feed in self._feeds:
+        for kept in self._feeds:
+            feed = without_held(kept, start)
+            if feed is None:
+                continue
             if group and positions + feed.count > REPLAY_POSITIONS:
                 yield _joined(group, wants_token=False)
                 group, positions = [], 0
@@ -49,6 +72,10 @@ class KeptOutputs:
             positions += feed.count
         if group:
             yield _joined(group, group[-1].wants_token)
+
+
+def _size(feed: Feed) -> int:
+    return len(feed.hidden) + 8 * len(feed.ids)
 
 
 def _joined(group: list[Feed], wants_token: bool) -> Feed:

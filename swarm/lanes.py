@@ -13,8 +13,8 @@ from .messages import Open
 
 class Lane(StrEnum):
     PAID = "paid"  # pays for this session
-    EARNED = "earned"  # has contributed, and does not pay for this session; every member where no books are kept
-    FREE = "free"  # a newcomer
+    EARNED = "earned"  # is owed for work that nobody paid; every member where no books are kept
+    FREE = "free"  # a newcomer, and whoever neither pays nor is owed
 
 
 @dataclass(frozen=True, slots=True)

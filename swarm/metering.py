@@ -18,7 +18,12 @@ class Payment(Protocol):
 
     @property
     def slice_tokens(self) -> int | None:
-        """A prompt goes out in pieces of so many positions; None: as large as they may be."""
+        """A prompt goes out in pieces of so many positions, each when the one before is computed; None: as large as
+        they may be, and without waiting."""
+
+    @property
+    def in_advance(self) -> bool:
+        """The opening has to be there before the hop opens; otherwise it may come once the first token has."""
 
     async def opening(self, peer: PeerId, session: SessionId, span: Span) -> bytes:
         """What goes with the `Open` to this hop; b"" when nothing is offered. Never raises."""
@@ -32,6 +37,9 @@ class Payment(Protocol):
     def word(self) -> bytes:
         """The word for all that has come, told or not: after a repair it may have got lost. b"": none."""
 
+    def last(self) -> bytes:
+        """The word for all that has come, unless it is known to have reached all hops. b"": none."""
+
 
 class Paying(Protocol):
     """The driver's side of all its sessions."""
@@ -42,10 +50,6 @@ class Paying(Protocol):
 
 class Meter(Protocol):
     """A hop's side of one session."""
-
-    @property
-    def shows_progress(self) -> bool:
-        """The last hop tells the driver of positions that give no token, so that they can be paid."""
 
     async def admit(self, count: int) -> None:
         """Before so many positions are computed; waits for a word that is on its way. raises: Refused"""
@@ -63,4 +67,7 @@ class Metering(Protocol):
     """A hop's side of all its sessions."""
 
     async def open(self, driver: PeerId, request: Open) -> Meter | None:
-        """None: this session is served without books. raises: Refused"""
+        """None: this session is served without books, unless its driver pays later. raises: Refused"""
+
+    async def open_late(self, driver: PeerId, request: Open, payment: bytes) -> Meter | None:
+        """For a session that runs already, in the free lane. raises: Refused"""

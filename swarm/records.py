@@ -33,7 +33,7 @@ DOMAIN = "record"
 _MAX_REMEMBERED = 16384
 
 
-class Hosted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Hosted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A span of one model, ready to serve."""
 
     model: ModelId
@@ -45,6 +45,7 @@ class Hosted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue: int  # sessions that are open now
     free_tokens: int  # KV room left, in tokens
     max_context: int
+    device: str = "cpu"  # its kind: audits compare numbers within one
 
 
 class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -116,7 +117,12 @@ def record_problem(record: NodeRecord) -> str:
 def _hosted_problem(hosted: Hosted) -> str:
     if len(hosted.model) != 64 or not hosted.model.isalnum():
         return "a model id has 64 hexadecimal characters"
-    if not hosted.name.isprintable() or not hosted.dtype.isprintable() or len(hosted.dtype) > 16:
+    if (
+        not hosted.name.isprintable()
+        or not hosted.dtype.isprintable()
+        or len(hosted.dtype) > 16
+        or len(hosted.device) > 16
+    ):
         return "a model's name or dtype is not printable or too long"
     if not 0 <= hosted.layers <= MAX_LAYERS or hosted.span.stop > hosted.layers + 2:
         return "a hosted span lies outside its model"

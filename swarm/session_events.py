@@ -53,6 +53,48 @@ class HopLost:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerSought:
+    """The answer to `SeekPeer`. peer None: there is nobody, and `reason` says why"""
+
+    hop: HopKey
+    peer: PeerId | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCame:
+    """A hop has taken in the cache that was to come, and has so many positions."""
+
+    hop: HopKey
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFailed:
+    """A hop could not send its cache to the holder of that key, or could not use what came (then it is its own)."""
+
+    hop: HopKey
+    to: HopKey
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HopLeaves:
+    """A hop asks for a successor, and is gone after so many seconds."""
+
+    hop: HopKey
+    within_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HopHanded:
+    """A leaving hop has given all away and computes no more."""
+
+    hop: HopKey
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
 class TokenCame:
     position: int
     choice: Choice
@@ -69,7 +111,21 @@ class Ticked:
     """The time asked for by `WakeAt` has come."""
 
 
-Event = Planned | PlanFailed | HopOpened | HopFailed | HopLost | TokenCame | ProgressCame | Ticked
+Event = (
+    Planned
+    | PlanFailed
+    | HopOpened
+    | HopFailed
+    | HopLost
+    | PeerSought
+    | CacheCame
+    | CacheFailed
+    | HopLeaves
+    | HopHanded
+    | TokenCame
+    | ProgressCame
+    | Ticked
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +145,93 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Restore:
+    """Whose cache a hop begins with. sender None: the driver's; kept: it lies at the peer itself, under this name, and
+    positions below `below` only are wanted"""
+
+    sender: PeerId | None
+    kept: HopKey | None = None
+    below: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class OpenHop:
     hop: HopKey
     peer: PeerId
     span: Span
     upstream: PeerId | None  # None: the driver
     downstream: HopKey | None
+    restore: Restore | None = None  # `CacheCame` tells when it is done
+
+
+@dataclass(frozen=True, slots=True)
+class SeekPeer:
+    """After `after_s` seconds, find one peer for all of `span`, as standby or successor of a hop."""
+
+    hop: HopKey
+    span: Span
+    exclude: frozenset[PeerId]
+    before: PeerId | None
+    after: PeerId | None
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class OpenHold:
+    """Have a standby keep what `sender` will send."""
+
+    hold: HopKey
+    peer: PeerId
+    span: Span
+    sender: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class KeepHere:
+    """Keep what `sender` will send in this process."""
+
+    hold: HopKey
+    sender: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class SendSnapshots:
+    """Have a hop send its cache to a hold, chunk by chunk as it fills."""
+
+    hop: HopKey
+    hold: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class SendKept:
+    """Send what is kept in this process of positions below `below` to a hop that waits for it."""
+
+    hold: HopKey
+    hop: HopKey
+    below: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Have a leaving hop send all it has to its successor, and stop computing."""
+
+    hop: HopKey
+    successor: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOn:
+    """A leaving hop hands over to nobody, for now."""
+
+    hop: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class TellStranded:
+    """A leaving hop has no successor."""
+
+    hop: HopKey
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +249,15 @@ class AdoptUpstream:
 class RewireHop:
     hop: HopKey
     downstream: HopKey
+    start: int = 0  # positions before are there already
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectFirst:
-    """Push from the driver into this hop from now on, and feed it everything from position 0."""
+    """Push from the driver into this hop from now on, and feed it everything from position `start` on."""
 
     hop: HopKey
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +291,8 @@ class Repaired:
     reason: str
     pause_s: float
     replaced_by: tuple[PeerId, ...]
+    loaded: int = 0  # positions that were taken over and not computed again
+    planned: bool = False  # it left of its own accord
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +307,15 @@ class Broke:
 
 Effect = (
     Plan
+    | SeekPeer
     | OpenHop
+    | OpenHold
+    | KeepHere
+    | SendSnapshots
+    | SendKept
+    | HandOver
+    | KeepOn
+    | TellStranded
     | CloseHop
     | AdoptUpstream
     | RewireHop

@@ -155,7 +155,9 @@ class SimulatedCompute:
             chunks.append(pack_chunk(KvChunk(made, first, last - first, payload)))
         return chunks
 
-    async def import_kv(self, session: SessionId, start: int, chunks: Sequence[bytes]) -> int:
+    async def import_kv(
+        self, session: SessionId, start: int, chunks: Sequence[bytes], history: tuple[int, ...] = ()
+    ) -> int:
         held = self._known(session)
         if self._fault == "refuse_import":
             raise Refused("this node takes no caches in")

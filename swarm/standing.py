@@ -16,6 +16,9 @@ class KnownStanding(Standing, Protocol):
     def shown(self, peer: PeerId) -> float | None:
         """In [0, 1], None when nothing is known of anybody."""
 
+    def remark(self, peer: PeerId) -> str:
+        """In a word or two, what speaks against a peer; an empty string when nothing does."""
+
 
 class Neutral:
     """Nobody is known better than anybody else."""
@@ -25,3 +28,6 @@ class Neutral:
 
     def shown(self, peer: PeerId) -> float | None:
         return None
+
+    def remark(self, peer: PeerId) -> str:
+        return ""

@@ -1,7 +1,7 @@
 """A driver without a node: own p2pd, no DHT, no torch. It asks members for records and sends and receives token ids."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
@@ -11,6 +11,7 @@ from . import joining, membership_file
 from .chain_planner import DirectoryPlanner
 from .driver import Driver
 from .errors import SwarmUnreachable
+from .handshake import Gate
 from .home import Home
 from .identity import Identity
 from .invite import read_invite
@@ -20,10 +21,14 @@ from .metering import Paying
 from .node_lock import CLIENT_NAME, NodeLock
 from .pings import Pinger
 from .record_calls import RemoteDirectory
-from .records import RecordReader
+from .records import NodeRecord, RecordReader
 from .stamp import StampMaker
 from .swarm_entry import enter, join
+from .transport import Transport
 from .transports.p2pd import NetworkOptions
+from .work_records import SessionAudits
+
+Auditors = Callable[[Transport, Gate, Callable[[], Sequence[NodeRecord]]], SessionAudits]
 
 
 def _now() -> float:
@@ -32,10 +37,15 @@ def _now() -> float:
 
 @asynccontextmanager
 async def thin_driver(
-    home: Home, tasks: TaskGroup, invite_line: str | None = None, paying: Paying | None = None
+    home: Home,
+    tasks: TaskGroup,
+    invite_line: str | None = None,
+    paying: Paying | None = None,
+    auditors: Auditors | None = None,
 ) -> AsyncIterator[Driver]:
     """A driver for the swarm of this home, or for the one that the invite names (which this home then belongs to).
 
+    paying, auditors: for a client that keeps a ledger; it runs its auditor itself, and ends it before it leaves
     raises: SwarmUnreachable when the home belongs to no swarm or nobody answers; Refused; UsageError
     """
     from .transports.libp2p import Libp2pTransport
@@ -59,4 +69,5 @@ async def thin_driver(
         pinger = Pinger(transport, calls, LatencyBook(), anyio.current_time)
         planner = DirectoryPlanner(directory, calls, pinger, anyio.current_time, _now)
         stamping = StampMaker(entered.swarm.id, identity.public_key, _now) if entered.swarm.public else None
-        yield Driver(transport, entered.gate, planner, tasks, paying=paying, stamping=stamping)
+        audits = auditors(transport, entered.gate, lambda: directory.book.live(_now())) if auditors else None
+        yield Driver(transport, entered.gate, planner, tasks, paying=paying, stamping=stamping, audits=audits)

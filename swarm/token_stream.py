@@ -7,10 +7,13 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 from shoal.compression.errors import MalformedPayload
+from shoal.compression.kv_levels import KvLevel
 
 from . import session_events as events
+from .cache_streams import CacheReceiver
 from .chain_plan import ChainPlanner, PlannedHop
 from .compute import Choice, Compute, Work
 from .driver_prefix import DriverPrefix
@@ -19,15 +22,35 @@ from .errors import BadActivation, MalformedMessage, ShoalError
 from .feeder import Feeder
 from .generation import Failover, FinishReason, Route, RouteHop, TokenRequest
 from .handshake import Gate
+from .held_aside import HeldAside, hop_session
 from .hop_link import HopLink, LinkAddress
 from .identifiers import PeerId, SessionId
 from .kept_outputs import without_held
+from .kv_chunks import KvFormat
 from .manifest import Manifest
-from .messages import Adopt, Feed, Open, Output, Prefix, Probe, Reused, Rewire, Staged, Tick, Timing, Token
+from .messages import (
+    Adopt,
+    Feed,
+    NoSuccessor,
+    Open,
+    Output,
+    Pay,
+    Prefix,
+    Probe,
+    Reused,
+    Rewire,
+    SendCache,
+    Staged,
+    Stay,
+    Tick,
+    Timing,
+    Token,
+)
 from .metering import Payment
 from .session import Session
 from .transport import Transport
-from .units import describe, has_head
+from .units import describe, has_head, layer_range
+from .work_records import UsedHop, UsedSession
 
 
 class LocalHead:
@@ -104,7 +127,9 @@ class DriverStream:
         payment: Payment | None,
         stamp: bytes,
         outliving: TaskGroup,
+        receiver: CacheReceiver,
     ) -> None:
+        self._holds = HeldAside(name, transport, gate, receiver, self._post)
         self._outliving = outliving  # streams are closed after the caller has left
         self._payment = payment
         self._stamp = stamp
@@ -127,19 +152,38 @@ class DriverStream:
         self._wished: Prefix | None = None
         self._links: dict[events.HopKey, HopLink] = {}
         self._tallies: dict[events.HopKey, _Tally] = {}
+        self._since: dict[events.HopKey, int] = {}  # the session's length at its opening, 0 in the first chain
+        self._used: list[UsedHop] = []
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
         tick = payment.tick if payment else bytes
-        self._push = DriverPush(transport, gate, feeder, session.ids, self._post, tick)
+        in_turn = payment is not None and payment.slice_tokens is not None
+        self._push = DriverPush(transport, gate, feeder, session.ids, self._post, tick, in_turn=in_turn)
+        self._late: dict[events.HopKey, anyio.Event] = {}  # set when the payment that came late has left
         self._events_in, self._events = anyio.create_memory_object_stream[events.Event](math.inf)
         self._choices_in, self._choices = anyio.create_memory_object_stream[Choice | ShoalError](math.inf)
         self._outputs_in, self._outputs = anyio.create_memory_object_stream[tuple[events.HopKey, Output]](math.inf)
 
-    def links(self) -> list[HopLink]:
-        return list(self._links.values())
+    def let_all_go(self) -> None:
+        """The session is over, at every hop and standby."""
+        for link in self._links.values():
+            self.let_go(link)
+        for hold in self._holds.end_all():
+            self._outliving.start_soon(hold.close)
 
     def let_go(self, link: HopLink) -> None:
         """End the session at a hop, with the word for what has come."""
-        self._outliving.start_soon(link.close, self._payment.word() if self._payment else b"")
+        self._outliving.start_soon(self._let_go, link)
+
+    async def _let_go(self, link: HopLink) -> None:
+        late = self._late.get(link.at.key)
+        if late is not None:
+            await late.wait()
+        await link.close(self._last_word())
+
+    def _last_word(self) -> bytes:
+        if self._payment is None:
+            return b""
+        return self._payment.word() if self.route.failovers else self._payment.last()
 
     @property
     def chain(self) -> tuple[PeerId, ...]:
@@ -165,14 +209,14 @@ class DriverStream:
             over = await self._carry_out(self._session.start(), tasks)
             while not over:
                 event = await self._events.receive()
-                self._pay(event, tasks)
+                self._pay(event)
                 over = await self._carry_out(self._session.handle(event, self._clock()), tasks)
                 self._keep(event, tasks)
 
     def finish(self) -> None:
         """The caller has left: complete the route."""
         for link in self._links.values():
-            self._note_hop(link)
+            self._note_hop(link, stayed=True)
         self.route.total_s = self._clock() - self._began_s
         if self.finish_reason is None:
             self.finish_reason = "cancelled"
@@ -197,22 +241,37 @@ class DriverStream:
                     self._open_hop(effect, tasks)
                 case events.CloseHop(key):
                     self._close_hop(key)
+                case events.SeekPeer():
+                    tasks.start_soon(self._seek, effect)
+                case events.OpenHold():
+                    self._open_hold(effect, tasks)
+                case events.KeepHere(hold, sender):
+                    self._keep_here(hold, sender)
+                case events.SendSnapshots(key, hold):
+                    await self._links[key].tell(self._holds.send_to(hold, self._level))
+                case events.SendKept(hold, key, below):
+                    tasks.start_soon(self._holds.send_kept, hold, self._links[key].at, below)
+                case events.HandOver(key, successor):
+                    new = self._links[successor].at
+                    handover = SendCache(new.peer, new.session, new.addresses, self._level, hands_over=True)
+                    await self._links[key].tell(handover)
+                case events.KeepOn(key):
+                    if key in self._links:
+                        await self._links[key].tell(Stay())
+                case events.TellStranded(key, reason):
+                    await self._links[key].tell(NoSuccessor(reason[:500]))
                 case events.AdoptUpstream(key, upstream):
                     await self._links[key].tell(Adopt(upstream or self._transport.me))
-                case events.RewireHop(key, downstream):
+                case events.RewireHop(key, downstream, start):
                     below = self._links[downstream].at
-                    await self._links[key].tell(Rewire(below.peer, below.session, below.addresses))
+                    await self._links[key].tell(Rewire(below.peer, below.session, below.addresses, start))
                     self._tell_all_again(tasks)
-                case events.ConnectFirst(key):
+                case events.ConnectFirst(key, start):
                     await self._tell_skippable()
-                    self._push.connect(self._links[key].at, tasks)
+                    self._push.connect(self._links[key].at, start, tasks)
                     self._tell_all_again(tasks)
                 case events.Repaired():
-                    self._planner.blame(effect.peer)
-                    layers = describe(effect.span, self._manifest.layers)
-                    self.route.failovers.append(
-                        Failover(effect.peer, layers, effect.reason, effect.pause_s, effect.replaced_by)
-                    )
+                    self._note_repair(effect)
                 case events.Finished(reason):
                     self.finish_reason = reason
                     return True
@@ -223,18 +282,35 @@ class DriverStream:
 
     # Payment
 
-    def _pay(self, event: events.Event, tasks: TaskGroup) -> None:
-        """What the last hop shows is due. A token's word goes with the next feed, that of a prompt by itself."""
-        if self._payment is None:
+    def _pay(self, event: events.Event) -> None:
+        """What the last hop shows is due; the word goes with what is fed next."""
+        payment = self._payment
+        if payment is None:
             return
         match event:
             case events.TokenCame(position):
-                self._payment.arrived(position)
+                payment.arrived(position)
+                self._push.computed(position)
+                if not payment.in_advance:
+                    self._pay_hops_late(payment)
             case events.ProgressCame(key, held) if self._is_last(key):
-                self._payment.arrived(held)
-                self._tell_all(self._payment.tick(), tasks)
+                payment.arrived(held)
+                self._push.computed(held)
             case _:
                 pass
+
+    def _pay_hops_late(self, payment: Payment) -> None:
+        for hop in self._session.hops:
+            if hop.key in self._links and hop.key not in self._late:
+                self._late[hop.key] = anyio.Event()
+                self._outliving.start_soon(self._pay_late, payment, self._links[hop.key], self._late[hop.key])
+
+    @staticmethod
+    async def _pay_late(payment: Payment, link: HopLink, left: anyio.Event) -> None:
+        opening = await payment.opening(link.at.peer, link.at.session, link.at.span)
+        if opening:
+            await link.tell(Pay(opening))
+        left.set()
 
     def _is_last(self, key: events.HopKey) -> bool:
         last = self._session.hops[-1] if self._session.hops else None
@@ -252,6 +328,10 @@ class DriverStream:
 
     # Effects
 
+    @property
+    def _level(self) -> KvLevel:
+        return "default" if self._request.exactness == "fast" else "lossless"
+
     async def _wake_at(self, when_s: float) -> None:
         await anyio.sleep(max(0.0, when_s - self._clock()))
         self._post(events.Ticked())
@@ -268,6 +348,34 @@ class DriverStream:
             self._planned[hop.peer, hop.span.start, hop.span.stop] = hop
         self._post(events.Planned(effect.number, tuple((hop.peer, hop.span) for hop in plan.hops)))
 
+    async def _seek(self, effect: events.SeekPeer) -> None:
+        """One peer for all of the span, chosen as a chain of one hop."""
+        wanted = events.Plan(0, effect.span, effect.exclude, effect.before, effect.after, 1, 0.0)
+        try:
+            await anyio.sleep(effect.after_s)
+            plan = await self._planner.plan(self._request, wanted, self._dtype)
+        except ShoalError as error:
+            self._post(events.PeerSought(effect.hop, None, str(error)))
+            return
+        (hop,) = plan.hops
+        self._planned[hop.peer, hop.span.start, hop.span.stop] = hop
+        self._post(events.PeerSought(effect.hop, hop.peer))
+
+    def _open_hold(self, effect: events.OpenHold, tasks: TaskGroup) -> None:
+        planned = self._planned[effect.peer, effect.span.start, effect.span.stop]
+        sender = self._links[effect.sender].at.peer
+        link, request = self._holds.open(
+            effect.hold, planned, effect.span, self._request.model, self._dtype or "", sender
+        )
+        tasks.start_soon(link.run, request, None)
+
+    def _keep_here(self, hold: events.HopKey, sender: events.HopKey) -> None:
+        at = self._links[sender].at
+        layers = layer_range(at.span, self._manifest.layers)
+        # Any profile will do: the bytes are not read here.
+        kind = KvFormat(self._request.model, self._dtype or "", (layers.start, layers.stop))
+        self._holds.keep_here(hold, at.peer, kind)
+
     def _open_hop(self, effect: events.OpenHop, tasks: TaskGroup) -> None:
         planned = self._planned[effect.peer, effect.span.start, effect.span.stop]
         at = LinkAddress(
@@ -275,7 +383,7 @@ class DriverStream:
             effect.peer,
             planned.name,
             effect.span,
-            SessionId(f"{self._name}{effect.hop:04x}"),
+            hop_session(self._name, effect.hop),
             planned.addresses,
         )
         below = self._links[effect.downstream].at if effect.downstream is not None else None
@@ -296,20 +404,26 @@ class DriverStream:
             stamp=self._stamp,
             prefix=self._wish(effect),
         )
-        link = HopLink(at, self._transport, self._gate, self._post, self._take_result, self._take_prefix)
+        self._since[effect.hop] = len(self._session.ids) if self._used else 0
+        if effect.restore is not None:
+            request = replace(request, **self._holds.restoring(effect.restore))
+        link = HopLink(at, self._transport, self._gate, self._post, self._take_result, self._key_of, self._take_prefix)
         self._links[effect.hop] = link
         self._tallies[effect.hop] = _Tally()
         opening = None
-        if self._payment is not None:
+        if self._payment is not None and self._payment.in_advance:
             offer = _Offer(partial(self._payment.opening, at.peer, at.session, at.span))
             opening = offer.wait
             tasks.start_soon(offer.run)
         tasks.start_soon(link.run, request, opening)
 
     def _close_hop(self, key: events.HopKey) -> None:
+        hold = self._holds.end(key)
+        if hold is not None:
+            self._outliving.start_soon(hold.close)
         link = self._links.pop(key, None)
         if link is not None:
-            self._note_hop(link)
+            self._note_hop(link, stayed=self._session.phase == "over")
             self.let_go(link)
 
     # Prefix
@@ -348,6 +462,27 @@ class DriverStream:
         if told is not None:
             for link in self._links.values():
                 tasks.start_soon(link.tell, told)
+
+    def _key_of(self, name: SessionId) -> events.HopKey:
+        """Of a hop or a hold, by the name that it has at its peer; 0 for none."""
+        suffix = name.removeprefix(self._name)
+        known = {*self._links, *self._holds.keys()}
+        return next((key for key in known if suffix == f"{key:04x}"), 0)
+
+    def _note_repair(self, effect: events.Repaired) -> None:
+        if not effect.planned:
+            self._planner.blame(effect.peer)
+        self.route.failovers.append(
+            Failover(
+                effect.peer,
+                describe(effect.span, self._manifest.layers),
+                effect.reason,
+                effect.pause_s,
+                effect.replaced_by,
+                effect.loaded,
+                effect.planned,
+            )
+        )
 
     # Results
 
@@ -391,7 +526,21 @@ class DriverStream:
             tally.compute_ms += timing.compute_ms
             tally.queue_ms += timing.queue_ms
 
-    def _note_hop(self, link: HopLink) -> None:
+    def used(self) -> UsedSession:
+        """After `finish`: whom this session went through."""
+        return UsedSession(
+            self._request, self._manifest, self._dtype or "", tuple(self._session.ids), tuple(self._used)
+        )
+
+    def _note_use(self, link: HopLink, *, stayed: bool) -> None:
+        """One token may be on its way past a hop that is opened in another's place, so the second one counts."""
+        since, length = self._since[link.at.key], len(self._session.ids)
+        came = length - (since or len(self._request.ids))
+        shown = length - 1 if came >= (2 if since else 1) else 0
+        self._used.append(UsedHop(link.at.peer, link.at.session, link.at.span, shown, since, stayed))
+
+    def _note_hop(self, link: HopLink, *, stayed: bool) -> None:
+        self._note_use(link, stayed=stayed)
         tally = self._tallies.pop(link.at.key)
         if not tally.steps:
             return

@@ -1,10 +1,17 @@
-"""The seam to whoever keeps what a hop did, so that it can be audited: owned by the hop, filled in by the node."""
+"""The seams to whoever audits: what a hop did is kept for it, and a driver says whom it has used.
 
+Owned by hop and driver, filled in by the node.
+"""
+
+from dataclasses import dataclass
 from typing import Protocol
 
 from .compute import Done
-from .identifiers import PeerId
+from .generation import TokenRequest
+from .identifiers import PeerId, SessionId
+from .manifest import Manifest
 from .messages import Feed, Open
+from .units import Span
 
 
 class WorkRecord(Protocol):
@@ -20,3 +27,36 @@ class WorkRecord(Protocol):
 class WorkRecords(Protocol):
     def begin(self, request: Open, driver: PeerId) -> WorkRecord | None:
         """None: this session's work is not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsedHop:
+    """One hop of a session that is over. session: the hop's own name for it
+
+    positions: that it has computed for certain, as a token shows that came through it
+    since: 0 for a hop of the first chain, else the session's length when it was opened in place of another
+    stayed: whether it was part of the chain at the end
+    """
+
+    peer: PeerId
+    session: SessionId
+    span: Span
+    positions: int
+    since: int
+    stayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UsedSession:
+    """ids: prompt and answer; hops: in the order in which they were let go"""
+
+    request: TokenRequest
+    manifest: Manifest
+    dtype: str
+    ids: tuple[int, ...]
+    hops: tuple[UsedHop, ...]
+
+
+class SessionAudits(Protocol):
+    def ended(self, session: UsedSession) -> None:
+        """A session of this driver is over. Neither waits nor raises."""

@@ -17,6 +17,7 @@ from .request_body import parsed, read_body
 
 Facts = Mapping[str, Any] | msgspec.Struct
 MAX_INVITE_TTL_S = 90 * 86400.0
+MAX_DRAIN_S = 86400.0
 _SMALL_BODY = 4096
 
 
@@ -38,8 +39,11 @@ class NodeControl(Protocol):
     async def revoke_peer(self, peer: PeerId) -> bool:
         """Whether such a peer was a member. raises: Refused when this node does not own the swarm"""
 
-    async def shutdown(self) -> None:
-        """Begin to stop and return at once; the answer still goes out."""
+    async def shutdown(self, drain_s: float | None) -> None:
+        """Begin to stop and return at once; the answer still goes out.
+
+        drain_s: wait for the sessions that run here to be moved or to end, for so long at most; None: as a signal does
+        """
 
 
 class NewInvite(msgspec.Struct):
@@ -47,6 +51,11 @@ class NewInvite(msgspec.Struct):
     name: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
+class Shutdown(msgspec.Struct):
+    drain_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_DRAIN_S)] | None = None
+
+
+_SHUTDOWN = msgspec.json.Decoder(Shutdown)
 _NEW_INVITE = msgspec.json.Decoder(NewInvite)
 
 
@@ -83,8 +92,9 @@ def control_routes(node: NodeControl) -> APIRouter:
         return json_answer({"revoked": invite})
 
     @routes.post("/shutdown")
-    async def shutdown() -> Response:
-        await node.shutdown()
+    async def shutdown(request: Request) -> Response:
+        wanted = parsed(await read_body(request, _SMALL_BODY) or b"{}", _SHUTDOWN)
+        await node.shutdown(wanted.drain_s)
         return json_answer({"status": "stopping"}, 202)
 
     return routes

@@ -135,5 +135,6 @@ def _request(
         trust=asked.peers_in,
         share_prefix=bool(asked.share_prefix),
         session=asked.session or "",
-        exact_kv=asked.exact_kv is not False,
+        exactness=asked.exactness or "replay",
+        keep_snapshots=bool(asked.keep_snapshots),
     )

@@ -28,6 +28,13 @@ LocalLayersFlag = Annotated[
     int | None, typer.Option("--local-layers", help="Keep embedding, head and so many first layers at the own node.")
 ]
 MaxHopsFlag = Annotated[int | None, typer.Option("--max-hops", help="Ask at most so many peers in a row; 8.")]
+ExactnessFlag = Annotated[
+    str | None,
+    typer.Option("--exactness", help="When a peer is lost: replay (compute again), or exact or fast snapshots."),
+]
+KeepSnapshotsFlag = Annotated[
+    bool | None, typer.Option("--keep-snapshots", help="Here, instead of at other holders of the layers.")
+]
 ExcludeFlag = Annotated[list[str] | None, typer.Option("--exclude", help="PeerID that must not take part; repeatable.")]
 SharePrefixFlag = Annotated[
     bool, typer.Option("--share-prefix", help="Let peers keep the prompt's KV, tell of it and take it from each other.")
@@ -35,7 +42,6 @@ SharePrefixFlag = Annotated[
 SessionFlag = Annotated[
     str, typer.Option("--session", help="Peers keep KV under this name; give it again to go on. Not to be guessed.")
 ]
-FastKvFlag = Annotated[bool, typer.Option("--fast-kv", help="KV that is taken may have lost a little on its way.")]
 RouteFlag = Annotated[bool, typer.Option("--route", help="Show at the end which peers answered, and how fast.")]
 InviteFlag = Annotated[
     str | None, typer.Option("--invite", help="Join as a client, with no node; - reads the line from stdin.")
@@ -61,7 +67,6 @@ def request_options(
     exclude: Sequence[str] | None,
     share_prefix: bool,
     session: str,
-    fast_kv: bool,
 ) -> dict[str, Any]:
     """Keyword arguments of the Python client. temperature: when it is set nowhere. raises: UsageError"""
     from shoal.swarm.errors import UsageError
@@ -85,7 +90,8 @@ def request_options(
         "exclude": tuple(exclude or ()),
         "share_prefix": share_prefix,
         "session": session,
-        "exact_kv": not fast_kv,
+        "exactness": settings.exactness,
+        "keep_snapshots": settings.keep_snapshots,
     }
 
 

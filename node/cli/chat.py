@@ -6,9 +6,10 @@ import typer
 
 from .ask_flags import (
     ApiFlag,
+    ExactnessFlag,
     ExcludeFlag,
-    FastKvFlag,
     InviteFlag,
+    KeepSnapshotsFlag,
     LocalLayersFlag,
     MaxHopsFlag,
     MaxTokensFlag,
@@ -51,10 +52,11 @@ def chat(
     stop: StopFlag = None,
     local_layers: LocalLayersFlag = None,
     max_hops: MaxHopsFlag = None,
+    exactness: ExactnessFlag = None,
+    keep_snapshots: KeepSnapshotsFlag = None,
     exclude: ExcludeFlag = None,
     share_prefix: SharePrefixFlag = False,
     session: SessionFlag = "",
-    fast_kv: FastKvFlag = False,
     route: RouteFlag = False,
     invite: InviteFlag = None,
     api: ApiFlag = None,
@@ -75,10 +77,12 @@ def chat(
         "repetition_penalty": repetition_penalty,
         "local_layers": local_layers,
         "max_hops": max_hops,
+        "exactness": exactness,
+        "keep_snapshots": keep_snapshots,
         "api": api,
     }
     settings = ask_settings(home_of(home), flags)
-    options = request_options(settings, TEMPERATURE, seed, stop, None, exclude, share_prefix, session, fast_kv)
+    options = request_options(settings, TEMPERATURE, seed, stop, None, exclude, share_prefix, session)
     from .answer_stream import Answers
     from .chat_loop import ChatLoop
     from .client_opening import open_client

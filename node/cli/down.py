@@ -3,12 +3,15 @@
 import os
 import signal
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .flags import HomeFlag, JsonFlag
 from .output import Output
+
+if TYPE_CHECKING:
+    from .node_api import NodeApi
 
 LOOK_S = 0.05
 ASK_S = 5.0
@@ -20,14 +23,19 @@ def register(app: typer.Typer) -> None:
 
 def down(
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait until it is gone.")] = 30.0,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Wait until its sessions have gone on elsewhere, or have ended.")
+    ] = False,
+    drain_limit: Annotated[float, typer.Option("--drain-limit", min=0.1, help="Seconds that --drain may take.")] = 60.0,
     home: HomeFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """Stop the node that runs here; it tells its peers and ends its sessions.
+    """Stop the node that runs here; it tells its peers and moves its sessions to others that can go on with them.
 
-    It asks over HTTP and, where that has no answer, with SIGTERM.
+    It asks over HTTP and, where that has no answer, with SIGTERM. Sessions that nobody can go on with end, unless
+    --drain waits for them.
     """
-    from shoal.swarm.errors import LocalFault, ShoalError, SwarmUnreachable
+    from shoal.swarm.errors import LocalFault, ShoalError, SwarmUnreachable, UsageError
     from shoal.swarm.home import Home
     from shoal.swarm.node_lock import running
 
@@ -41,12 +49,19 @@ def down(
     pid, name = live
     began_s = time.perf_counter()
     asked_by = "HTTP"
+    body = {"drain_s": drain_limit} if drain else None
     try:
-        NodeApi(place, ASK_S).ask("POST", "/shutdown")
-    except ShoalError:
+        api = NodeApi(place, ASK_S)
+        api.ask("POST", "/shutdown", body)
+    except ShoalError as error:
+        if drain and isinstance(error, UsageError):
+            raise
         asked_by = "SIGTERM"
         _terminate(pid)
     output.note(f"stopping node {name} (pid {pid}) ...")
+    if drain and asked_by == "HTTP":
+        timeout += drain_limit
+        _follow(api, output, name)
     while _is_alive(pid) or running(place.lock) == live:
         if time.perf_counter() - began_s > timeout:
             raise LocalFault(f"node {name} did not stop within {timeout:.0f} s; end it with: kill -9 {pid}")
@@ -54,6 +69,36 @@ def down(
     seconds = time.perf_counter() - began_s
     output.event("stopped", name=name, pid=pid, asked_by=asked_by, seconds=seconds)
     output.line(f"node {name} stopped after {seconds:.1f} s")
+
+
+def _follow(api: "NodeApi", output: Output, name: str) -> None:
+    """Tell how far the node is with its sessions, until it no longer answers."""
+    from shoal.swarm.errors import ShoalError
+
+    told = None
+    while True:
+        try:
+            leaving = api.get("/status").get("leaving")
+        except ShoalError:
+            break
+        if leaving is not None and leaving != told:
+            told = leaving
+            output.event("draining", name=name, **leaving)
+            output.note(_in_words(leaving))
+        time.sleep(LOOK_S)
+    if told is None:
+        output.note("no session ran here")
+    elif told["waiting"]:
+        output.note(f"the time is up; {told['waiting']} sessions were still here")
+
+
+def _in_words(leaving: dict[str, Any]) -> str:
+    line = f"{leaving['moved']} of {leaving['sessions']} sessions moved, {leaving['ended']} ended"
+    if leaving["waiting"]:
+        line += f", {leaving['waiting']} still here"
+    if leaving["stranded"]:
+        line += f" (no successor: {leaving['stranded']})"
+    return line
 
 
 def _terminate(pid: int) -> None:

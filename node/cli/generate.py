@@ -7,9 +7,10 @@ import typer
 
 from .ask_flags import (
     ApiFlag,
+    ExactnessFlag,
     ExcludeFlag,
-    FastKvFlag,
     InviteFlag,
+    KeepSnapshotsFlag,
     LocalLayersFlag,
     LogprobsFlag,
     MaxHopsFlag,
@@ -55,10 +56,11 @@ def generate(
     logprobs: LogprobsFlag = None,
     local_layers: LocalLayersFlag = None,
     max_hops: MaxHopsFlag = None,
+    exactness: ExactnessFlag = None,
+    keep_snapshots: KeepSnapshotsFlag = None,
     exclude: ExcludeFlag = None,
     share_prefix: SharePrefixFlag = False,
     session: SessionFlag = "",
-    fast_kv: FastKvFlag = False,
     route: RouteFlag = False,
     invite: InviteFlag = None,
     api: ApiFlag = None,
@@ -79,10 +81,12 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "local_layers": local_layers,
         "max_hops": max_hops,
+        "exactness": exactness,
+        "keep_snapshots": keep_snapshots,
         "api": api,
     }
     settings = ask_settings(home_of(home), flags)
-    options = request_options(settings, TEMPERATURE, seed, stop, logprobs, exclude, share_prefix, session, fast_kv)
+    options = request_options(settings, TEMPERATURE, seed, stop, logprobs, exclude, share_prefix, session)
     text = _prompt(prompt, invite)
     from .answer_stream import Answers
     from .client_opening import open_client

@@ -11,6 +11,7 @@ from .node_flags import (
     ApiPortFlag,
     DetachFlag,
     DeviceFlag,
+    DrainLimitFlag,
     DtypeFlag,
     FollowFlag,
     GatewayFlag,
@@ -24,7 +25,9 @@ from .node_flags import (
     NatFlag,
     PortFlag,
     RelayFlag,
+    StandbyMemoryFlag,
     ThreadsFlag,
+    UploadFlag,
 )
 
 InviteArgument = Annotated[str, typer.Argument(help="The line that begins with shoal1:, or - to read it from stdin.")]
@@ -52,8 +55,11 @@ def join(
     api_port: ApiPortFlag = None,
     gateway_only: GatewayFlag = None,
     follow: FollowFlag = None,
+    upload_limit: UploadFlag = None,
     ledger: LedgerFlag = None,
     kv_disk: KvDiskFlag = None,
+    standby_memory: StandbyMemoryFlag = None,
+    drain_limit: DrainLimitFlag = None,
     detach: DetachFlag = False,
     home: HomeFlag = None,
     json: JsonFlag = False,

@@ -1,12 +1,13 @@
 """The ledger of a home, as the commands beside a node read it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from shoal.incentives import entry as entries
 from shoal.incentives.store import Store
+from shoal.node.audit_memory import AuditMemory
 from shoal.node.books import judges_of
 from shoal.swarm import membership_file, peer_id
 from shoal.swarm.errors import MalformedMessage, UsageError
@@ -34,6 +35,20 @@ def opened_ledger(folder: Path | None, peer: str | None = None) -> Iterator[tupl
         yield store, identity.public_key if peer is None else _key(store, peer)
     finally:
         store.close()
+
+
+@contextmanager
+def kept_cases(folder: Path | None) -> Iterator[Callable[[bytes], bytes | None]]:
+    """Evidence behind verdicts, by its hash, as far as this node keeps it."""
+    home = Home.find(folder)
+    if not home.audits.exists():
+        yield lambda _: None
+        return
+    memory = AuditMemory(home.audits, read_only=True)
+    try:
+        yield memory.case
+    finally:
+        memory.close()
 
 
 def _key(store: Store, peer: str) -> bytes:

@@ -13,18 +13,31 @@ def register(group: typer.Typer) -> None:
 def verify(home: HomeFlag = None, json: JsonFlag = False) -> None:
     """Check all entries again, and that the balances follow from them; exit code 1 when something is wrong."""
     from shoal.incentives.entry import peer_of
-    from shoal.incentives.inspection import inspect
+    from shoal.incentives.inspection import cases, inspect
 
-    from .ledger_file import opened_ledger
+    from .ledger_file import kept_cases, opened_ledger
 
     output = Output(json)
     with opened_ledger(home) as (store, _):
         found = inspect(store)
-    for finding in found.findings:
+        with kept_cases(home) as kept:
+            seen = cases(store, kept)
+    findings = (*found.findings, *seen.findings)
+    for finding in findings:
         author = peer_of(finding.author) if finding.author else None
         output.event("finding", text=finding.text, author=author, seq=finding.seq if author else None)
         output.line(f"entry {finding.seq} of {author}: {finding.text}" if author else finding.text)
-    output.event("verified", entries=found.entries, peers=found.peers, sound=not found.findings)
-    output.line(f"{found.entries} entries of {found.peers} peers, {len(found.findings)} wrong")
-    if found.findings:
+    output.event(
+        "verified",
+        entries=found.entries,
+        peers=found.peers,
+        verdicts=seen.verdicts,
+        with_evidence=seen.checked,
+        sound=not findings,
+    )
+    output.line(f"{found.entries} entries of {found.peers} peers, {len(findings)} wrong")
+    if seen.verdicts:
+        borne = f"the evidence of {seen.checked} is kept here and bears them out"
+        output.line(f"{seen.verdicts} verdicts on work in sessions; {borne}")
+    if findings:
         raise typer.Exit(1)

@@ -4,9 +4,13 @@ import platform
 import re
 from typing import Any
 
+import psutil
+
 from shoal.node.memory_size import parse_size
 from shoal.node.options import DTYPES, NodeOptions
 from shoal.node.settings import Settings, load_settings
+from shoal.node.training.limits_units import bits_per_second
+from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S
 from shoal.swarm.errors import UsageError
 from shoal.swarm.home import Home
 from shoal.swarm.transports.p2pd import NetworkOptions, refuse_port_in_use
@@ -64,8 +68,18 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         ledger=settings.ledger,
         kv_disk=settings.kv_disk,
         kv_memory=settings.kv_memory,
+        standby_bytes=parse_size(settings.standby_memory, psutil.virtual_memory().available),
+        drain_limit_s=settings.drain_limit,
+        upload_byte_s=_upload_byte_s(settings.upload_limit),
         follow=None if settings.gateway_only else settings.follow,
     )
+
+
+def _upload_byte_s(text: str | None) -> float | None:
+    """None for nothing. raises: UsageError"""
+    if text is None:
+        return DEFAULT_RATE_BYTE_S
+    return None if text.strip() == "0" else bits_per_second(text, "--upload-limit") / 8
 
 
 def _check_words(settings: Settings) -> None:

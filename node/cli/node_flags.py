@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 ModelArgument = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="Embedded name, folder or hub id; else novels-6m.")
+    str | None, typer.Argument(metavar="MODEL", help="Name or id in the swarm, folder, hub id; else by need.")
 ]
 NameFlag = Annotated[
     str | None, typer.Option("--name", help="What others see; else the last run's or the host's name.")
@@ -38,7 +38,17 @@ LedgerFlag = Annotated[
 KvDiskFlag = Annotated[
     str | None, typer.Option("--kv-disk", help="Disk for KV caches that outlive their session: 10GB or 20%; none.")
 ]
+StandbyMemoryFlag = Annotated[
+    str | None, typer.Option("--standby-memory", help="For snapshots of other nodes' sessions: 256MiB or 1%.")
+]
+DrainLimitFlag = Annotated[
+    float | None, typer.Option("--drain-limit", help="Seconds to move running sessions when it is stopped; 10.")
+]
 FollowFlag = Annotated[
     str | None, typer.Option("--follow", metavar="RUN", help="Serve the newest outer parameters of this training run.")
+]
+UploadFlag = Annotated[
+    str | None,
+    typer.Option("--upload-limit", help="For weights that others fetch from here: 20 Mbit/s; 0 gives none."),
 ]
 DetachFlag = Annotated[bool, typer.Option("--detach", "-d", help="Start in the background; return when it is ready.")]

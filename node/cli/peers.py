@@ -42,6 +42,8 @@ def _row(peer: Mapping[str, Any], item: Mapping[str, Any]) -> list[object]:
     load = [item.get(key) for key in ("step_ms", "sessions")]
     standing = peer.get("standing")
     shown = "-" if standing is None or peer["me"] else f"{standing:.2f}"
+    if peer.get("remark") and not peer["me"]:
+        shown = f"{shown} ({peer['remark']})"
     return [name, peer["peer"], *what, peer["rtt_ms"], shown, *load, peer["version"]]
 
 

@@ -22,8 +22,10 @@ def route_lines(result: Result) -> list[str]:
             )
     for failover in route.failovers:
         others = ", ".join(peer[-8:] for peer in failover.replaced_by) or "nobody"
+        kind = "moved" if failover.planned else "failover"
+        cache = f" with the cache of {failover.loaded} positions" if failover.loaded else ""
         lines.append(
-            f"failover: {failover.peer[-8:]} ({failover.layers}) {failover.reason}; "
-            f"{others} took over after {failover.pause_s:.2f} s"
+            f"{kind}: {failover.peer[-8:]} ({failover.layers}) {failover.reason}; "
+            f"{others} took over{cache} after {failover.pause_s:.2f} s"
         )
     return lines

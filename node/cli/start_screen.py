@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, assert_never, get_args
 import msgspec
 
 from shoal.node.node_events import (
+    DonorDropped,
     Identified,
     LayersChosen,
     Leaving,
@@ -16,6 +17,8 @@ from shoal.node.node_events import (
     Ready,
     SwarmFound,
     Warned,
+    WeightsFetched,
+    WeightsMissing,
 )
 from shoal.swarm.home import Home
 
@@ -90,6 +93,16 @@ class StartScreen:
                 self._fact("device", f"{device}, {dtype}")
             case LoadProgress(what, done, total):
                 self._advance(what, done, total)
+            case DonorDropped(peer, reason, fault):
+                self._output.note(
+                    f"{'warning' if fault else 'weights':{_LABEL_WIDTH}}peer {peer[-8:]} {_dropped(reason, fault)}"
+                )
+            case WeightsMissing(model, reason):
+                self._output.note(
+                    f"{'weights':{_LABEL_WIDTH}}nobody here has the rest of {model} now; waiting ({reason})"
+                )
+            case WeightsFetched():
+                self._fetched(event)
             case Ready():
                 self.close()
                 self._ready(event)
@@ -123,6 +136,12 @@ class StartScreen:
         self._output.note(self._privacy)
         self._output.note(f"\nReady after {event.seconds:.1f} s. {self._stop_hint}")
 
+    def _fetched(self, event: WeightsFetched) -> None:
+        givers = f"{len(event.givers)} peer{'s' if len(event.givers) != 1 else ''}"
+        kept = f", {event.kept_bytes / 1e6:.1f} MB were here" if event.kept_bytes else ""
+        amount = f"{event.fetched_bytes / 1e6:.1f} MB from {givers} in {event.seconds:.1f} s"
+        self._fact("weights", f"{event.model}: {amount}{kept}")
+
     def _advance(self, what: str, done: int, total: int) -> None:
         if not sys.stderr.isatty():
             return
@@ -141,6 +160,10 @@ class StartScreen:
         if what not in self._bars:
             self._bars[what] = self._progress.add_task(f"loading {what}", total=total, amount="")
         self._progress.update(self._bars[what], completed=done, total=total, amount=_amount(what, done, total))
+
+
+def _dropped(reason: str, fault: bool) -> str:
+    return f"{reason}; nothing is taken from it any more" if fault else f"gives no weights now ({reason})"
 
 
 def _amount(what: str, done: int, total: int) -> str:

@@ -9,6 +9,7 @@ from .node_flags import (
     ApiPortFlag,
     DetachFlag,
     DeviceFlag,
+    DrainLimitFlag,
     DtypeFlag,
     FollowFlag,
     GatewayFlag,
@@ -23,8 +24,10 @@ from .node_flags import (
     PortFlag,
     PublicFlag,
     RelayFlag,
+    StandbyMemoryFlag,
     SwarmNameFlag,
     ThreadsFlag,
+    UploadFlag,
 )
 
 
@@ -51,8 +54,11 @@ def up(
     public: PublicFlag = None,
     gateway_only: GatewayFlag = None,
     follow: FollowFlag = None,
+    upload_limit: UploadFlag = None,
     ledger: LedgerFlag = None,
     kv_disk: KvDiskFlag = None,
+    standby_memory: StandbyMemoryFlag = None,
+    drain_limit: DrainLimitFlag = None,
     detach: DetachFlag = False,
     home: HomeFlag = None,
     json: JsonFlag = False,

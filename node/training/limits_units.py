@@ -11,15 +11,15 @@ _SPAN = re.compile(r"\s*(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})\s*")
 DAY_MINUTES = 24 * 60
 
 
-def bits_per_second(text: str) -> float:
-    """raises: UsageError, for zero too"""
+def bits_per_second(text: str, what: str = "limits.upload") -> float:
+    """raises: UsageError, for zero too; it begins with `what`"""
     match = _QUANTITY.fullmatch(text)
     factor = _RATES.get(match[2].lower().replace("bps", "bit/s")) if match else None
     if match is None or factor is None:
-        raise UsageError(f"limits.upload: cannot read the rate {text!r}; write 10 Mbit/s or 500 kB/s")
+        raise UsageError(f"{what}: cannot read the rate {text!r}; write 10 Mbit/s or 500 kB/s")
     rate = float(match[1]) * factor
     if rate <= 0:
-        raise UsageError("limits.upload: a rate of zero would never finish a round; leave it out for no limit")
+        raise UsageError(f"{what}: a rate of zero would never finish a round; leave it out for no limit")
     return rate
 
 

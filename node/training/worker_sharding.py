@@ -30,7 +30,7 @@ from .worker_steps import InnerSteps, StepResult
 
 STEP, LOSS, READ, GRADIENTS, WRITE, STOP = range(6)
 _HEAD = 8  # numbers that say what comes next
-_LET_GO = 10.0  # s
+_LET_GO_MS = 10_000
 
 
 class Ranks:
@@ -64,8 +64,9 @@ class Ranks:
         gloo's threads let go of a broadcast's tensor a moment after it is over, and need the interpreter for that:
         one that comes to it when the interpreter ends aborts the process. So this waits until they have.
         """
-        deadline = time.monotonic() + _LET_GO
-        while self._said is not None and self._said() is not None and time.monotonic() < deadline:
+        for _ in range(_LET_GO_MS):
+            if self._said is None or self._said() is None:
+                break
             time.sleep(0.001)
         dist.destroy_process_group()
 

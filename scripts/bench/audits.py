@@ -37,6 +37,7 @@ from forgers import Chunks, forgeries
 
 from shoal.incentives.audit_draw import audit_rate
 from shoal.incentives.audit_threshold import GROSS, Finding, Threshold, calibrated, rounding_floor
+from shoal.incentives.balances import VESTING_TICKS
 from shoal.incentives.sequential_test import FAR_HONEST, GROSS_HONEST, Suspicion, false_alarm_bound
 from shoal.node.engine_core import EngineCore
 from shoal.node.model_source import EMBEDDED, resolve
@@ -203,7 +204,9 @@ def detection(found: Found, runs: int) -> dict[str, Any]:
         "established: chunks in 95 %": quantile(established, 0.95),
         "established: found within 60": statistics.fmean(n <= 60 for n in established),
         "established: found within 200": statistics.fmean(n <= 200 for n in established),
-        "established: vested theft": {w: statistics.fmean(max(0, n - w) for n in established) for w in (60, 200)},
+        "established: vested theft": {
+            w: statistics.fmean(max(0, n - w) for n in established) for w in (60, VESTING_TICKS)
+        },
     }
 
 

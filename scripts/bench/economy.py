@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from shoal.incentives.simulated_economy import BEGAN_S, DAY_S, Economy
+from shoal.incentives.simulated_economy import BEGAN_S, DAY_S, Economy, Gains
 from shoal.incentives.simulated_kinds import Kind
 from shoal.incentives.standing import Standings
 from shoal.swarm.identifiers import PeerId
@@ -22,8 +22,13 @@ from shoal.swarm.lanes import Lane
 
 
 def gains(economy: Economy) -> list[dict[str, Any]]:
-    """A row for each kind, per person of that kind."""
+    """A row for each kind, per person of that kind.
+
+    gain: what a kind got in the lanes that go before others for each position that it computed, against volunteers.
+    The free lane is left out: whoever computes nothing has it, too.
+    """
     rows = []
+    honest = ahead_per_computed(economy.gains[Kind.VOLUNTEER])
     standing = standing_by_kind(economy)
     for kind, found in economy.gains.items():
         count = economy.counts[kind]
@@ -38,6 +43,7 @@ def gains(economy: Economy) -> list[dict[str, Any]]:
                 "garbage got": found.spoiled / max(1, good + found.spoiled),
                 "computed": found.computed / count,
                 "got per computed": good / found.computed if found.computed else float("inf"),
+                "gain": ahead_per_computed(found) / honest,
                 "minted": found.minted / count,
                 "confiscated": found.confiscated / count,
                 "caught": found.caught,
@@ -45,6 +51,12 @@ def gains(economy: Economy) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def ahead_per_computed(found: Gains) -> float:
+    """0 for a kind that computes nothing and comes into none of these lanes."""
+    ahead = found.received[Lane.PAID] + found.received[Lane.EARNED]
+    return ahead / found.computed if found.computed else float("inf") if ahead else 0.0
 
 
 def standing_by_kind(economy: Economy) -> dict[Kind, float]:

@@ -3,11 +3,12 @@
     python scripts/bench/ledger.py [--sessions 5000] [--mutations 1000000] [--json FILE]
 
 Bytes stored are the growth of a real SQLite file with many clients and servers in it, and the entries' own length.
-Bytes sent are frames of the session protocol with and without payment, on one link from hop to hop. Rates are of one
+Bytes sent are frames of the session protocol with and without payment, on the links of one hop. Rates are of one
 core. Mutations: see `receipt_mutations.py`.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -20,22 +21,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from receipt_mutations import tamper_often
 
+from shoal.compression import activations
 from shoal.incentives import entry as entries
-from shoal.incentives.bodies import TICK_TOKENS, Ack, AnyBody, Close, Open
+from shoal.incentives import offer as offers
+from shoal.incentives.bodies import TICK_TOKENS, WORD_BYTES, Ack, AnyBody, Close, Open
 from shoal.incentives.chain import Accepted
 from shoal.incentives.entry import Entry
+from shoal.incentives.offer import Offer
 from shoal.incentives.payer import Payer
 from shoal.incentives.payword import PayWords, step_down
-from shoal.incentives.session_payment import Offer, offers
 from shoal.incentives.store import Store
 from shoal.swarm import messages
+from shoal.swarm.feeder import PREFILL_POSITIONS
 from shoal.swarm.framing import data_frame
+from shoal.swarm.identifiers import ModelId, SessionId
 from shoal.swarm.identity import Identity
-from shoal.swarm.messages import Feed, PaidFeed, Progress, Tick
+from shoal.swarm.messages import Computed, Feed, Tick, Timing, slice_of, with_word
+from shoal.swarm.sampling import Sampling
+from shoal.swarm.units import Span
 
 NOW = 1_790_000_000
+WIDTH = 256  # of hidden states, as in novels-6m
+SESSIONS = ((64, 64), (64, 1000), (512, 512), (4096, 4096))
 
 
 def person(number: int) -> Identity:
@@ -58,7 +68,7 @@ def stored_bytes(folder: Path, sessions: int, *, acknowledged: bool) -> dict[str
         length = 0
         for number in range(start, start + count):
             client, server, now = draw.choice(clients), draw.choice(servers), NOW + 60 * number
-            words = PayWords(draw.randbytes(20), 64)
+            words = PayWords(draw.randbytes(WORD_BYTES), 64)
             body = Open(server.public_key, draw.randbytes(14), words.root, 224, TICK_TOKENS, 64, 3600, 1)
             opened = write(client, body, now)
             ticks = draw.randrange(1, 65)
@@ -80,37 +90,55 @@ def stored_bytes(folder: Path, sessions: int, *, acknowledged: bool) -> dict[str
     return {"sqlite": grown / sessions, "entries": length / sessions, "file": file_bytes / (sessions + 300)}
 
 
-def sent_bytes(prompt: int, new: int) -> dict[str, float]:
-    """Bytes a token that payment adds on the links of one hop: what comes to it, and what it tells the driver."""
-    server, client = person(1), person(2)
-    payer = Payer(bytes(20), prompt + new)
-    body = payer.open(server.public_key, bytes(14), 224, 3600, paid=True)
-    entry = entries.write(client, 70_000, bytes(32), NOW, body)
-    opening = len(offers.encode(Offer(entries.encode(entry), (), 0, b""))) + 3  # the field's own head
+def size(message: messages.AnyMessage) -> int:
+    return len(data_frame(messages.encode(message)))
 
-    def size(message: messages.AnyMessage) -> int:
-        return len(data_frame(messages.encode(message)))
 
+def fed(start: int, count: int, *, hidden: bool, wanted: bool) -> Feed:
+    """As it comes to the first hop, or to one after another hop."""
+    if not hidden:
+        return Feed(start, count, tuple(range(start, start + count)), b"", wanted, False, ())
+    body = bytes(activations.body_bytes("float32", count, WIDTH))
+    return Feed(start, count, (), activations.pack("float32", count, WIDTH, body), wanted, False, (Timing(0.5, 1.5),))
+
+
+def opening_bytes(most_tokens: int, root: bytes) -> int:
+    """What an OPEN adds to the request that opens a hop: the 70,000th entry of its author, an hour after the last."""
+    offer = offers.encode(Offer(70_000, True, 3600, bytes(64), root))
+    driver = person(2).peer_id
+    terms = (SessionId("ab" * 14), ModelId("0" * 64), "float32", Span(0, 5), most_tokens, driver, None, None, ())
+    plain = messages.Open(*terms, Sampling(), ())
+    return size(replace(plain, payment=offer)) - size(plain)
+
+
+def sent_bytes(prompt: int, new: int, *, hidden: bool) -> dict[str, float]:
+    """Bytes a token that payment adds on the links of the last hop: what comes to it, and what it tells the driver.
+
+    hidden: another hop is before it; otherwise it is the only one
+    """
+    payer = Payer(bytes(WORD_BYTES), prompt + new)
+    opening = opening_bytes(prompt + new, payer.open(person(1).public_key, bytes(14), 224).root)
     plain = paid = 0
-    for start in range(0, prompt, 256):
-        ids = tuple(range(start, min(prompt, start + 256)))
-        plain += size(Feed(start, len(ids), ids, b"", start + 256 >= prompt, False, ()))
+    for start in range(0, prompt, PREFILL_POSITIONS):
+        count = min(PREFILL_POSITIONS, prompt - start)
+        plain += size(fed(start, count, hidden=hidden, wanted=start + count == prompt))
     for start in range(0, prompt, TICK_TOKENS):
-        ids = tuple(range(start, min(prompt, start + TICK_TOKENS)))
-        last = start + TICK_TOKENS >= prompt
-        paid += size(Feed(start, len(ids), ids, b"", last, False, ()))
-        payer.arrived(start + len(ids))
+        count = min(TICK_TOKENS, prompt - start)
+        last, word = start + count == prompt, payer.tick()
+        feed = fed(start, count, hidden=hidden, wanted=last)
+        paid += size(with_word(feed, word) if last else slice_of(feed, word))
         if not last:
-            paid += size(Progress(0, start + len(ids))) + size(Tick(payer.tick()))
+            paid += size(Computed(start + count))
+        payer.arrived(start + count)
     prompt_extra = paid - plain
     plain = paid = 0
     for start in range(prompt, prompt + new - 1):
-        word = payer.tick()
-        feed = Feed(start, 1, (start,), b"", True, False, ())
+        feed = fed(start, 1, hidden=hidden, wanted=True)
         plain += size(feed)
-        paid += size(PaidFeed(start, 1, (start,), b"", True, False, (), word) if word else feed)
+        paid += size(with_word(feed, payer.tick()))
         payer.arrived(start + 1)
-    decode_extra = paid - plain
+    last_word = payer.last()
+    decode_extra = paid - plain + (size(Tick(last_word)) if last_word else 0)
     total = opening + prompt_extra + decode_extra
     return {
         "a_prompt_token": prompt_extra / prompt,
@@ -133,7 +161,7 @@ def rate(work: Callable[[], int], seconds: float = 1.0, rounds: int = 5) -> dict
 
 def rates(folder: Path) -> dict[str, dict[str, float]]:
     client, server = person(1), person(2)
-    words = PayWords(bytes(20), 4096)
+    words = PayWords(bytes(WORD_BYTES), 4096)
     raws, prev = [], bytes(32)
     for seq in range(400):
         body = Open(server.public_key, seq.to_bytes(14, "big"), words.root, 224, TICK_TOKENS, 64, 3600, 1)
@@ -188,9 +216,11 @@ def main() -> None:
             key = "stored_with_ack" if acknowledged else "stored"
             report[key] = stored_bytes(folder, chosen.sessions, acknowledged=acknowledged)
             print(f"{key}, bytes a session: { ({k: round(v, 1) for k, v in report[key].items()}) }")
-    for prompt, new in ((64, 64), (64, 1000), (512, 512), (4096, 4096)):
-        sent = report[f"sent_{prompt}_{new}"] = sent_bytes(prompt, new)
-        print(f"sent, {prompt} + {new} tokens, bytes a token: { ({k: round(v, 3) for k, v in sent.items()}) }")
+    for hidden, (prompt, new) in itertools.product((False, True), SESSIONS):
+        sent = sent_bytes(prompt, new, hidden=hidden)
+        report[f"sent_{prompt}_{new}{'_hidden' * hidden}"] = sent
+        link = "last of several hops" if hidden else "only hop"
+        print(f"sent, {prompt} + {new} tokens, {link}, bytes a token: { ({k: round(v, 3) for k, v in sent.items()}) }")
     if chosen.mutations:
         began = time.perf_counter()
         report["mutations"] = asdict(tamper_often(chosen.mutations, 1))

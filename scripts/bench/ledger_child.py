@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from shoal.incentives import entry as entries
-from shoal.incentives.bodies import Close, Open
+from shoal.incentives.bodies import WORD_BYTES, Close, Open
 from shoal.incentives.entry import Entry
 from shoal.incentives.payword import PayWords
 from shoal.incentives.store import Owed, Store
@@ -45,7 +45,7 @@ def main(path: Path, seed: int) -> None:
         other = draw.choice(OTHERS)
         match draw.randrange(6):
             case 0:  # buys
-                words = PayWords(draw.randbytes(20), TICKS)
+                words = PayWords(draw.randbytes(WORD_BYTES), TICKS)
                 body = Open(other.public_key, draw.randbytes(14), words.root, 3, 32, TICKS, 3600, 1)
                 (opened,) = written = store.append_own(NODE, [body], now)
                 told(written)
@@ -53,7 +53,7 @@ def main(path: Path, seed: int) -> None:
                 body_of_other = Close(entries.hash_of(opened), ticks, words.word(ticks))
                 store.receive(written_by(store, other, body_of_other, now), now)
             case 1 | 2:  # sells
-                words = PayWords(sha256(draw.randbytes(16)).digest()[:20], TICKS)
+                words = PayWords(sha256(draw.randbytes(16)).digest()[:WORD_BYTES], TICKS)
                 body = Open(NODE.public_key, draw.randbytes(14), words.root, 5, 32, TICKS, 3600, 1)
                 entry = written_by(store, other, body, now)
                 store.receive(entry, now)

@@ -104,7 +104,12 @@ def client(home: Path) -> None:
                 came = {}
                 if wish.get("fetch"):
                     came = api.ask("POST", "/kv/fetch", {"prompt": wish["ids"], "level": wish["fetch"]})
-                options = {"share_prefix": wish["share"], "exact_kv": wish["exact"], "trust": [me], "max_tokens": 2}
+                options = {
+                    "share_prefix": wish["share"],
+                    "exactness": "replay" if wish["exact"] else "fast",
+                    "trust": [me],
+                    "max_tokens": 2,
+                }
                 before = time.perf_counter() - began
                 result = source.generate(wish["ids"], **options)
                 hop = result.route.hops[0]

@@ -12,7 +12,7 @@ from msgspec.structs import replace as changed
 from shoal.incentives import entry as entries
 from shoal.incentives.account import Reservation
 from shoal.incentives.balances import settles
-from shoal.incentives.bodies import Ack, Close, Open
+from shoal.incentives.bodies import WORD_BYTES, Ack, Close, Open
 from shoal.incentives.chain import Accepted, Chain, Forked, judge
 from shoal.incentives.entry import Entry
 from shoal.incentives.payword import PayWords
@@ -64,7 +64,7 @@ class Scene:
             return entry
 
         for _ in range(sessions):
-            words = PayWords(draw.randbytes(20), MOST)
+            words = PayWords(draw.randbytes(WORD_BYTES), MOST)
             body = Open(self.server.public_key, draw.randbytes(14), words.root, 100, 32, MOST, 3600, 1)
             opened = write(self.client, body)
             self.opens.append((opened, words))
@@ -126,7 +126,7 @@ class Scene:
         assert isinstance(body, Open)
         known = words.word(draw.randrange(CAME + 1))  # all that he was told
         others = draw.choice(self.opens)[1].word(draw.randrange(CAME + 1))
-        word = draw.choice([known, draw.randbytes(20), others, bytes([known[0] ^ 1]) + known[1:]])
+        word = draw.choice([known, draw.randbytes(WORD_BYTES), others, bytes([known[0] ^ 1]) + known[1:]])
         close = Close(entries.hash_of(opened), draw.randrange(2 * MOST), word)
         server, client = self.server.public_key, self.client.public_key
         reservation = Reservation(client, server, body.root, body.price, body.most_ticks, 2000, NOW, body.session)

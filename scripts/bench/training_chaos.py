@@ -132,7 +132,9 @@ def said(node: LocalNode, name: str) -> list[Event]:
 
 
 def own_rounds(node: LocalNode) -> list[int]:
-    """Those in which its update counted."""
+    """Those in which its update counted; none before it has said who it is."""
+    if not said(node, "identified"):
+        return []
     me = node.event("identified")["peer"]
     return [event["round"] for event in said(node, "round_done") if me in event["peers"]]
 
@@ -240,7 +242,7 @@ def arrivals(joined: list[tuple[LocalNode, int]]) -> list[Event]:
             "peer": node.name,
             "started_after": round_,
             "caught_up": next((event["round"] for event in said(node, "caught_up")), None),
-            "first": min(own_rounds(node), default=None) if said(node, "identified") else None,
+            "first": min(own_rounds(node), default=None),
         }
         for node, round_ in joined
     ]

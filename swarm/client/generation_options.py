@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from shoal.swarm.errors import UsageError
-from shoal.swarm.generation import checked_session
+from shoal.swarm.generation import EXACTNESSES, Exactness, checked_session
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import Sampling
@@ -40,7 +40,8 @@ class GenerationOptions(TypedDict, total=False):
     trust: Sequence[str] | None  # the only peers that may; None: every one
     share_prefix: bool  # KV of the prompt may be kept by peers, announced, and taken from others
     session: str  # KV is kept at the peers under this name; ask with it again to go on
-    exact_kv: bool  # False: KV that is taken may have lost a little on its way
+    exactness: Exactness  # how a lost hop's cache comes back: exact, fast, or replay (computed again)
+    keep_snapshots: bool  # in this process instead of at standbys
 
 
 def text_request(
@@ -68,11 +69,14 @@ def text_request(
     trust: Sequence[str] | None = None,
     share_prefix: bool = False,
     session: str = "",
-    exact_kv: bool = True,
+    exactness: Exactness = "replay",
+    keep_snapshots: bool = False,
 ) -> TextRequest:
     """raises: UsageError for a prompt or peers that are none; TypeError for an option that does not exist"""
     if trust is not None and not trust:
         raise UsageError("an empty trust leaves nobody to answer; leave it out to allow every peer")
+    if exactness not in EXACTNESSES:
+        raise UsageError(f"exactness is one of {', '.join(EXACTNESSES)}, not {exactness!r}")
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -102,7 +106,8 @@ def text_request(
         trust=_peers("trust", trust or ()),
         share_prefix=share_prefix,
         session=checked_session(session),
-        exact_kv=exact_kv,
+        exactness=exactness,
+        keep_snapshots=keep_snapshots,
     )
 
 

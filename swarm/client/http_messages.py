@@ -167,7 +167,8 @@ def write_request(request: TextRequest) -> tuple[str, bytes]:
         "trust": sorted(request.trust) or None,
         "share_prefix": request.share_prefix,
         "session": request.session or None,
-        "exact_kv": request.exact_kv,
+        "exactness": request.exactness,
+        "keep_snapshots": request.keep_snapshots,
     }
     if request.messages is None:
         return "/v1/completions", msgspec.json.encode({**body, "prompt": request.prompt, "logprobs": alternatives})

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.swarm.generation import Exactness
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.sampling import Sampling
 
@@ -30,6 +31,7 @@ class TextRequest:
     max_hops: int = 8
     exclude: frozenset[PeerId] = frozenset()
     trust: frozenset[PeerId] = frozenset()
-    share_prefix: bool = False  # these three as in `generation.TokenRequest`
+    share_prefix: bool = False  # these two as in `generation.TokenRequest`
     session: str = ""
-    exact_kv: bool = True
+    exactness: Exactness = "replay"
+    keep_snapshots: bool = False

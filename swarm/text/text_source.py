@@ -83,7 +83,8 @@ class TextSource:
             trust=request.trust,
             share_prefix=request.share_prefix,
             session=request.session,
-            exact_kv=request.exact_kv,
+            exactness=request.exactness,
+            keep_snapshots=request.keep_snapshots,
         )
         return Prepared(served, model, tokens, request.stop)
 

@@ -13,7 +13,7 @@ NOW_S = int(NOW)
 def opening(number: int, server: Identity | None = None) -> Open:
     """A reservation at somebody; equal numbers give equal bodies."""
     server = server or person(99)
-    return Open(server.public_key, number.to_bytes(16, "big"), number.to_bytes(20, "big"), 1000, 32, 64, 3600, 1)
+    return Open(server.public_key, number.to_bytes(16, "big"), number.to_bytes(16, "big"), 1000, 32, 64, 3600, 1)
 
 
 def chain_of(author: Identity, length: int, first_number: int = 0) -> list[Entry]:

@@ -167,7 +167,7 @@ def test_a_rotation_wants_both_keys() -> None:
 
 def test_after_a_rotation_the_new_key_goes_on_and_a_stolen_old_one_is_worthless() -> None:
     old, held, _ = rotated()
-    stolen = entries.write(ALICE, 3, old.head, NOW + 4, Close(bytes(32), 1, bytes(20)))
+    stolen = entries.write(ALICE, 3, old.head, NOW + 4, Close(bytes(32), 1, bytes(16)))
     assert judge(stolen, old, None, None, NOW + 4) == Refused("rotated")
     rewritten = entries.write(ALICE, 2, held[1].prev, NOW + 2, body(5))
     assert isinstance(judge(rewritten, old, held[2], None, NOW + 4), Forked), "for a week it may be a hidden spend"

@@ -365,8 +365,20 @@ def test_a_fork_shown_to_two_victims_is_known_to_all_within_seconds() -> None:
     assert figures["proofs told for a fork"] < 10
 
 
-def test_no_fork_is_honoured_twice_where_a_witnessed_head_is_wanted() -> None:
-    scenario = GossipScenario(peers=120, forgers=12, duration_s=20.0, after_s=20.0, witnessed=True, call_loss=0.0)
+@pytest.mark.parametrize(("colluding", "blind"), [(0, 0.0), (0, 0.02), (1, 0.02), (2, 0.0)])
+def test_no_fork_is_honoured_twice_where_a_witnessed_head_is_wanted_and_two_witnesses_lie(
+    colluding: int, blind: float
+) -> None:
+    scenario = GossipScenario(
+        peers=120,
+        forgers=12,
+        duration_s=20.0,
+        after_s=20.0,
+        witnessed=True,
+        call_loss=0.0,
+        colluding=colluding,
+        blind=blind,
+    )
     figures = GossipSimulation(scenario).run().figures()
     assert figures["both branches honoured"] == 0
     assert figures["one branch honoured"] > 0

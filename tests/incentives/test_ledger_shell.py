@@ -8,13 +8,14 @@ import pytest
 from simulation.session_world import MANIFEST, MODEL_ID
 
 from shoal.incentives import entry as entries
+from shoal.incentives import offer as offers
 from shoal.incentives.bodies import Ack, Close, ForkProof, Open
 from shoal.incentives.chain import Forked
 from shoal.incentives.entry import NO_HASH
 from shoal.incentives.ledger import Ledger
+from shoal.incentives.offer import Offer, session_name
 from shoal.incentives.payword import PayWords
 from shoal.incentives.session_meter import LedgerMetering
-from shoal.incentives.session_payment import Offer, offers, session_name
 from shoal.incentives.store import Owed, Store
 from shoal.swarm.errors import Refused, Unavailable
 from shoal.swarm.identifiers import SessionId
@@ -25,7 +26,7 @@ from shoal.swarm.units import Span
 
 NOW = 1_790_000_000
 CLIENT, SERVER = (Identity(bytes([n]) * 32) for n in (1, 2))
-WORDS = PayWords(bytes(20), 10)
+WORDS = PayWords(bytes(16), 10)
 
 
 @pytest.fixture
@@ -121,9 +122,9 @@ async def test_who_is_known_to_have_forked_opens_no_session_even_before_the_proo
 
     def session(seq: int, prev: bytes) -> tuple[SessionOpen, bytes]:
         name = SessionId(f"{seq:02x}" * 14)
-        body = Open(SERVER.public_key, session_name(name), WORDS.root, 0, 32, 10, 3600, 0)
+        body = offers.terms(SERVER.public_key, session_name(name), WORDS.root, 100, 0)
         entry = entries.write(CLIENT, seq, prev, NOW, body)
-        offer = offers.encode(Offer(entries.encode(entry), (), 0, bytes(20)))
+        offer = offers.encode(Offer(seq, False, 0 if seq else NOW, entry.signature, WORDS.root))
         terms = (name, MODEL_ID, "float32", Span(0, 8), 100, CLIENT.peer_id, None, None, (), Sampling(), (), offer)
         return SessionOpen(*terms), entries.hash_of(entry)
 

@@ -9,6 +9,7 @@ import pytest
 from incentives.paid_world import CLIENT, CREDIT, PRICE, PaidWorld, paid_world
 from simulation.session_world import MANIFEST, MODEL, MODEL_ID
 
+from shoal.incentives.bodies import Close
 from shoal.incentives.open_limiter import OpenLimiter
 from shoal.swarm.errors import ShoalError
 from shoal.swarm.generation import TokenRequest
@@ -31,7 +32,7 @@ def anyio_backend(virtual_time: tuple[str, dict[str, object]]) -> tuple[str, dic
 
 async def settled(swarm: PaidWorld) -> None:
     await swarm.settled()
-    await anyio.sleep(1)
+    await anyio.sleep(2)
     for ledger in swarm.ledgers.values():
         assert ledger.failure is None
         assert ledger.store.balances.imbalance() == 0
@@ -92,6 +93,7 @@ class Silent:
     inner: Payment
     ticks: int
     slice_tokens: int | None = 32
+    in_advance: bool = True
 
     async def opening(self, peer: PeerId, session: SessionId, span: Span) -> bytes:
         return await self.inner.opening(peer, session, span)
@@ -104,6 +106,9 @@ class Silent:
 
     def word(self) -> bytes:
         return self.inner.word()
+
+    def last(self) -> bytes:
+        return self.inner.last()
 
 
 @dataclass
@@ -156,10 +161,13 @@ class Forging(Silent):
 class ForgingPaying:
     inner: Paying
     payload: Callable[[bytes], bytes]
+    free: bool = False
 
     def session(self, request: TokenRequest, manifest: Manifest) -> Payment | None:
         payment = self.inner.session(request, manifest)
-        return Forging(payment, 100, payload=self.payload) if payment else None
+        if payment is None:
+            return None
+        return Forging(payment, 100, None if self.free else 32, not self.free, self.payload)
 
 
 @pytest.mark.anyio
@@ -169,8 +177,10 @@ class ForgingPaying:
         (lambda raw: raw[:-1], "cannot be read"),
         (lambda raw: b"\x93" + raw, "cannot be read"),
         (lambda raw: raw[:-30] + bytes([raw[-30] ^ 1]) + raw[-29:], "unsigned"),
+        (lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), "unsigned"),
+        (lambda raw: raw[:1] + bytes([raw[1] ^ 1]) + raw[2:], "unsigned"),
     ],
-    ids=["short", "malformed", "flipped"],
+    ids=["short", "malformed", "flipped", "another root", "another time"],
 )
 async def test_a_forged_payment_opens_nothing(payload: Callable[[bytes], bytes], reason: str) -> None:
     async with paid_world(*TWO, wrapped=lambda paying: ForgingPaying(paying, payload)) as swarm:
@@ -178,6 +188,32 @@ async def test_a_forged_payment_opens_nothing(payload: Callable[[bytes], bytes],
             await swarm.generate(60, PROMPT)
         await settled(swarm)
         assert all(not swarm.account(n).contributed for n in (1, 2))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("new", [1, 60])
+async def test_a_free_session_waits_for_no_receipt_and_leaves_one_all_the_same(new: int) -> None:
+    opened: list[float] = []
+
+    def slow(raw: bytes) -> bytes:
+        opened.append(anyio.current_time())
+        return raw
+
+    def paying(inner: Paying) -> Paying:
+        return ForgingPaying(inner, slow, free=True)
+
+    async with paid_world(*TWO, credit=0, wrapped=paying) as swarm:
+        first: list[float] = []
+        tokens, _ = await swarm.generate(new, PROMPT, disturb=(1, lambda _busy: first.append(anyio.current_time())))
+        assert tokens == EXPECTED[:new]
+        await settled(swarm)
+        assert len(opened) == 2
+        assert min(opened) >= first[0], "signed when the first token had come"
+        for server in (1, 2):
+            ledger = swarm.ledgers[Identity(bytes([server]) * 32).peer_id]
+            (close,) = ledger.store.of(ledger.key)
+            assert isinstance(close.body, Close)
+            assert close.body.ticks == (len(PROMPT) + new - 1) // 32
 
 
 @pytest.mark.anyio
@@ -190,8 +226,8 @@ async def test_the_same_open_pays_no_second_session() -> None:
 
     async with paid_world((1, "all"), wrapped=lambda paying: ForgingPaying(paying, again)) as swarm:
         await swarm.generate(5, PROMPT)
-        with pytest.raises(ShoalError, match="another session"):
-            await swarm.generate(5, PROMPT)
+        with pytest.raises(ShoalError, match="unsigned"):
+            await swarm.generate(5, PROMPT)  # made anew for another session, it is an OPEN that nobody signed
 
 
 @pytest.mark.anyio

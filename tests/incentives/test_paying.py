@@ -13,12 +13,12 @@ from shoal.incentives.payer import Payer
 from shoal.incentives.payword import PayWords
 from shoal.incentives.till import AHEAD, Till
 
-SEED = bytes(range(20))
+SEED = bytes(range(16))
 
 
 def pair(most_tokens: int = 640) -> tuple[Payer, Till]:
     payer = Payer(SEED, most_tokens)
-    return payer, Till(bytes(32), payer.open(bytes(32), b"s", 100, 60, paid=True), TICK_TOKENS)
+    return payer, Till(bytes(32), payer.open(bytes(32), b"s", 100), TICK_TOKENS)
 
 
 def step(payer: Payer, till: Till, count: int) -> bool:
@@ -55,6 +55,22 @@ def test_the_last_full_tick_is_paid_by_the_word_after_the_last_token() -> None:
     assert payer.tick() == b""
 
 
+def test_the_last_word_goes_again_only_when_it_may_not_have_arrived() -> None:
+    payer, till = pair()
+    assert payer.last() == b""
+    assert step(payer, till, 32)
+    assert till.take(payer.last()) is None, "no position went after it that could have brought it"
+    assert till.ticks == 1
+    word = payer.tick()
+    assert payer.last() == word, "it rides on positions that have not come back"
+    till.compute(1)
+    payer.arrived(33)
+    assert payer.last() == b""
+    payer.arrived(64)
+    assert till.take(payer.last()) is None
+    assert till.ticks == 2
+
+
 @pytest.mark.parametrize("stops_after", [0, 1, 5])
 def test_a_client_that_stops_paying_is_stopped_after_32_tokens(stops_after: int) -> None:
     payer, till = pair()
@@ -79,7 +95,7 @@ def test_a_client_that_sends_made_up_words_is_stopped() -> None:
     payer, till = pair()
     for _ in range(40):
         step(payer, till, 1)
-    assert till.take(bytes(20)) is not None
+    assert till.take(bytes(16)) is not None
     assert till.take(b"short") is not None
     assert till.ticks == 1
 
@@ -120,7 +136,7 @@ def test_a_hop_that_replaces_another_is_paid_for_the_replay_as_it_opens() -> Non
 
 def test_a_client_that_calls_its_prompt_a_replay_must_pay_for_it() -> None:
     _, till = pair()
-    assert till.begin(3, bytes(20)) is not None
+    assert till.begin(3, bytes(16)) is not None
     assert till.begin(21, PayWords(SEED, 21).word(21)) is not None, "beyond what was reserved"
     assert till.ticks == 0
     assert till.admit(96) is not None
@@ -128,7 +144,7 @@ def test_a_client_that_calls_its_prompt_a_replay_must_pay_for_it() -> None:
 
 def test_the_free_lane_has_no_bound_and_still_gives_receipts() -> None:
     payer = Payer(SEED, 640)
-    till = Till(bytes(32), payer.open(bytes(32), b"s", 100, 60, paid=False), None)
+    till = Till(bytes(32), payer.open(bytes(32), b"s", 0), None)
     assert till.close() is None, "nothing was done"
     assert step(payer, till, 256)
     assert step(payer, till, 1)

@@ -2,12 +2,14 @@
 
 import random
 import sqlite3
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from shoal.incentives import entry as entries
 from shoal.incentives.account import Account
+from shoal.incentives.balances import Balances
 from shoal.incentives.bodies import Ack, Branch, Close, ForkProof, Open, Train, Verdict
 from shoal.incentives.chain import Accepted, Forked, Refused
 from shoal.incentives.entry import NO_HASH, Entry
@@ -18,7 +20,7 @@ from shoal.swarm.identity import Identity
 
 NOW = 1_790_000_000
 CLIENT, SERVER, OTHER = (Identity(bytes([n]) * 32) for n in (1, 2, 3))
-WORDS = PayWords(bytes(20), 100)
+WORDS = PayWords(bytes(16), 100)
 
 
 def opened(price: int = 100, ticks: int = 10, server: Identity = SERVER, session: bytes = b"s") -> Open:
@@ -56,8 +58,47 @@ def test_a_session_reserves_pays_burns_five_percent_and_vests(store: Store) -> N
     assert account(store, SERVER).spendable == 0
     assert store.balances.totals.burned == 35
     assert store.balances.imbalance() == 0
-    list(store.balances.advance(SERVER.public_key, NOW + 60 + 24 * 3600))
-    assert account(store, SERVER).spendable == 665
+    list(store.balances.advance(SERVER.public_key, NOW + 60 + 30 * 86_400))
+    assert account(store, SERVER).spendable == 0, "nothing was earned after it"
+
+
+def test_what_a_server_earned_can_be_spent_when_a_day_has_passed_and_150_ticks_were_earned_after_it() -> None:
+    balances, now = Balances(), NOW
+    balances.mint(CLIENT.public_key, 10**6, bytes(32), NOW - 25 * 3600)
+    earned: list[int] = []
+    for number in range(320):
+        now += 3600 * 6  # one tick in six hours
+        words = PayWords(number.to_bytes(16, "big"), 1)
+        opened_hash = sha256(words.root).digest()
+        body = Open(SERVER.public_key, b"s", words.root, 100, 32, 1, 3600, 1)
+        balances.apply(CLIENT.public_key, body, opened_hash, now)
+        balances.apply(SERVER.public_key, Close(opened_hash, 1, words.word(1)), sha256(opened_hash).digest(), now)
+        earned.append(95)
+        list(balances.advance(SERVER.public_key, now))
+        server = balances.account(SERVER.public_key)
+        assert server.waiting == sum(earned[-150:])
+        assert balances.imbalance() == 0
+    assert server.spendable > 0
+    balances.confiscate(SERVER.public_key, bytes(32), now, vested_too=False)
+    assert (server.waiting, server.due) == (0, {})
+    assert balances.imbalance() == 0
+
+
+def test_a_fast_server_waits_for_the_day_and_credit_for_training_for_the_day_alone() -> None:
+    balances, now = Balances(), NOW
+    balances.mint(CLIENT.public_key, 10**6, bytes(32), NOW - 25 * 3600)
+    for number in range(3):
+        words = PayWords(number.to_bytes(16, "big"), 200)
+        opened_hash = sha256(words.root).digest()
+        body = Open(SERVER.public_key, b"s", words.root, 100, 32, 200, 3600, 1)
+        balances.apply(CLIENT.public_key, body, opened_hash, now)
+        balances.apply(SERVER.public_key, Close(opened_hash, 200, words.word(200)), sha256(opened_hash).digest(), now)
+        now += 12 * 3600
+    list(balances.advance(SERVER.public_key, now - 3600))
+    assert 18_000 < balances.account(SERVER.public_key).spendable < 19_000, "the first; the second waits for its day"
+    balances.mint(OTHER.public_key, 500, bytes(32), now)
+    list(balances.advance(OTHER.public_key, now + 24 * 3600))
+    assert balances.account(OTHER.public_key).spendable == 500
 
 
 def test_a_close_pays_once_and_only_its_server(store: Store) -> None:
@@ -70,7 +111,7 @@ def test_a_close_pays_once_and_only_its_server(store: Store) -> None:
     assert store.balances.imbalance() == 0
 
 
-@pytest.mark.parametrize(("ticks", "word"), [(3, WORDS.word(2)), (3, bytes(20)), (11, WORDS.word(11))])
+@pytest.mark.parametrize(("ticks", "word"), [(3, WORDS.word(2)), (3, bytes(16)), (11, WORDS.word(11))])
 def test_a_close_without_the_word_of_its_ticks_pays_nothing(store: Store, ticks: int, word: bytes) -> None:
     (open_entry,) = store.append_own(CLIENT, [opened()], NOW)
     store.append_own(SERVER, [Close(entries.hash_of(open_entry), ticks, word)], NOW)
@@ -206,14 +247,14 @@ def test_an_account_goes_on_under_its_new_key(store: Store) -> None:
 
 
 def trained(tokens: int, number: int = 0) -> Train:
-    return Train(b"run", number, tokens, bytes(32), bytes(32), 5)
+    return Train(b"run", number, tokens, bytes(32), bytes(32), bytes(32))
 
 
 @pytest.mark.parametrize("train_first", [True, False])
 def test_training_that_a_judge_found_sound_is_credited_once_in_whatever_order_the_two_come(train_first: bool) -> None:
     store = Store(None, judges=frozenset({OTHER.public_key}))
     train = entries.write(CLIENT, 0, NO_HASH, NOW, trained(700))
-    verdict = Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32))
+    verdict = Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32), 700)
     if train_first:
         store.receive(train, NOW)
     store.append_own(OTHER, [verdict], NOW)
@@ -230,10 +271,33 @@ def test_nobody_but_a_judge_creates_credit_and_no_judge_for_himself() -> None:
     store = Store(None, judges=frozenset({OTHER.public_key}))
     (train,) = store.append_own(CLIENT, [trained(700)], NOW)
     (own,) = store.append_own(OTHER, [trained(900)], NOW)
-    store.append_own(SERVER, [Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32))], NOW)
-    store.append_own(OTHER, [Verdict(OTHER.public_key, 1, entries.hash_of(own), 0, bytes(32))], NOW)
-    store.append_own(OTHER, [Verdict(SERVER.public_key, 1, entries.hash_of(train), 0, bytes(32))], NOW)
+    store.append_own(SERVER, [Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32), 700)], NOW)
+    store.append_own(OTHER, [Verdict(OTHER.public_key, 1, entries.hash_of(own), 0, bytes(32), 900)], NOW)
+    store.append_own(OTHER, [Verdict(SERVER.public_key, 1, entries.hash_of(train), 0, bytes(32), 700)], NOW)
     assert store.balances.totals.minted == 0
+
+
+def test_a_round_is_paid_once_however_many_trains_are_written_of_it() -> None:
+    store = Store(None, judges=frozenset({OTHER.public_key}))
+    for number in (0, 0, 1):
+        (train,) = store.append_own(CLIENT, [trained(700, number)], NOW)
+        store.append_own(OTHER, [Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32), 700)], NOW)
+    assert account(store, CLIENT).waiting == 1400
+
+
+def test_no_verdict_is_worth_more_than_twenty_credits_a_token() -> None:
+    store = Store(None, judges=frozenset({OTHER.public_key}))
+    (train,) = store.append_own(CLIENT, [trained(700)], NOW)
+    store.append_own(OTHER, [Verdict(CLIENT.public_key, 1, entries.hash_of(train), 0, bytes(32), 10**9)], NOW)
+    assert account(store, CLIENT).waiting == 14_000
+
+
+def test_work_that_nobody_judges_is_forgotten_after_a_week() -> None:
+    store = Store(None, judges=frozenset({OTHER.public_key}))
+    (old,) = store.append_own(CLIENT, [trained(700)], NOW)
+    store.append_own(CLIENT, [trained(700, 1)], NOW + 8 * 86_400)
+    assert list(store.balances.works) != [entries.hash_of(old)]
+    assert len(store.balances.works) == 1
 
 
 def test_false_work_costs_what_waits_to_be_spent(store: Store) -> None:

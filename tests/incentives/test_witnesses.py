@@ -1,4 +1,4 @@
-"""A witness signs one head for one place, also after kill -9; three of five let a server know that it saw no fork."""
+"""A witness signs one head for one place, also after kill -9; five of seven let a server know that it saw no fork."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from shoal.incentives.chain import forger
 from shoal.incentives.entry import Entry
 from shoal.incentives.entry_tree import root_of
 from shoal.incentives.gossip_messages import Cosigned, CosignWanted
-from shoal.incentives.rendezvous import witnesses
+from shoal.incentives.rendezvous import LIARS, quorum, witnesses
 from shoal.incentives.simulated_book import SimulatedBook
 from shoal.incentives.witness_duty import COSIGNATURES, SignedHeads, WitnessDuty
 from shoal.incentives.witness_quest import WitnessQuest
@@ -139,50 +139,77 @@ def quest(chain: list[Entry], watchers: dict[PeerId, Watcher]) -> WitnessQuest:
     return found
 
 
-def test_an_author_gets_its_head_witnessed_by_those_of_the_five_that_live() -> None:
+def test_an_author_gets_its_head_witnessed_by_those_of_the_seven_that_live() -> None:
     chain = chain_of(AUTHOR, 600)  # more than a page
-    found = quest(chain, {peer: Watcher(peer) for peer in APPOINTED[:3]})
+    found = quest(chain, {peer: Watcher(peer) for peer in APPOINTED[:5]})
     assert found.result is not None
     assert not found.failed
     assert witnessed_codec.decode(witnessed_codec.encode(found.result)) == found.result
     assert head_problem(found.result, chain[-1], APPOINTED) == ""
-    assert quest(chain, {peer: Watcher(peer) for peer in APPOINTED[:2]}).failed
+    assert quest(chain, {peer: Watcher(peer) for peer in APPOINTED[:4]}).failed
 
 
-def test_of_two_branches_at_most_one_finds_three_witnesses_however_they_are_divided() -> None:
+@pytest.mark.parametrize(("liars", "most"), [(0, 1), (1, 1), (2, 1), (3, 2)])
+def test_of_two_branches_at_most_one_finds_five_witnesses_while_two_lie(liars: int, most: int) -> None:
     past = chain_of(AUTHOR, 3)
     branches = [continued(AUTHOR, past, 1, 10), continued(AUTHOR, past, 1, 20)]
-    for division in range(2**5):
-        watchers = {peer: Watcher(peer) for peer in APPOINTED}
-        for number, watcher in enumerate(watchers.values()):
-            watcher.sign(branches[division >> number & 1])
-        found = [quest(branch, watchers).result for branch in branches]
-        assert sum(result is not None for result in found) <= 1
+    heads = [head_of(branch) for branch in branches]
+    found = 0
+    for division in range(2 ** (len(APPOINTED) - liars)):
+        signatures = [[cosign(PEOPLE[liar], head) for liar in APPOINTED[:liars]] for head in heads]
+        for number, peer in enumerate(APPOINTED[liars:]):
+            watcher, shown = Watcher(peer), division >> number & 1
+            first = watcher.sign(branches[shown]).witness
+            assert first is not None
+            signatures[shown].append(first)
+            with pytest.raises(Refused):
+                watcher.sign(branches[1 - shown])
+        both = [WitnessedHead(head, tuple(signed)) for head, signed in zip(heads, signatures, strict=True)]
+        honoured = [head_problem(one, branch[-1], APPOINTED) == "" for one, branch in zip(both, branches, strict=True)]
+        found = max(found, sum(honoured))
+    assert found == most
+
+
+def test_a_head_carries_the_signatures_of_all_that_answered() -> None:
+    """A server that does not know some of the members counts fewer of them."""
+    chain = chain_of(AUTHOR, 2)
+    found = quest(chain, {peer: Watcher(peer) for peer in APPOINTED}).result
+    assert found is not None
+    assert len(found.witnesses) == len(APPOINTED)
+    for unknown in APPOINTED[:2], APPOINTED[5:]:
+        known = witnesses(AUTHOR.public_key, [peer for peer in PEOPLE if peer not in unknown])
+        assert head_problem(found, chain[-1], known) == ""
+
+
+@pytest.mark.parametrize(("appointed", "wanted"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 5), (7, 5)])
+def test_any_two_quorums_share_more_than_the_liars_or_are_everybody(appointed: int, wanted: int) -> None:
+    assert quorum(appointed) == wanted
+    assert 2 * wanted - appointed > LIARS or wanted == appointed
 
 
 def test_a_server_honours_a_head_by_the_authors_own_witnesses_and_no_other() -> None:
     chain = chain_of(AUTHOR, 2)
     head = head_of(chain)
-    signatures = tuple(cosign(PEOPLE[peer], head) for peer in APPOINTED[:3])
+    signatures = tuple(cosign(PEOPLE[peer], head) for peer in APPOINTED[:5])
     strangers = [peer for peer in PEOPLE if peer not in APPOINTED]
     assert head_problem(WitnessedHead(head, signatures), chain[-1], APPOINTED) == ""
     assert head_problem(WitnessedHead(head, signatures), chain[0], APPOINTED)
     for worthless in (
-        signatures[:2],
-        (*signatures[:2], signatures[0]),
-        (*signatures[:2], cosign(PEOPLE[strangers[0]], head)),
-        (*signatures[:2], Witness(signatures[2].key, bytes(64))),
-        (*signatures[:2], Witness(bytes(32), signatures[2].signature)),
-        (*signatures[:2], cosign(PEOPLE[APPOINTED[2]], head_of(chain_of(AUTHOR, 2, 70)))),
+        signatures[:4],
+        (*signatures[:4], signatures[0]),
+        (*signatures[:4], cosign(PEOPLE[strangers[0]], head)),
+        (*signatures[:4], Witness(signatures[4].key, bytes(64))),
+        (*signatures[:4], Witness(bytes(32), signatures[4].signature)),
+        (*signatures[:4], cosign(PEOPLE[APPOINTED[4]], head_of(chain_of(AUTHOR, 2, 70)))),
     ):
         assert head_problem(WitnessedHead(head, worthless), chain[-1], APPOINTED)
-    assert head_problem(WitnessedHead(head, signatures), chain[-1], APPOINTED, needed=4)
+    assert head_problem(WitnessedHead(head, signatures), chain[-1], APPOINTED, needed=6)
 
 
 def test_a_checkpoint_proves_what_stands_before_it() -> None:
     chain = chain_of(AUTHOR, 4)
     head = head_of(chain)
-    signatures = tuple(cosign(PEOPLE[peer], head) for peer in APPOINTED[:3])
+    signatures = tuple(cosign(PEOPLE[peer], head) for peer in APPOINTED[:5])
     body = Checkpoint(head.root, 4, bytes(32), signatures)
     entry = entries.write(AUTHOR, 4, head.last, NOW_S, body)
     assert checkpoint_problem(entry, APPOINTED) == ""

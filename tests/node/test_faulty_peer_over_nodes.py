@@ -15,7 +15,7 @@ from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import ModelNotServable
 from shoal.swarm.generation import TokenRequest
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.session import Patience
+from shoal.swarm.session_hop import Patience
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
 PROMPT = tuple((7 * i + 1) % VOCABULARY for i in range(17))

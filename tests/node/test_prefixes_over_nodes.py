@@ -1,6 +1,7 @@
 """Prefixes between real nodes: fetched from the peer that has them, kept over a restart, resumed by name."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ async def until(done: Callable[[], bool]) -> None:
 
 
 async def generate(
-    driver: Driver, model: ModelId, peer: PeerId, ids: tuple[int, ...] = PROMPT, **options: Any
+    driver: Driver, model: ModelId, peer: PeerId, ids: tuple[int, ...] = PROMPT, **options: str | bool
 ) -> tuple[tuple[int, ...], Route]:
-    async with driver.generate(TokenRequest(model, ids, NEW, trust=frozenset({peer}), **options)) as stream:
+    async with driver.generate(replace(TokenRequest(model, ids, NEW, trust=frozenset({peer})), **options)) as stream:
         return tuple([choice.id async for choice in stream]), stream.route
 
 

@@ -12,7 +12,7 @@ from node.tiny_models import greedy, make_model, save_model
 
 from shoal.node.node import Node, running_node
 from shoal.node.options import NodeOptions
-from shoal.node.published_model import find_published, looks_published
+from shoal.node.swarm_models import find_given, looks_like_id
 from shoal.swarm.errors import UsageError
 from shoal.swarm.generation import TokenRequest
 from shoal.swarm.home import Home
@@ -34,7 +34,7 @@ def options(folder: Path, name: str, model: str | None = None, invite: str | Non
     ("model", "is_id"), [("a1b2c3d4e5f6", True), ("0" * 64, True), ("novels-6m", False), ("abc", False)]
 )
 def test_an_id_is_told_from_a_name(model: str, is_id: bool) -> None:
-    assert looks_published(model) == is_id
+    assert looks_like_id(model) == is_id
 
 
 @pytest.mark.network
@@ -62,19 +62,21 @@ def test_a_published_model_is_fetched_by_another_node_and_served(tmp_path: Path)
                 invite = owner.invites.create(owner.full_addresses, time.time())  # noqa: TID251
                 wanted = options(tmp_path, "member", model[:16], invite)
                 member = await stack.enter_async_context(running_node(wanted, lambda _: None, tasks))
-                fetched = wanted.home.cache / "published" / model
+                fetched = wanted.home.cache / "peers" / model
                 assert (fetched / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
                 assert (fetched / KV_PROFILE).read_bytes() == profile().packed
-                assert not (fetched / "incoming").exists()
                 request = TokenRequest(model, (5, 7, 11), 8, Sampling(temperature=0.0))
                 async with member.driver.generate(request) as stream:
                     assert [choice.id async for choice in stream] == greedy(made, [5, 7, 11], 8)
 
-                found = await find_published(member.calls, [owner.transport.me])
+                found = await find_given(member.calls, [owner.transport.me])
                 assert [item.model for item in found] == [model]
                 assert (await api.delete(f"/publications/{model}")).status_code == 200
                 assert (await api.delete(f"/publications/{model}")).status_code == 404
-                assert not await find_published(member.calls, [owner.transport.me])
+                assert not await find_given(member.calls, [owner.transport.me])
+                with anyio.fail_after(10):
+                    while not await find_given(owner.calls, [member.transport.me]):  # noqa: ASYNC110
+                        await anyio.sleep(0.05)
             tasks.cancel_scope.cancel()
 
     anyio.run(scenario)
@@ -104,7 +106,7 @@ def test_a_model_that_nobody_publishes_is_told_and_a_list_outlives_a_restart(tmp
 
     async def seek() -> None:
         async with anyio.create_task_group() as tasks:
-            with pytest.raises(UsageError, match="no peer of the swarm publishes a model"):
+            with pytest.raises(UsageError, match="no member of the swarm has a model"):
                 async with running_node(options(tmp_path, "owner", "f" * 64), lambda _: None, tasks):
                     pass
             tasks.cancel_scope.cancel()

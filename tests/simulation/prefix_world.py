@@ -92,7 +92,7 @@ class PrefixWorld(World):
             exclude=frozenset(map(PeerId, without)),
             share_prefix=share,
             session=session,
-            exact_kv=exact,
+            exactness="replay" if exact else "fast",
         )
         async with self.driver.generate(request) as stream:
             got = [choice.id async for choice in stream]

@@ -11,15 +11,15 @@ from shoal.swarm.chain_plan import ChainPlan, PlannedHop
 from shoal.swarm.compute import Compute
 from shoal.swarm.driver import Driver
 from shoal.swarm.errors import Refused
-from shoal.swarm.generation import Route, ServedModel, TokenRequest
-from shoal.swarm.hop_server import HopServer
+from shoal.swarm.generation import Exactness, Route, ServedModel, TokenRequest
+from shoal.swarm.hop_server import KEEP_BYTES, Drained, HopServer
 from shoal.swarm.identifiers import ModelId, PeerId, SwarmId
 from shoal.swarm.manifest import Manifest, model_id
 from shoal.swarm.records import Hosted, NodeRecord
 from shoal.swarm.routing import plan_chain
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.session import Patience
 from shoal.swarm.session_events import Plan
+from shoal.swarm.session_hop import Patience
 from shoal.swarm.simulated_compute import SimulatedCompute
 from shoal.swarm.simulated_model import SimulatedModel
 from shoal.swarm.simulated_peer import SWARM
@@ -75,6 +75,10 @@ class World:
     transports: dict[PeerId, MemoryTransport] = field(default_factory=dict)
     blamed: list[PeerId] = field(default_factory=list)
     driver: Driver | None = None
+    drains: dict[str, list[Drained]] = field(default_factory=dict)  # what leaving nodes have told
+    keep_bytes: int = KEEP_BYTES
+    servers: dict[str, HopServer] = field(default_factory=dict)
+    departed: set[str] = field(default_factory=set)  # have told the directory that they leave
 
     async def join(
         self, name: str, layers: str, room_tokens: int = 1 << 16, unit_step_s: float = UNIT_STEP_S
@@ -84,8 +88,15 @@ class World:
         volunteer = Volunteer(peer, SimulatedCompute(MODEL, (span,), room_tokens, unit_step_s), span)
         self.volunteers[name] = volunteer
         self.transports[peer] = self.network.join(peer)
-        await HopServer(self.transports[peer], OpenGate(), volunteer).start()
+        self.servers[name] = HopServer(self.transports[peer], OpenGate(), volunteer, self.keep_bytes)
+        await self.servers[name].start()
         return volunteer
+
+    async def drain(self, name: str, limit_s: float = 60.0, *, waits: bool = True) -> Drained:
+        """A planned leaving; its record is withdrawn first."""
+        self.departed.add(name)
+        self.drains.setdefault(name, [])
+        return await self.servers[name].drain(limit_s, self.drains[name].append, waits=waits)
 
     def start_driver(self, patience: Patience | None = None) -> None:
         transport = self.network.join(DRIVER)
@@ -95,7 +106,7 @@ class World:
 
     async def plan(self, request: TokenRequest, wanted: Plan, dtype: str | None) -> ChainPlan:
         await anyio.sleep(0.05)
-        records = [volunteer.record() for volunteer in self.volunteers.values()]
+        records = [v.record() for name, v in self.volunteers.items() if name not in self.departed]
         chain = plan_chain(
             records,
             request.model,
@@ -137,6 +148,8 @@ class World:
         sampling: Sampling = GREEDY,
         disturb: tuple[int, Callable[[list[PeerId]], None]] | None = None,
         tokens: list[int] | None = None,
+        exactness: Exactness = "replay",
+        keep_snapshots: bool = False,
     ) -> tuple[list[int], Route]:
         """All tokens of one session.
 
@@ -144,7 +157,9 @@ class World:
         """
         assert self.driver is not None
         got = tokens if tokens is not None else []
-        request = TokenRequest(MODEL_ID, tuple(prompt), count, sampling)
+        request = TokenRequest(
+            MODEL_ID, tuple(prompt), count, sampling, exactness=exactness, keep_snapshots=keep_snapshots
+        )
         async with self.driver.generate(request) as stream:
             async for choice in stream:
                 got.append(choice.id)
@@ -172,10 +187,11 @@ async def world(
     seed: int = 0,
     patience: Patience | None = None,
     unit_step_s: float = UNIT_STEP_S,
+    keep_bytes: int = KEEP_BYTES,
 ) -> AsyncIterator[World]:
     """layout: (name, layers) of each volunteer. unit_step_s: what a unit takes for one step"""
     async with MemoryNetwork(seed, conditions) as network, anyio.create_task_group() as tasks:
-        made = World(network, tasks)
+        made = World(network, tasks, keep_bytes=keep_bytes)
         for name, layers in layout:
             await made.join(name, layers, unit_step_s=unit_step_s)
         made.start_driver(patience)

@@ -5,7 +5,7 @@ import pytest
 from simulation.session_world import world
 
 from shoal.swarm.errors import ModelNotServable
-from shoal.swarm.session import Patience
+from shoal.swarm.session_hop import Patience
 from shoal.swarm.simulated_compute import Fault
 
 TWO = (("first", "embed+0:3"), ("last", "3:6+head"))

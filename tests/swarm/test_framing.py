@@ -36,4 +36,18 @@ def test_an_end_that_counts_a_lost_frame_is_refused() -> None:
 def test_an_oversized_frame_is_refused_by_its_header_alone() -> None:
     decoder = framing.FrameDecoder(100)
     with pytest.raises(FrameTooLarge, match="101 bytes"):
-        list(decoder.feed(framing.HEADER.pack(framing.DATA, 101)))
+        list(decoder.feed(framing.header(framing.DATA, 101)))
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 16_383, 16_384, 1 << 21])
+def test_a_payload_of_any_length_comes_out_as_it_was(length: int) -> None:
+    payload = bytes(length)
+    frame = framing.data_frame(payload)
+    (found,) = framing.FrameDecoder(1 << 22).feed(frame)
+    assert found.payload == payload
+    assert len(frame) - length <= 5
+
+
+def test_a_length_without_end_is_refused() -> None:
+    with pytest.raises(MalformedMessage, match="a length of more than 5 bytes"):
+        list(framing.FrameDecoder(100).feed(b"\0" + b"\x80" * 5))

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.compression import activations
+from shoal.compression.errors import MalformedPayload
 from shoal.swarm import messages
 from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import ModelId, PeerId, SessionId, SwarmId
@@ -38,8 +40,12 @@ EXAMPLES: list[messages.AnyMessage] = [
     messages.Rewire(PEER, SESSION, ()),
     messages.Probe(7),
     messages.Progress(7, 99),
-    messages.Tick(bytes(20)),
-    messages.PaidFeed(5, 1, (7,), b"", True, False, (), bytes(20)),
+    messages.Computed(96),
+    messages.Tick(bytes(16)),
+    messages.Pay(bytes(85)),
+    messages.PaidFeed(5, 1, (7,), b"", True, False, (), bytes(16)),
+    messages.Slice(0, (3, 4, 5), None),
+    messages.HiddenSlice(64, 2, 0, bytes(32), bytes(16)),
 ]
 
 
@@ -81,11 +87,30 @@ nested = st.recursive(
 )
 
 
-@pytest.mark.parametrize("name", sorted(t.__name__ for t in messages.AnyMessage.__args__))
+@pytest.mark.parametrize("kind", messages.AnyMessage.__args__, ids=lambda kind: kind.__name__)
 @given(st.lists(nested, max_size=12))
-def test_the_right_tag_with_wrong_fields_raises_the_one_error(name: str, fields: list[object]) -> None:
-    data = msgspec.msgpack.encode([name, *fields])
+def test_the_right_tag_with_wrong_fields_raises_the_one_error(
+    kind: type[messages.AnyMessage], fields: list[object]
+) -> None:
+    data = msgspec.msgpack.encode([kind.__struct_config__.tag, *fields])
     try:
-        assert type(messages.decode(data)).__name__ == name
+        assert type(messages.decode(data)) is kind
     except MalformedMessage:
         return
+
+
+@pytest.mark.parametrize("tick", [b"", bytes(16)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_slice_of_hidden_states_says_the_same_as_its_feed(dtype: str, tick: bytes) -> None:
+    hidden = activations.pack(dtype, 3, 8, bytes(activations.body_bytes(dtype, 3, 8)))
+    feed = messages.Feed(64, 3, (), hidden, False, False, ())
+    assert messages.unpacked(messages.slice_of(feed, tick)) == (feed, tick)
+
+
+@given(st.integers(-1, 9), st.integers(-1, 9), st.binary(max_size=64))
+def test_a_slice_of_any_shape_is_a_feed_or_malformed(code: int, count: int, body: bytes) -> None:
+    try:
+        feed, _ = messages.unpacked(messages.HiddenSlice(0, count, code, body, None))
+    except MalformedPayload:
+        return
+    assert activations.tail(feed.hidden, count, 0) == feed.hidden

@@ -53,7 +53,7 @@ class Node:
             raise Refused("the owner cannot be revoked")
         return peer == "12D3A"
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, drain_s: float | None) -> None:
         self.stopped = True
 
 

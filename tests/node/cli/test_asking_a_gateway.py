@@ -96,7 +96,7 @@ class ScriptedNode:
         self.asked.append(("revoke peer", peer))
         return peer == BEN
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, drain_s: float | None) -> None:
         self.asked.append(("shutdown", None))
 
 

@@ -17,7 +17,7 @@ from shoal.swarm.identity import Identity
 
 NOW = 1_790_000_000
 CLIENT = Identity(bytes([1]) * 32)
-WORDS = PayWords(bytes(20), 10)
+WORDS = PayWords(bytes(16), 10)
 
 
 @pytest.fixture

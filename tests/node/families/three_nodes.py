@@ -33,7 +33,9 @@ class RunningNodes:
         self._started = 0
         self._gone: list[anyio.Event] = []
 
-    async def start(self, model: Path | None, layers: str | None = None, max_memory: str | None = None) -> Node:
+    async def start(
+        self, model: Path | None, layers: str | None = None, max_memory: str | None = None, *, ledger: bool = False
+    ) -> Node:
         """Returns when the node is ready."""
         name = f"node{self._started}"
         self._started += 1
@@ -49,6 +51,7 @@ class RunningNodes:
             network=NetworkOptions(host="127.0.0.1", nat=False),
             api_port=0,
             invite=self._invite() if self.nodes else None,
+            ledger=ledger,
         )
         running, gone = anyio.Event(), anyio.Event()
         started: list[Node] = []
