@@ -74,7 +74,6 @@ class HopPrefix:
         if wish.shared and self._chunks and prefixes.draw() < prefixes.audit_share:
             audited = int(prefixes.draw() * self._chunks)
         self._race = PrefixRace(self._chunks, self._pace, prefixes.clock(), audited)
-        self._audits = audited is not None
         self._tell: Tell | None = None
         self._find_here()
 
@@ -144,7 +143,7 @@ class HopPrefix:
                     log.info("donor_left", peer=donor.peer, reason=str(error))
         finally:
             self._race.expect((), searching=False)
-            self._news.set()
+            self._note_common(fetched=False)
 
     def _missing_of(self, donor: Donor) -> set[int]:
         return {number for number in donor.numbers if number >= self._frontier() and number not in self._staged}
@@ -242,6 +241,7 @@ class HopPrefix:
     async def computed(self, start: int, count: int, took_s: float, *, wants_token: bool) -> bool:
         """Positions were computed. returns: whether what was taken in before may be believed"""
         self._held = start + count
+        self._working_at = max(self._working_at, self._held)
         if count >= CHUNK_TOKENS:
             self._pace.note(start, count, took_s)
         if wants_token:
