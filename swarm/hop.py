@@ -86,6 +86,7 @@ class Hop:
         self._metering = metering
         self._paying: anyio.Event | None = None  # a late payment came; set when it has been looked at
         self._early_word = b""  # that came before it
+        self._word_behind = b""  # that came with positions which were skipped here: the hops behind want it
         self.held = 0
         self._upstream = request.upstream
         self._upstream_changed = anyio.Event()
@@ -223,11 +224,14 @@ class Hop:
             feed, tick = unpacked(pushed)
             if tick and not await self._take_word(tick):
                 return False
+            if not feed.count:
+                return await self._take_gap(feed.start, tick, blamed)
             fresh = without_held(feed, self.held)
         except MalformedPayload as error:
             await self._tell(failure("bad_input", error, blamed))
             return False
         if fresh is None:
+            self._word_behind = tick or self._word_behind
             return True
         if self.prefix is not None and self.prefix.leads:
             return await self._take_in_steps(self.prefix, fresh, tick, blamed)
@@ -243,6 +247,8 @@ class Hop:
             step = await prefix.next(left.start, left.count)
             if isinstance(step, Skip):
                 await self._fill(prefix, step.stop)
+                await self._pass_gap(tick)
+                tick = b""
                 left = without_held(left, self.held)
             elif isinstance(step, ComputePiece):
                 piece, left = split(left, step.count)
@@ -250,6 +256,25 @@ class Hop:
                     return False
                 tick = b""
         return True
+
+    async def _take_gap(self, start: int, tick: bytes, blamed: PeerId | None) -> bool:
+        """The hop before has skipped the positions before `start`; all of the chain are said to hold them."""
+        if self.prefix is None or self.prefix.leads:
+            await self._tell(Failed("bad_input", "a feed without positions", blamed))
+            return False
+        if start > self.held and not await self._fill(self.prefix, start):
+            await self._tell(Failed("cannot_replay", f"positions {self.held} to {start} are not held", None))
+            return False
+        await self._pass_gap(tick)
+        return True
+
+    async def _pass_gap(self, tick: bytes) -> None:
+        """So that the hops behind take in what they hold meanwhile, and the driver pays for it."""
+        if self._target is not None:
+            async with self._downstream_lock:
+                await self._push(with_word(Feed(self.held, 0, (), b"", False, False, ()), tick))
+        elif self.request.payment:
+            await self._tell(Computed(self.held))
 
     async def _fill(self, prefix: HopPrefix, stop: int) -> bool:
         """Take in what is held up to `stop`. returns: whether all of it is in"""
@@ -311,7 +336,8 @@ class Hop:
         ):
             await self._tell(Failed("cannot_replay", "a fetched part of the prefix was false", None))
             return False
-        await self._pass_on(fresh, done, tick, sliced=sliced)
+        word, self._word_behind = tick or self._word_behind, b""
+        await self._pass_on(fresh, done, word, sliced=sliced)
         return True
 
     async def _take_word(self, word: bytes) -> bool:

@@ -133,9 +133,7 @@ class DriverStream:
         self._outliving = outliving  # streams are closed after the caller has left
         self._payment = payment
         self._stamp = stamp
-        # A session that is paid slice by slice computes its prompt: what is skipped nobody would have paid.
-        reuses = request.reuses_kv and not request.local_layers and (payment is None or payment.slice_tokens is None)
-        self._prefix = DriverPrefix(request) if reuses else None
+        self._prefix = DriverPrefix(request) if request.reuses_kv and not request.local_layers else None
         self.route = Route()
         self.finish_reason: FinishReason | None = None
         self._name = name
