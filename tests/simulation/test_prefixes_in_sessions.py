@@ -222,7 +222,7 @@ async def test_a_chunk_of_right_form_and_false_content_is_found_by_an_audit(
     """Every prompt is audited here: one chunk is computed although it was fetched."""
     first, second = (["other"], ["one"]) if len(layout) == 2 else (list(FIRST_CHAIN), list(SECOND_CHAIN))
     liar, taker = ("one", "other") if len(layout) == 2 else ("back", "other back")
-    async with prefix_world(*layout, audit_share=1.0, position_s=0.001) as swarm:
+    async with prefix_world(*layout, audit_share=1.0) as swarm:
         await swarm.ask(NEW, without=first)
         for name in set(swarm.prefixes) - set(first):
             await swarm.kept(name, CHUNKS)
@@ -241,7 +241,7 @@ async def test_a_chunk_of_right_form_and_false_content_is_found_by_an_audit(
 
 @pytest.mark.anyio
 async def test_honest_chunks_pass_their_audit() -> None:
-    async with prefix_world(("one", "all"), ("other", "all"), audit_share=1.0, position_s=0.002) as swarm:
+    async with prefix_world(("one", "all"), ("other", "all"), audit_share=1.0) as swarm:
         await swarm.ask(NEW, without=["other"])
         await swarm.kept("one", CHUNKS)
         audited = 0
