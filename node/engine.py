@@ -15,7 +15,7 @@ from shoal.compression.kv_profile import KvProfile
 from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import BadChunk, LocalFault, Refused, ShoalError
 from shoal.swarm.identifiers import SessionId
-from shoal.swarm.kv_chunks import KvChunk, KvFormat, chunk_ranges, due_chunks, parse_chunk
+from shoal.swarm.kv_chunks import KvChunk, KvFormat, begins_at, chunk_ranges, due_chunks, parse_chunk
 from shoal.swarm.lanes import MEMBER, Claim
 from shoal.swarm.manifest import model_id
 from shoal.swarm.sampling import Sampling
@@ -203,11 +203,12 @@ class Engine:
         """See `Compute.import_kv`. raises: BadChunk, Refused, LocalFault"""
         room = await self._ask(partial(self._core.kv_room, session, start))
         coding, held = self._coding(room.span), start
-        for chunk in due_chunks(chunks, coding.kind, start):
+        for chunk in due_chunks(chunks, coding.kind, begins_at(chunks[0], start) if chunks else start):
             if chunk.start + chunk.count > room.tokens:
                 raise Refused(f"{chunk.start + chunk.count} positions; {room.tokens} were reserved")
             keys, values = await self._coder.run(partial(coding.decode, chunk, room.heads, room.width))
-            held = await self._ask(partial(self._core.write_kv, session, chunk.start, keys, values))
+            known = held - chunk.start
+            held = await self._ask(partial(self._core.write_kv, session, held, keys[:, known:], values[:, known:]))
         if history:
             await self._ask(partial(self._core.remember, session, history))
         return held

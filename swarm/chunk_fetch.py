@@ -2,19 +2,18 @@
 
 From the back: the prompt is computed from the front meanwhile, so both meet, whichever is faster, and what is fetched
 is what would take longest to compute. The level of each chunk is the best that still meets the deadline at the speed
-the link has shown, as in CacheGen; the deadline is a share of what computing would take.
+the link has shown, as in CacheGen; the deadline is a little more than what the smallest level would take, so that a
+client that allows losses gets its answer about as soon as they can make it, and no loss that saves nothing.
 source: Liu et al., CacheGen, arXiv:2310.07240; Jin et al., Compute Or Load KV Cache? Why Not Both?, arXiv:2410.03065
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
+from shoal.compression.kv_levels import KvLevel
 
-from .prefill_pace import PrefillPace
-
-DEADLINE_SHARE = 0.4  # of the time that computing would take: what a fetch has to beat to be worth its loss
-LEAST_WINDOW, MOST_WINDOW = 2, 8  # asks under way
+LEEWAY = 1.04  # of the time that the smallest level would take from the beginning
+LEAST_WINDOW, MOST_WINDOW = 3, 16  # asks under way
 AHEAD_OF_LINK = 1.5  # of what a round trip carries, so that the link never idles
 NEWEST = 0.5  # weight of the newest arrival
 SHARES: dict[KvLevel, float] = {"lossless": 0.68, "near-lossless": 0.16, "default": 0.09, "small": 0.045}
@@ -34,41 +33,45 @@ class _Asked:
 
 
 class ChunkFetch:
-    """levels: that may be asked for, the best first. A chunk's size in memory follows from the first that comes."""
+    """levels: that may be asked for, the best first. began_s: when the wait began. A chunk's size in memory follows from the first that comes."""
 
     def __init__(
         self,
         wanted: Iterable[int],
         levels: tuple[KvLevel, ...],
-        pace: PrefillPace,
         round_trip_s: float,
         now: float,
+        began_s: float | None = None,
     ) -> None:
         self._wanted = set(wanted)
         self._levels = levels
         self._raw_bytes = 0.0
         self._shares = dict(SHARES)
-        self._pace = pace
         self._round_trip_s = round_trip_s
-        self._began_s = now
+        self._began_s = now if began_s is None else began_s
         self._last_s = now
         self._asked: dict[int, _Asked] = {}
         self.link_bytes_s: float | None = None
-        self.deadline_s: float | None = None
 
     @property
     def open(self) -> frozenset[int]:
         """Chunks that may still come."""
         return frozenset(self._wanted | self._asked.keys())
 
+    @property
+    def chunks_s(self) -> float | None:
+        """How many a second come at the smallest level; None while nothing is known."""
+        if self.link_bytes_s is None:
+            return None
+        return self.link_bytes_s / (self._shares[self._levels[-1]] * self._raw_bytes)
+
     def asks(self, frontier: int, now: float) -> list[Ask]:
         """frontier: the first chunk that is neither computed nor being computed"""
         self._wanted = {number for number in self._wanted if number >= frontier}
-        self._set_deadline(frontier)
         asks = []
         while self._wanted and len(self._asked) < self._window():
             number = max(self._wanted)
-            level = self._level(frontier, now)
+            level = self._level(now)
             self._wanted.discard(number)
             self._asked[number] = _Asked(level, now)
             asks.append(Ask(number, level))
@@ -94,24 +97,18 @@ class ChunkFetch:
         self._asked.pop(number, None)
         self._wanted.discard(number)
 
-    def _set_deadline(self, frontier: int) -> None:
-        if self.deadline_s is not None or not self._wanted:
-            return
-        stop = max(self._wanted | self._asked.keys()) + 1
-        computing_s = self._pace.seconds(frontier * CHUNK_TOKENS, (stop - frontier) * CHUNK_TOKENS)
-        if computing_s is not None:
-            self.deadline_s = self._began_s + DEADLINE_SHARE * computing_s
-
-    def _level(self, frontier: int, now: float) -> KvLevel:
-        """The best that meets the deadline; the smallest when none does, or while nothing is known."""
-        if self.link_bytes_s is None or self.deadline_s is None:
+    def _level(self, now: float) -> KvLevel:
+        """The best that meets the deadline; the smallest while nothing is known of the link."""
+        if self.link_bytes_s is None:
             return self._levels[-1]
-        under_way = sum(self._shares[asked.level] for asked in self._asked.values()) * self._raw_bytes
-        for level in self._levels:
-            needed = under_way + len(self._wanted) * self._shares[level] * self._raw_bytes
-            if now + needed / self.link_bytes_s <= self.deadline_s:
-                return level
-        return self._levels[-1]
+        under_way = sum(self._shares[asked.level] for asked in self._asked.values())
+
+        def takes_s(level: KvLevel) -> float:
+            waiting = (under_way + len(self._wanted) * self._shares[level]) * self._raw_bytes
+            return now - self._began_s + waiting / (self.link_bytes_s or 1.0)
+
+        deadline_s = LEEWAY * takes_s(self._levels[-1])
+        return next(level for level in self._levels if takes_s(level) <= deadline_s)
 
     def _window(self) -> int:
         if self.link_bytes_s is None:

@@ -88,7 +88,8 @@ class Compute(Protocol):
     async def import_kv(
         self, session: SessionId, start: int, chunks: Sequence[bytes], history: tuple[int, ...] = ()
     ) -> int:
-        """Take in chunks of consecutive positions, the first from `start` on: as many as the session holds so far.
+        """Take in chunks of consecutive positions, from `start` on: as many as the session holds so far. Of a first
+        chunk that begins before that, only the rest is taken.
 
         history: the ids so far, when the sampling has penalties; they take the place of those told to `open`
         returns: positions held then

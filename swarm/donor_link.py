@@ -14,7 +14,6 @@ from .errors import BadChunk, MalformedMessage, StreamBroken, Unavailable
 from .handshake import Gate, greet, read_welcome
 from .identifiers import PeerId
 from .kv_chunks import KvFormat, due_chunks
-from .prefill_pace import PrefillPace
 from .prefix_chain import Address
 from .transport import Stream, Transport
 
@@ -32,7 +31,8 @@ class Donor:
 
 
 class Taker:
-    """addresses: of the chunks of the prefix, by number. kind: what the chunks have to be of; levels: the best first"""
+    """addresses: of the chunks of the prefix, by number. kind: what the chunks have to be of; levels: the best first;
+    began_s: when whoever waits for them began to"""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Taker:
         clock: Callable[[], float],
         addresses: Sequence[Address],
         kind: KvFormat,
-        pace: PrefillPace,
+        began_s: float,
         levels: tuple[KvLevel, ...],
     ) -> None:
         self._transport = transport
@@ -49,7 +49,7 @@ class Taker:
         self._clock = clock
         self._addresses = addresses
         self._kind = kind
-        self._pace = pace
+        self._began_s = began_s
         self._levels = levels if kind.profile else EXACT
 
     async def take(
@@ -58,11 +58,12 @@ class Taker:
         numbers: Iterable[int],
         frontier: Callable[[], int],
         came: Callable[[int, KvLevel, bytes], Awaitable[None]],
-        expect: Callable[[frozenset[int]], None],
+        expect: Callable[[frozenset[int], float | None], None],
     ) -> None:
         """Until all have come, or the frontier has passed those that have not.
 
-        frontier: the first chunk that is worth asking for; came: is given each; expect: hears of those still to come
+        frontier: the first chunk that is worth asking for; came: is given each; expect: hears of those still to come,
+        and how many a second the link brings
 
         raises: ShoalError; RemoteFault where the donor sent what no honest one sends
         """
@@ -74,7 +75,7 @@ class Taker:
             await greet(stream, self._gate)
             await read_welcome(stream, self._gate)
             now = self._clock()
-            fetch = ChunkFetch(numbers, self._levels, self._pace, now - asked_s, now)
+            fetch = ChunkFetch(numbers, self._levels, now - asked_s, now, self._began_s)
             await self._take_all(stream, fetch, frontier, came, expect)
         finally:
             stream.abort()
@@ -85,13 +86,13 @@ class Taker:
         fetch: ChunkFetch,
         frontier: Callable[[], int],
         came: Callable[[int, KvLevel, bytes], Awaitable[None]],
-        expect: Callable[[frozenset[int]], None],
+        expect: Callable[[frozenset[int], float | None], None],
     ) -> None:
         numbers = {address: number for number, address in enumerate(self._addresses)}
         while True:
             for ask in fetch.asks(frontier(), self._clock()):
                 await stream.send(chunk_wire.encode(chunk_wire.Want(self._addresses[ask.number], ask.level)))
-            expect(fetch.open)
+            expect(fetch.open, fetch.chunks_s)
             if not fetch.open:
                 return
             answer = chunk_wire.read_answer(await self._next(stream))

@@ -22,12 +22,13 @@ from .errors import BadChunk, MalformedMessage, RemoteFault, ShoalError
 from .identifiers import PeerId
 from .messages import Keep, Open, Prefix, Reused, Skippable, Staged
 from .prefix_chain import LINK_BYTES, MAX_LINKS, Link, address
+from .prefix_race import SMALLEST_PIECE, PrefixRace, Step, Wait, frontier_of
 from .prefix_race import Compute as ComputeStep
-from .prefix_race import PrefixRace, Step, Wait
 from .prefixes import THRESHOLDS, Prefixes
 
 log = structlog.get_logger()
 
+LEAST_WORTH_S = 0.1  # a prompt that is computed sooner is not looked for
 MOST_DONORS = 3  # tried one after the other
 SETTLE_S = 5.0  # for keeping what is left when the driver has gone
 
@@ -73,7 +74,7 @@ class HopPrefix:
         audited = None
         if wish.shared and self._chunks and prefixes.draw() < prefixes.audit_share:
             audited = int(prefixes.draw() * self._chunks)
-        self._race = PrefixRace(self._chunks, self._pace, prefixes.clock(), audited)
+        self._race = PrefixRace(self._chunks, self._pace, prefixes.clock(), audited, alone=alone)
         self._tell: Tell | None = None
         self._find_here()
 
@@ -86,12 +87,13 @@ class HopPrefix:
                 self._staged[number] = HeldChunk(label.maker, label.quality, None)
         self._prefixes.store.pin(self._addresses)
         self._race.everybody_holds(self._common(), self._prefixes.clock(), fetched=False)
-        missing = len(self._staged) < self._chunks
-        self._race.expect((), searching=self._may_fetch and missing)
+        self._race.expect((), searching=self._may_fetch and len(self._staged) < self._chunks)
 
     @property
     def _may_fetch(self) -> bool:
-        return self._wish.shared and self._prefixes.has_board
+        computing_s = self._pace.seconds(0, self._chunks * CHUNK_TOKENS)
+        worth_it = computing_s is None or computing_s > LEAST_WORTH_S
+        return self._wish.shared and self._prefixes.has_board and worth_it
 
     def staged(self, *, fetched: bool = False) -> Staged:
         return Staged(ranges_of(self._staged), fetched)
@@ -126,7 +128,7 @@ class HopPrefix:
         if not self._may_fetch or not missing:
             return
         levels = EXACT if self._wish.exact else FAST
-        taker = self._prefixes.taker(self._request.model, self._addresses, self._kind, levels)
+        taker = self._prefixes.taker(self._addresses, self._kind, levels)
         expect = partial(self._race.expect, searching=False)
         try:
             donors = await self._prefixes.donors(self._addresses, missing)
@@ -150,7 +152,7 @@ class HopPrefix:
 
     def _frontier(self) -> int:
         """The first chunk that is neither computed nor being computed."""
-        return -(-self._working_at // CHUNK_TOKENS)
+        return frontier_of(self._working_at)
 
     async def _stage(self, donor: PeerId, number: int, level: KvLevel, data: bytes) -> None:
         self._prefixes.counts.fetched += 1
@@ -190,7 +192,7 @@ class HopPrefix:
         """
         here = fetched = 0
         position = start
-        while position < stop and not position % CHUNK_TOKENS:
+        while position < stop:
             number = position // CHUNK_TOKENS
             held = self._staged.get(number)
             data = await self._data_of(number, held)
@@ -204,14 +206,15 @@ class HopPrefix:
                 await self._distrust(held.maker, str(error))
                 break
             self._taint = self._taint or held.level != "lossless"
+            came = position - max(start, number * CHUNK_TOKENS)
             if held.maker == self._prefixes.me:
-                here += CHUNK_TOKENS
+                here += came
             else:
-                fetched += CHUNK_TOKENS
+                fetched += came
                 self._taken.add(held.maker)
                 await self._remember(number, held, data)
         self._held = self._working_at = position
-        self._prefixes.counts.reused += (here + fetched) // CHUNK_TOKENS
+        self._prefixes.counts.reused += -(-(here + fetched) // CHUNK_TOKENS)
         if self._tell is not None and position > start:
             await self._tell(Reused(here, fetched))
         return position
@@ -242,7 +245,7 @@ class HopPrefix:
         """Positions were computed. returns: whether what was taken in before may be believed"""
         self._held = start + count
         self._working_at = max(self._working_at, self._held)
-        if count >= CHUNK_TOKENS:
+        if count >= SMALLEST_PIECE:
             self._pace.note(start, count, took_s)
         if wants_token:
             self._first_token = True

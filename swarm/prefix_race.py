@@ -12,7 +12,8 @@ from shoal.compression.kv_levels import CHUNK_TOKENS
 
 from .prefill_pace import PrefillPace
 
-LARGEST_PIECE = 4  # chunks computed at once while others may come
+LARGEST_PIECE, SMALLEST_PIECE = 256, 16  # positions computed at once while others may come; while all is open
+LATE_ENOUGH = 3  # chunks that have come before their own pace is believed
 SLACK_S = 0.02  # of a wait, for what an estimate cannot know
 
 
@@ -38,16 +39,27 @@ class Wait:
 Step = Compute | Skip | Wait
 
 
-class PrefixRace:
-    """chunks: of the prompt that need not be computed. audited: one that is computed although it is held"""
+def frontier_of(position: int) -> int:
+    """The first chunk that is worth a fetch where so much is computed: of the one that has begun, the rest may be."""
+    number, inside = divmod(position, CHUNK_TOKENS)
+    return number if inside <= CHUNK_TOKENS // 2 else number + 1
 
-    def __init__(self, chunks: int, pace: PrefillPace, now: float, audited: int | None = None) -> None:
+
+class PrefixRace:
+    """chunks: of the prompt that need not be computed. audited: one that is computed although it is held;
+    alone: there is no other hop"""
+
+    def __init__(
+        self, chunks: int, pace: PrefillPace, now: float, audited: int | None = None, *, alone: bool = True
+    ) -> None:
         self.chunks = chunks
         self._pace = pace
         self._audited = audited
+        self._alone = alone
         self._held: frozenset[int] = frozenset()  # by all hops
         self._expected: frozenset[int] = frozenset()
         self._searching = True
+        self._link_rate: float | None = None  # chunks a second that this hop's own link brings
         self._first_s: float | None = None  # when the first came over the network
         self._came = 0
         self._began_s = now
@@ -63,34 +75,39 @@ class PrefixRace:
             self._waited = False
         self._held = held
 
-    def expect(self, numbers: Iterable[int], *, searching: bool) -> None:
-        """Chunks that may still come; searching: nobody knows yet."""
+    def expect(self, numbers: Iterable[int], rate: float | None = None, *, searching: bool) -> None:
+        """Chunks that may still come, and how many a second; searching: nobody knows yet."""
         self._expected = frozenset(numbers)
         self._searching = searching
+        self._link_rate = rate
 
     def next(self, position: int, count: int, now: float) -> Step:
         """count: positions that are at hand, from `position` on"""
-        number, odd = divmod(position, CHUNK_TOKENS)
-        if odd or number >= self.chunks:
+        number, inside = divmod(position, CHUNK_TOKENS)
+        if number >= self.chunks:
             return Compute(count)
-        if number in self._held and number != self._audited:
-            return Skip(self._run_end(number) * CHUNK_TOKENS)
+        left = CHUNK_TOKENS - inside
         if number == self._audited:
-            return Compute(min(count, CHUNK_TOKENS))
+            return Compute(min(count, left))
+        if number in self._held:
+            return Skip(self._run_end(number) * CHUNK_TOKENS)
         ahead = self._ahead(number)
+        to_go = len(ahead) * CHUNK_TOKENS - inside
         if not self._searching and not ahead & self._expected:
-            to_the_end = number + len(ahead) == self.chunks
-            return Compute(count if to_the_end else min(count, len(ahead) * CHUNK_TOKENS))
-        piece_s = self._pace.seconds(position, CHUNK_TOKENS)
+            return Compute(count if number + len(ahead) == self.chunks else min(count, to_go))
+        piece_s = self._pace.seconds(position, SMALLEST_PIECE)
         rate = self._rate(now)
         if piece_s is None or not rate:
-            return Compute(min(count, CHUNK_TOKENS))
+            return Compute(min(count, SMALLEST_PIECE, left))
         missing_s = len(ahead) / rate
         if ahead <= self._expected and missing_s <= piece_s and not self._waited:
             self._waited = True
             return Wait(now + min(2 * missing_s, piece_s) + SLACK_S)
-        met = len(ahead) / (1 + rate * piece_s)  # chunks that will be computed before both meet
-        return Compute(min(count, max(1, min(LARGEST_PIECE, int(met))) * CHUNK_TOKENS))
+        met = int(to_go / (1 + rate * piece_s * CHUNK_TOKENS / SMALLEST_PIECE))  # positions computed when both meet
+        piece = min(met // 2, LARGEST_PIECE)  # half of it, for the rate may be better than it seems
+        if piece < left:
+            return Compute(min(count, SMALLEST_PIECE, left))
+        return Compute(min(count, left + (piece - left) // CHUNK_TOKENS * CHUNK_TOKENS))
 
     def _run_end(self, number: int) -> int:
         while number in self._held and number != self._audited:
@@ -105,9 +122,10 @@ class PrefixRace:
         return frozenset(range(number, stop))
 
     def _rate(self, now: float) -> float:
-        """Chunks a second that came over the network; a silence counts against it."""
+        """Chunks a second that all hops come to hold: what they have shown, and at first what the own link brings."""
         if self._first_s is None:
             return 0.0
-        if self._came < 2 or now <= self._first_s:
-            return self._came / max(1e-3, now - self._began_s)
-        return (self._came - 1) / (now - self._first_s)
+        if self._came < LATE_ENOUGH or now <= self._first_s:
+            return self._link_rate or self._came / max(1e-3, now - self._began_s)
+        shown = (self._came - 1) / (now - self._first_s)
+        return max(shown, self._link_rate or 0.0) if self._alone else shown

@@ -112,9 +112,8 @@ class Prefixes:
     def pace(self, model: ModelId, layers: tuple[int, int]) -> PrefillPace:
         return self._paces.setdefault((model, layers), PrefillPace())
 
-    def taker(self, model: ModelId, addresses: Sequence[Address], kind: KvFormat, levels: tuple[KvLevel, ...]) -> Taker:
-        pace = self.pace(model, kind.layers)
-        return Taker(self.transport, self.gate, self.clock, addresses, kind, pace, levels)
+    def taker(self, addresses: Sequence[Address], kind: KvFormat, levels: tuple[KvLevel, ...]) -> Taker:
+        return Taker(self.transport, self.gate, self.clock, addresses, kind, self.clock(), levels)
 
     # Keeping
 
@@ -198,7 +197,7 @@ class Prefixes:
         addresses = [address(link, *kind.layers) for link in links]
         missing = frozenset(n for n, place in enumerate(addresses) if self.store.find(place) is None)
         came: set[int] = set()
-        taker = self.taker(kind.model, addresses, kind, (level,))
+        taker = self.taker(addresses, kind, (level,))
         for donor in await self.donors(addresses, missing) if missing else ():
 
             async def keep(number: int, level: KvLevel, data: bytes, peer: PeerId = donor.peer) -> None:
@@ -209,7 +208,7 @@ class Prefixes:
                 came.add(number)
 
             try:
-                await taker.take(donor, donor.numbers - came, lambda: 0, keep, lambda _: None)
+                await taker.take(donor, donor.numbers - came, lambda: 0, keep, lambda _, __: None)
             except RemoteFault as error:
                 self.counts.false += 1
                 await self.ban(donor.peer, str(error))

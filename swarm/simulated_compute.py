@@ -15,7 +15,7 @@ from shoal.compression.kv_levels import KvLevel
 from .compute import Done, Work
 from .errors import BadActivation, BadChunk, ContextTooLong, LocalFault, OutOfMemory, Refused
 from .identifiers import SessionId
-from .kv_chunks import KvChunk, KvFormat, chunk_ranges, due_chunks, pack_chunk, parse_chunk
+from .kv_chunks import KvChunk, KvFormat, begins_at, chunk_ranges, due_chunks, pack_chunk, parse_chunk
 from .lanes import MEMBER, Claim
 from .manifest import model_id
 from .sampling import Sampling
@@ -164,20 +164,22 @@ class SimulatedCompute:
         if start != held.held:
             raise Refused(f"a cache from position {start} on came, {held.held} are held")
         units = self.model.kept_units(held.span)
-        for chunk in due_chunks(chunks, self.kv_format(held.span), start):
+        due_from = begins_at(chunks[0], start) if chunks else start
+        for chunk in due_chunks(chunks, self.kv_format(held.span), due_from):
             if chunk.start + chunk.count > held.max_tokens:
                 raise Refused(f"{chunk.start + chunk.count} positions; {held.max_tokens} are reserved")
             width = WIDTH * len(units)
             if len(chunk.payload) != width * chunk.count:
                 raise BadChunk(f"a payload of {len(chunk.payload)} bytes for {chunk.count} positions")
             await self._pass_time(held.span, chunk.count)
-            if self._known(session) is not held or chunk.start != held.held:
+            if self._known(session) is not held or not chunk.start <= held.held < chunk.start + chunk.count:
                 raise Refused("the session was closed or went on meanwhile")
             rows = [chunk.payload[at * width : (at + 1) * width] for at in range(chunk.count)]
-            held.cache += rows
+            known = held.held - chunk.start
+            held.cache += rows[known:]
             held.digests = {unit: rows[-1][at * WIDTH : (at + 1) * WIDTH] for at, unit in enumerate(units)}
-            held.held += chunk.count
-            self.imported_positions += chunk.count
+            held.held += chunk.count - known
+            self.imported_positions += chunk.count - known
         return held.held
 
     async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
