@@ -33,7 +33,10 @@ class _Asked:
 
 
 class ChunkFetch:
-    """levels: that may be asked for, the best first. began_s: when the wait began. A chunk's size in memory follows from the first that comes."""
+    """levels: that may be asked for, the best first. began_s: when the wait began.
+
+    A chunk's size in memory follows from the first that comes.
+    """
 
     def __init__(
         self,

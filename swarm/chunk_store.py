@@ -51,6 +51,7 @@ class ChunkStore:
         self._disk = ChunkIndex(disk_bytes if folder is not None else 0)
         self._files = ChunkFiles(folder) if folder is not None and disk_bytes > 0 else None
         self._warn = warn
+        self._may_write = True
         self._writing = anyio.Lock()
 
     @property
@@ -144,7 +145,7 @@ class ChunkStore:
     async def _write(self, address: Address, label: Label, payload: bytes) -> None:
         async with self._writing:  # the order on disk is that of the index
             files = self._files
-            if files is None:
+            if files is None or not self._may_write:
                 return
             fits, going = self._disk.add(address, Kept(label, len(payload)))
             for old, _ in going:
@@ -161,6 +162,4 @@ class ChunkStore:
         """Later chunks stay in memory; those that lie on disk already are still read."""
         reason = error.strerror if isinstance(error, OSError) else str(error)
         self._warn(f"KV chunks are kept in memory only: {reason}")
-        if not len(self._disk):
-            self._files = None
-        self._disk.budget_bytes = self._disk.used_bytes
+        self._may_write = False

@@ -63,7 +63,7 @@ class HopLink:
         post: Callable[[Event], None],
         on_result: Callable[[HopKey, Token | Output], None],
         key_of: Callable[[SessionId], HopKey],
-        on_prefix: Callable[[HopKey, Staged | Reused], None],
+        on_prefix: Callable[[HopKey, Staged | Reused], None] = lambda _, __: None,
     ) -> None:
         self.at = at
         self._transport = transport

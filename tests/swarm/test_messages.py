@@ -46,6 +46,10 @@ EXAMPLES: list[messages.AnyMessage] = [
     messages.PaidFeed(5, 1, (7,), b"", True, False, (), bytes(16)),
     messages.Slice(0, (3, 4, 5), None),
     messages.HiddenSlice(64, 2, 0, bytes(32), bytes(16)),
+    messages.Staged(((0, 4), (6, 7)), True),
+    messages.Skippable(((0, 4),), False),
+    messages.Keep(3, (b"l" * 16,)),
+    messages.Reused(64, 128),
 ]
 
 
