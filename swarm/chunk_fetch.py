@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from shoal.compression.kv_levels import KvLevel
 
 LEEWAY = 1.04  # of the time that the smallest level would take from the beginning
-LEAST_WINDOW, MOST_WINDOW = 3, 16  # asks under way
+LEAST_WINDOW, MOST_WINDOW = 2, 16  # asks under way
 AHEAD_OF_LINK = 1.5  # of what a round trip carries, so that the link never idles
 NEWEST = 0.5  # weight of the newest arrival
 SHARES: dict[KvLevel, float] = {"lossless": 0.68, "near-lossless": 0.16, "default": 0.09, "small": 0.045}

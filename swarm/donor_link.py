@@ -11,6 +11,7 @@ from . import chunk_wire
 from .chunk_fetch import ChunkFetch
 from .chunk_wire import PROTOCOL, Given, Missing
 from .errors import BadChunk, MalformedMessage, StreamBroken, Unavailable
+from .fetch_past import FetchPast
 from .handshake import Gate, greet, read_welcome
 from .identifiers import PeerId
 from .kv_chunks import KvFormat, due_chunks
@@ -43,6 +44,7 @@ class Taker:
         kind: KvFormat,
         began_s: float,
         levels: tuple[KvLevel, ...],
+        past: FetchPast,
     ) -> None:
         self._transport = transport
         self._gate = gate
@@ -51,6 +53,7 @@ class Taker:
         self._kind = kind
         self._began_s = began_s
         self._levels = levels if kind.profile else EXACT
+        self._past = past
 
     async def take(
         self,
@@ -67,6 +70,7 @@ class Taker:
 
         raises: ShoalError; RemoteFault where the donor sent what no honest one sends
         """
+        self._arrivals_s: list[float] = []
         if donor.addresses:
             await self._transport.connect(donor.peer, donor.addresses)
         stream = await self._transport.open(donor.peer, PROTOCOL)
@@ -79,6 +83,14 @@ class Taker:
             await self._take_all(stream, fetch, frontier, came, expect)
         finally:
             stream.abort()
+            if self._arrivals_s:
+                first_s, last_s = self._arrivals_s[0], self._arrivals_s[-1]
+                self._past.note(
+                    exact=self._levels == EXACT,
+                    first_s=first_s - self._began_s,
+                    chunks=len(self._arrivals_s),
+                    took_s=last_s - first_s,
+                )
 
     async def _take_all(
         self,
@@ -104,6 +116,7 @@ class Taker:
                     asked = fetch.arrived(number, len(data), self._clock())
                     if asked is None or asked != level:
                         raise MalformedMessage("a chunk, or a level, that was not asked for")
+                    self._arrivals_s.append(self._clock())
                     self._check(number, asked, data)
                     await came(number, asked, data)
 

@@ -74,7 +74,8 @@ class HopPrefix:
         audited = None
         if wish.shared and self._chunks and prefixes.draw() < prefixes.audit_share:
             audited = int(prefixes.draw() * self._chunks)
-        self._race = PrefixRace(self._chunks, self._pace, prefixes.clock(), audited, alone=alone)
+        promise_s = prefixes.past.predicted_s(self._chunks, exact=wish.exact) if wish.shared else None
+        self._race = PrefixRace(self._chunks, self._pace, prefixes.clock(), audited, promise_s, alone=alone)
         self._tell: Tell | None = None
         self._find_here()
 

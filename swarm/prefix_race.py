@@ -2,7 +2,8 @@
 
 A chunk can be skipped when every hop of the chain has it. Computing starts at once and from the front, so that a fetch
 that fails, or is slow, costs nothing; chunks come from the back, so that nothing is both computed and fetched. It waits
-only where what is missing comes sooner than it could be computed.
+only where what is missing comes much sooner than it could be computed: then computing would slow the fetch down, on a
+machine that has no core to spare, for nothing.
 """
 
 from collections.abc import Iterable
@@ -14,6 +15,9 @@ from .prefill_pace import PrefillPace
 
 LARGEST_PIECE, SMALLEST_PIECE = 256, 16  # positions computed at once while others may come; while all is open
 LATE_ENOUGH = 3  # chunks that have come before their own pace is believed
+UNSURE_S = 0.3  # without a chunk, after which pieces double
+WORTH_A_WAIT = 0.3  # of what computing would take: what comes so much sooner is not slowed down by computing
+PATIENCE = 1.5  # of what the last fetches took
 SLACK_S = 0.02  # of a wait, for what an estimate cannot know
 
 
@@ -47,10 +51,17 @@ def frontier_of(position: int) -> int:
 
 class PrefixRace:
     """chunks: of the prompt that need not be computed. audited: one that is computed although it is held;
-    alone: there is no other hop"""
+    promise_s: in which all was there the last time; alone: there is no other hop"""
 
     def __init__(
-        self, chunks: int, pace: PrefillPace, now: float, audited: int | None = None, *, alone: bool = True
+        self,
+        chunks: int,
+        pace: PrefillPace,
+        now: float,
+        audited: int | None = None,
+        promise_s: float | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
         self.chunks = chunks
         self._pace = pace
@@ -64,6 +75,9 @@ class PrefixRace:
         self._came = 0
         self._began_s = now
         self._waited = False
+        computing_s = pace.seconds(0, chunks * CHUNK_TOKENS)
+        waits = promise_s is not None and computing_s is not None and promise_s <= WORTH_A_WAIT * computing_s
+        self._patient_until_s = now + PATIENCE * promise_s if waits and promise_s is not None else now
 
     def everybody_holds(self, numbers: Iterable[int], now: float, *, fetched: bool) -> None:
         """fetched: news of an arrival, not of what lay there already"""
@@ -95,19 +109,27 @@ class PrefixRace:
         to_go = len(ahead) * CHUNK_TOKENS - inside
         if not self._searching and not ahead & self._expected:
             return Compute(count if number + len(ahead) == self.chunks else min(count, to_go))
+        if now < self._patient_until_s:
+            return Wait(self._patient_until_s)
         piece_s = self._pace.seconds(position, SMALLEST_PIECE)
         rate = self._rate(now)
         if piece_s is None or not rate:
-            return Compute(min(count, SMALLEST_PIECE, left))
+            return Compute(min(count, self._unsure_piece(now, left)))
         missing_s = len(ahead) / rate
-        if ahead <= self._expected and missing_s <= piece_s and not self._waited:
+        computing_s = self._pace.seconds(position, to_go) or 0.0
+        if ahead <= self._expected and missing_s <= max(piece_s, WORTH_A_WAIT * computing_s) and not self._waited:
             self._waited = True
-            return Wait(now + min(2 * missing_s, piece_s) + SLACK_S)
+            return Wait(now + 2 * missing_s + SLACK_S)
         met = int(to_go / (1 + rate * piece_s * CHUNK_TOKENS / SMALLEST_PIECE))  # positions computed when both meet
         piece = min(met // 2, LARGEST_PIECE)  # half of it, for the rate may be better than it seems
         if piece < left:
             return Compute(min(count, SMALLEST_PIECE, left))
         return Compute(min(count, left + (piece - left) // CHUNK_TOKENS * CHUNK_TOKENS))
+
+    def _unsure_piece(self, now: float, left: int) -> int:
+        """Small at first; the longer nothing comes, the less likely is it to come in the next moment."""
+        piece = SMALLEST_PIECE << min(4, int((now - self._began_s) / UNSURE_S))
+        return min(piece, left) if piece < CHUNK_TOKENS else left + piece - CHUNK_TOKENS
 
     def _run_end(self, number: int) -> int:
         while number in self._held and number != self._audited:

@@ -22,6 +22,7 @@ from .chunk_wire import Given, Missing
 from .compute import ChunkCoder
 from .donor_link import Donor, Taker
 from .errors import MalformedMessage, Refused, RemoteFault, ShoalError
+from .fetch_past import FetchPast
 from .handshake import Gate, receive_greeting
 from .identifiers import ModelId, PeerId
 from .kv_chunks import KvFormat
@@ -95,6 +96,7 @@ class Prefixes:
         self._board = board
         self.coder_of = coder_of
         self._trusts = trusts
+        self.past = FetchPast()
         self._paces: dict[tuple[ModelId, tuple[int, int]], PrefillPace] = {}
         self._banned: dict[PeerId, float] = {}
         self._streams = 0
@@ -113,7 +115,7 @@ class Prefixes:
         return self._paces.setdefault((model, layers), PrefillPace())
 
     def taker(self, addresses: Sequence[Address], kind: KvFormat, levels: tuple[KvLevel, ...]) -> Taker:
-        return Taker(self.transport, self.gate, self.clock, addresses, kind, self.clock(), levels)
+        return Taker(self.transport, self.gate, self.clock, addresses, kind, self.clock(), levels, self.past)
 
     # Keeping
 

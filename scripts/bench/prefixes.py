@@ -47,9 +47,7 @@ def make_model(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from shoal.compression.kv_bitstream import encode_kv
     from shoal.node.kv_calibration import calibrate_files
-    from shoal.node.kv_quality import block_of, cached
     from shoal.swarm.manifest import KV_PROFILE
 
     torch.manual_seed(0)
@@ -63,17 +61,37 @@ def make_model(folder: Path) -> None:
     text.write_text("".join(f"On day {day} the rain fell on {day % 13} roofs and nobody came. " for day in range(400)))
     profile = calibrate_files(folder, [text], 5, 192, backward=False)
     text.unlink()
-    _, keys, values = cached(model, torch.randint(5, 4000, (256,)))
+    (folder / KV_PROFILE).write_bytes(profile.packed)
+    tune(folder)
+
+
+def tune(folder: Path) -> None:
+    """Set the profile's steps so that `default` takes BITS_A_VALUE; on random weights calibration finds them coarse."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from shoal.compression.kv_bitstream import encode_kv
+    from shoal.compression.kv_profile import parse_profile
+    from shoal.node.kv_quality import block_of, cached
+    from shoal.swarm.manifest import KV_PROFILE
+
+    profile = parse_profile((folder / KV_PROFILE).read_bytes())
+    model = LlamaForCausalLM.from_pretrained(folder)
+    _, keys, values = cached(model, torch.randint(5, 4000, (128,)))
     block = block_of(keys, values)
 
     def bits(quarters: int) -> float:
         tried = dataclasses.replace(profile, steps=(quarters, quarters, quarters))
         return 8 * sum(map(len, encode_kv(block, "default", tried))) / block.shape.values
 
-    quarters = min(range(-20, 20), key=lambda step: abs(bits(step) - BITS_A_VALUE))
-    made = dataclasses.replace(profile, steps=(quarters - 5, quarters, quarters + 4))
-    (folder / KV_PROFILE).write_bytes(made.packed)
-    print(f"profile: {bits(quarters):.2f} bits a value at default", flush=True)
+    fine, coarse = -120, 30
+    while coarse - fine > 1:
+        middle = (fine + coarse) // 2
+        fine, coarse = (middle, coarse) if bits(middle) > BITS_A_VALUE else (fine, middle)
+    made = dataclasses.replace(profile, steps=(coarse - 5, coarse, coarse + 4))
+    if made.steps != profile.steps:
+        (folder / KV_PROFILE).write_bytes(made.packed)
+    print(f"profile: {bits(coarse):.2f} bits a value at default", flush=True)
 
 
 def prompt(number: int) -> list[int]:
@@ -210,6 +228,8 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         model = chosen.model or folder / "model"
         if chosen.model is None:
             make_model(model)
+        else:
+            tune(model)
         stack.enter_context(emulated(chosen, folder))
         stack.enter_context(node(1, folder / "a", ["up", str(model), "--layers", "all"]))
         line = subprocess.run(  # noqa: S603  our own
@@ -232,6 +252,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         for number in range(chosen.rounds):
             for mode in chosen.modes:
                 taker.ask(drop=True)
+                time.sleep(2.5)  # what the one before has left on the link arrives
                 wish = {"ids": prompt(number), "share": mode != "compute", "exact": "exact" in mode or "less" in mode}
                 wish |= {"fetch": mode.partition(" ")[2]} if mode.startswith("fetch") else {}
                 answer = taker.ask(**wish)

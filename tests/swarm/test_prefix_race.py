@@ -34,12 +34,12 @@ def test_a_pace_knows_how_prefill_slows_with_the_position() -> None:
 
 def test_chunks_are_asked_for_from_the_back_and_never_before_the_frontier() -> None:
     fetch = ChunkFetch(range(CHUNKS), ("lossless",), 0.03, 0.0)
-    assert [ask.number for ask in fetch.asks(0, 0.0)] == [15, 14, 13]
+    assert [ask.number for ask in fetch.asks(0, 0.0)] == [15, 14]
     fetch.arrived(15, SIZES["lossless"], 0.5)
-    assert [ask.number for ask in fetch.asks(12, 0.5)] == [12]
+    assert [ask.number for ask in fetch.asks(13, 0.5)] == [13]
     fetch.arrived(14, SIZES["lossless"], 0.6)
-    assert fetch.asks(13, 0.6) == []
-    assert fetch.open == {13, 12}
+    assert fetch.asks(14, 0.6) == []
+    assert fetch.open == {13}
 
 
 def test_a_chunk_that_nobody_asked_for_is_no_arrival() -> None:
@@ -53,7 +53,7 @@ def test_a_chunk_that_nobody_asked_for_is_no_arrival() -> None:
 @pytest.mark.parametrize(("mbit", "level"), [(1000, "lossless"), (60, "near-lossless"), (5, "default")])
 def test_the_level_is_the_best_that_costs_next_to_nothing_at_the_speed_of_the_link(mbit: int, level: KvLevel) -> None:
     """The prompt came 1.9 s ago; 4 % of that may be spent on losing less in the last chunk."""
-    fetch = ChunkFetch(range(4), FAST, 0.0, 1.9, 0.0)
+    fetch = ChunkFetch(range(3), FAST, 0.0, 1.9, 0.0)
     now = 1.9
     for ask in fetch.asks(0, now):
         assert ask.level == "default"  # while nothing is known of the link
@@ -79,6 +79,22 @@ def test_with_nothing_to_come_the_prompt_is_computed_in_one_go() -> None:
 
 def test_while_somebody_is_looked_for_it_computes_in_small_pieces() -> None:
     assert PrefixRace(CHUNKS, pace_of(0.1), 0.0).next(0, 256, 0.0) == Compute(SMALLEST_PIECE)
+
+
+def test_pieces_grow_while_nothing_comes() -> None:
+    race = PrefixRace(CHUNKS, pace_of(0.1), 0.0)
+    pieces = [race.next(0, 1024, now) for now in (0.0, 0.4, 0.7, 1.0, 9.0)]
+    assert pieces == [Compute(16), Compute(32), Compute(64), Compute(128), Compute(256)]
+
+
+def test_it_waits_for_what_came_much_sooner_the_last_time_and_not_for_ever() -> None:
+    race = PrefixRace(CHUNKS, pace_of(0.1), 0.0, promise_s=0.3)
+    assert race.next(0, 1024, 0.1) == Wait(pytest.approx(0.45))
+    assert race.next(0, 1024, 0.46) == Compute(32)
+    assert PrefixRace(CHUNKS, pace_of(0.1), 0.0, promise_s=0.8).next(0, 1024, 0.1) == Compute(16)
+    lonely = PrefixRace(CHUNKS, pace_of(0.1), 0.0, promise_s=0.3)
+    lonely.expect((), searching=False)
+    assert lonely.next(0, 1024, 0.1) == Compute(1024)
 
 
 def test_it_waits_only_for_what_comes_sooner_than_it_could_be_computed_and_only_once() -> None:
