@@ -261,8 +261,8 @@ class DriverStream:
                 case events.AdoptUpstream(key, upstream):
                     await self._links[key].tell(Adopt(upstream or self._transport.me))
                 case events.RewireHop(key, downstream, start):
-                    below = self._links[downstream].at
-                    await self._links[key].tell(Rewire(below.peer, below.session, below.addresses, start))
+                    to = self._links[downstream].at
+                    await self._links[key].tell(Rewire(to.peer, to.session, to.addresses, start))
                     self._tell_all_again(tasks)
                 case events.ConnectFirst(key, start):
                     await self._tell_skippable()
