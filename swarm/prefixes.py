@@ -5,6 +5,7 @@ was taken from others is kept with the name of its maker and never passed on, so
 """
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +18,7 @@ from shoal.compression.kv_levels import KvLevel
 from . import chunk_wire
 from .announcement import ANNOUNCEMENT_TTL_S, MOST_OF_ONE_PEER, Announcement
 from .chunk_index import Label
-from .chunk_store import ChunkStore
+from .chunk_store import ChunkStore, StoredChunk
 from .chunk_wire import Given, Missing
 from .compute import ChunkCoder
 from .donor_link import Donor, Taker
@@ -35,6 +36,7 @@ log = structlog.get_logger()
 AUDIT_SHARE = 0.1  # of the prompts with fetched chunks: one of those is computed all the same
 ANNOUNCE_PERIOD_S = ANNOUNCEMENT_TTL_S / 3
 BAN_S = 3600.0
+MADE_BYTES = 64 << 20
 SILENCE_S = 15.0  # a peer that asks for nothing does not keep its stream
 MOST_STREAMS = 8  # of peers that fetch at a time
 FIND_S = 3.0
@@ -97,6 +99,8 @@ class Prefixes:
         self.coder_of = coder_of
         self._trusts = trusts
         self.past = FetchPast()
+        self._made: OrderedDict[tuple[Address, KvLevel], bytes] = OrderedDict()  # from what is kept, at other levels
+        self._made_bytes = 0
         self._paces: dict[tuple[ModelId, tuple[int, int]], PrefillPace] = {}
         self._banned: dict[PeerId, float] = {}
         self._streams = 0
@@ -144,6 +148,7 @@ class Prefixes:
             newest = [root for root in reversed(shared) if root in roots][:MOST_OF_ONE_PEER]
             for root in newest:
                 await self._announce(shared[root])
+                await self._make_ahead(shared[root])
 
     def _shared(self) -> dict[Address, list[Address]]:
         """By prefix the addresses of its chunks in their order; what was used last stands last."""
@@ -255,9 +260,34 @@ class Prefixes:
             known = next((name for name in THRESHOLDS if name == level), None)
             if known is None:
                 raise MalformedMessage(f"there is no level {level[:16]!r}")
-            coder = self.coder_of(chunk.label.model)
-            data = await coder.recode_kv(chunk.payload, known) if coder is not None else None
+            data = await self._recoded(address, chunk, known)
         if data is not None:
             self.counts.given += 1
             self.counts.given_bytes += len(data)
         return data
+
+    async def _recoded(self, address: Address, chunk: StoredChunk, level: KvLevel) -> bytes | None:
+        """Made once and kept while there is room. raises: ShoalError"""
+        made = self._made.get((address, level))
+        if made is not None:
+            self._made.move_to_end((address, level))
+            return made
+        coder = self.coder_of(chunk.label.model)
+        if coder is None:
+            return None
+        made = self._made[address, level] = await coder.recode_kv(chunk.payload, level)
+        self._made_bytes += len(made)
+        while self._made_bytes > MADE_BYTES:
+            self._made_bytes -= len(self._made.popitem(last=False)[1])
+        return made
+
+    async def _make_ahead(self, chunks: Sequence[Address]) -> None:
+        """The level that is asked for most, before anybody does: a fetch waits for it otherwise."""
+        for address in chunks:
+            chunk = await self.store.get(address) if (address, "default") not in self._made else None
+            if chunk is None:
+                continue
+            try:
+                await self._recoded(address, chunk, "default")
+            except ShoalError:
+                return  # this model has no profile
