@@ -140,15 +140,16 @@ class Prefixes:
             with anyio.move_on_after(max(0.0, due_s - self.clock())):
                 await self._news.wait()
             self._news = anyio.Event()
-            roots, self._fresh_roots = self._fresh_roots, set()
-            shared = self._shared()
+            fresh, self._fresh_roots = self._fresh_roots, set()
+            roots, shared = fresh, self._shared()
             if self.clock() >= due_s:
                 due_s = self.clock() + ANNOUNCE_PERIOD_S
                 roots = set(shared)
             newest = [root for root in reversed(shared) if root in roots][:MOST_OF_ONE_PEER]
             for root in newest:
                 await self._announce(shared[root])
-                await self._make_ahead(shared[root])
+                if root in fresh:
+                    await self._make_ahead(shared[root])
 
     def _shared(self) -> dict[Address, list[Address]]:
         """By prefix the addresses of its chunks in their order; what was used last stands last."""
@@ -283,11 +284,11 @@ class Prefixes:
 
     async def _make_ahead(self, chunks: Sequence[Address]) -> None:
         """The level that is asked for most, before anybody does: a fetch waits for it otherwise."""
-        for address in chunks:
-            chunk = await self.store.get(address) if (address, "default") not in self._made else None
+        for place in chunks:
+            chunk = await self.store.get(place) if (place, "default") not in self._made else None
             if chunk is None:
                 continue
             try:
-                await self._recoded(address, chunk, "default")
+                await self._recoded(place, chunk, "default")
             except ShoalError:
                 return  # this model has no profile
