@@ -4,7 +4,7 @@ A chunk goes to memory first and to disk beside it; what memory has no room for 
 memory. When the disk is full or may not be written to, the store says so once and goes on in memory alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,6 +106,12 @@ class ChunkStore:
             return
         self._remember(address, label, payload)
         await self._write(address, label, payload)
+
+    def used(self, prefix: Sequence[Address]) -> None:
+        """Its chunks in their order: the last ones go first, for without the first the others are worth nothing."""
+        for address in reversed(prefix):
+            self._memory.touch(address)
+            self._disk.touch(address)
 
     def pin(self, addresses: Iterable[Address]) -> None:
         addresses = list(addresses)

@@ -318,6 +318,7 @@ class HopPrefix:
 
     def close(self) -> None:
         self._prefixes.store.unpin(self._addresses[: self._chunks])
+        self._prefixes.store.used(self._addresses)
 
 
 def begun(prefixes: Prefixes | None, request: Open, driver: PeerId, compute: Compute) -> HopPrefix | None:

@@ -42,6 +42,16 @@ async def test_the_least_recently_used_goes_first_and_the_budget_holds() -> None
 
 
 @pytest.mark.anyio
+async def test_of_a_prefix_the_last_chunks_go_first() -> None:
+    store = ChunkStore(memory_bytes=300)
+    for number in range(3):
+        await store.put(place(number), label(number), bytes(100))
+    store.used([place(0), place(1), place(2)])
+    await store.put(place(9), label(), bytes(100))
+    assert [store.find(place(n)) is not None for n in range(3)] == [True, True, False]
+
+
+@pytest.mark.anyio
 async def test_what_is_pinned_stays() -> None:
     store = ChunkStore(memory_bytes=200)
     store.pin([place(0), place(1)])
