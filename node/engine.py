@@ -242,7 +242,7 @@ class Engine:
         first, stop = parsed.format.layers
         if not 0 <= first <= stop <= self.shard.manifest.layers:
             raise BadChunk(f"a chunk of layers {first}:{stop}")
-        span = Span(first + 1, stop + 1) if stop > first else Span(0, 1)
+        span = Span(0, 1) if not stop else Span(first + 1, max(stop, first + 1) + 1)
         coding = self._coding(span)
         (checked,) = due_chunks([data], coding.kind, parsed.start)
         heads, width = await self._ask(partial(self._core.cache.width, range(first, stop)))
