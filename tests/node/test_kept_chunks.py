@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from node.engine_chain import CPU, local_model
-from node.test_kv_moving import A, B, PROMPT, WHOLE, continued, opened
+from node.test_kv_moving import PROMPT, WHOLE, A, B, continued, opened
 from node.tiny_models import VOCABULARY, make_model, save_model
 
 from shoal.node.engine import Engine
@@ -14,6 +14,7 @@ from shoal.node.model_source import LocalModel
 from shoal.node.shard import Shard
 from shoal.swarm.compute import Work
 from shoal.swarm.errors import BadChunk, Refused
+from shoal.swarm.identifiers import SessionId
 from shoal.swarm.units import Span
 
 OTHER = tuple((7 * i + 3) % VOCABULARY for i in range(100))
@@ -51,8 +52,10 @@ async def test_of_a_chunk_that_begins_before_what_is_held_only_the_rest_is_taken
     assert await engine.import_kv(B, 16, chunks) == 64
     await engine.run(Work(B, 64, 26, ids=PROMPT[64:90]))
     assert await continued(engine, B, 90) == await continued(engine, A, 90)
+    await opened(engine, SessionId("c"))
+    await engine.run(Work(SessionId("c"), 0, 64, ids=PROMPT[:64]))
     with pytest.raises(BadChunk):
-        await engine.import_kv(B, 113, chunks)
+        await engine.import_kv(SessionId("c"), 64, chunks)
 
 
 @pytest.mark.anyio
