@@ -14,6 +14,7 @@ from shoal.swarm.generation import TokenSource
 
 from .api.app import create_app
 from .api.control import NodeControl
+from .api.kv import KvHost
 from .api.publishing import Publisher
 from .api.training import TrainingHost
 from .api.weights import WeightsHost
@@ -65,8 +66,11 @@ class ApiServer:
         publisher: Publisher | None = None,
         trainings: TrainingHost | None = None,
         weights: WeightsHost | None = None,
+        kv: KvHost | None = None,
     ) -> None:
-        self._app = create_app(source, key, control=control, publisher=publisher, trainings=trainings, weights=weights)
+        self._app = create_app(
+            source, key, control=control, publisher=publisher, trainings=trainings, weights=weights, kv=kv
+        )
         self._listener = bind(host, port)
 
     @asynccontextmanager

@@ -16,9 +16,9 @@ import anyio
 from shoal.compression.kv_levels import KvLevel
 from shoal.compression.kv_profile import KvProfile
 from shoal.swarm.compute import Done, Work
-from shoal.swarm.errors import LocalFault, OutOfMemory, Refused, ShoalError
+from shoal.swarm.errors import BadChunk, LocalFault, OutOfMemory, Refused, ShoalError
 from shoal.swarm.identifiers import SessionId
-from shoal.swarm.kv_chunks import KvFormat, chunk_ranges, due_chunks
+from shoal.swarm.kv_chunks import KvChunk, KvFormat, begins_at, chunk_ranges, due_chunks, parse_chunk
 from shoal.swarm.lanes import MEMBER, Claim, Lane
 from shoal.swarm.manifest import model_id
 from shoal.swarm.sampling import Sampling
@@ -27,7 +27,7 @@ from shoal.swarm.units import Span, layer_range
 from .coding_thread import CodingThread
 from .device_thread import DeviceThread, Next, Reply, deliver
 from .engine_core import EngineCore
-from .kv_coding import KvCoding
+from .kv_coding import KvCoding, relative_distance
 from .scheduler import BATCH_TOKENS
 from .shard import Shard
 
@@ -223,14 +223,50 @@ class Engine:
         """See `Compute.import_kv`. raises: BadChunk, Refused, LocalFault"""
         room = await self._ask(partial(self._core.kv_room, session, start))
         coding, held = self._coding(room.span), start
-        for chunk in due_chunks(chunks, coding.kind, start):
+        for chunk in due_chunks(chunks, coding.kind, begins_at(chunks[0], start) if chunks else start):
             if chunk.start + chunk.count > room.tokens:
                 raise Refused(f"{chunk.start + chunk.count} positions; {room.tokens} were reserved")
             keys, values = await self._coder.run(partial(coding.decode, chunk, room.heads, room.width))
-            held = await self._ask(partial(self._core.write_kv, session, chunk.start, keys, values))
+            known = held - chunk.start
+            held = await self._ask(partial(self._core.write_kv, session, held, keys[:, known:], values[:, known:]))
         if history:
             await self._ask(partial(self._core.remember, session, history))
         return held
+
+    async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
+        """See `Compute.recode_kv`. raises: BadChunk, Refused, LocalFault"""
+        coding, parsed, heads, width = await self._known_kind(chunk)
+        coding.check_level(level)
+
+        def recode() -> bytes:
+            return coding.encode(parsed.start, *coding.decode(parsed, heads, width), level)
+
+        return await self._coder.run(recode)
+
+    async def kv_distance(self, mine: bytes, other: bytes) -> float:
+        """See `Compute.kv_distance`. raises: BadChunk, LocalFault"""
+        coding, parsed, heads, width = await self._known_kind(mine)
+        (theirs,) = due_chunks([other], coding.kind, parsed.start)
+        if theirs.count != parsed.count:
+            raise BadChunk(f"a chunk of {theirs.count} positions where {parsed.count} are due")
+
+        def compare() -> float:
+            ours, claimed = coding.decode(parsed, heads, width), coding.decode(theirs, heads, width)
+            return max(relative_distance(a, b) for a, b in zip(ours, claimed, strict=True))
+
+        return await self._coder.run(compare)
+
+    async def _known_kind(self, data: bytes) -> tuple[KvCoding, KvChunk, int, int]:
+        """A chunk with what codes it here, heads and width. raises: BadChunk, Refused"""
+        parsed = parse_chunk(data)
+        first, stop = parsed.format.layers
+        if not 0 <= first <= stop <= self.shard.manifest.layers:
+            raise BadChunk(f"a chunk of layers {first}:{stop}")
+        span = Span(0, 1) if not stop else Span(first + 1, max(stop, first + 1) + 1)
+        coding = self._coding(span)
+        (checked,) = due_chunks([data], coding.kind, parsed.start)
+        heads, width = await self._ask(partial(self._core.cache.width, range(first, stop)))
+        return coding, checked, heads, width
 
     def _coding(self, span: Span) -> KvCoding:
         """Of caches of sessions over a span."""

@@ -39,6 +39,7 @@ from shoal.swarm.manifest import ADAPTER
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.node_lock import NodeLock
 from shoal.swarm.pings import Pinger, serve_pings
+from shoal.swarm.prefixes import Prefixes
 from shoal.swarm.record_calls import serve_records
 from shoal.swarm.records import NodeRecord, RecordReader
 from shoal.swarm.swarm_entry import Entered
@@ -49,6 +50,7 @@ from .auditing import Auditing
 from .books import Books, open_books, start_gossip
 from .fetching import Fetching
 from .hosted_models import HostedModels
+from .kv_control import NodeKv
 from .leaving import AT_ONCE, Leave
 from .local_parts import NodeLocalParts
 from .model_finding import Finder
@@ -59,6 +61,7 @@ from .node_loops import NodeLoops
 from .options import BY_NEED, NodeOptions
 from .peer_folder import PeerFolder
 from .peer_model import kept_model
+from .prefix_board import DhtBoard, chunk_store, trusted
 from .publications import Publications
 from .swarm_setup import enter_swarm
 from .trainings import Trainings
@@ -86,6 +89,7 @@ class Node:
     hosted: HostedModels
     driver: Driver
     planner: DirectoryPlanner
+    prefixes: Prefixes
     hops: HopServer
     invites: InviteStore | None  # at the owner
     shelf: WeightShelf
@@ -198,6 +202,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
             node.publications,
             node.trainings,
             Fetching(node),
+            NodeKv(node),
         )
         api = await stack.enter_async_context(server.running(tasks))
         facts = NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at)
@@ -305,6 +310,11 @@ async def _assemble(
     metering = books.metering(hosted.manifest) if books else None
     accounts = books.accounts(metering, setup.swarm) if books and metering else None
     stamping = books.stamping(setup.swarm) if books else None
+    board = DhtBoard(directory, pinger, lambda: setup.gate.certificate, _now)
+    trusts = trusted(lambda: planner.standing, setup.swarm)
+    store = chunk_store(options, lambda text: report(Warned(text)))
+    prefixes = Prefixes(store, transport, setup.gate, board, hosted.coder, trusts)
+    reusing = prefixes if options.follow is None else None  # of weights that move, KV grows false
     receiver = CacheReceiver(transport, setup.gate, CacheKeeper(options.standby_bytes))
     driver = Driver(
         transport,
@@ -320,7 +330,14 @@ async def _assemble(
     driver.audits = auditing.sessions if auditing else None
     records = auditing.records if auditing else None
     hops = HopServer(
-        transport, setup.gate, hosted, metering=metering, accounts=accounts, records=records, receiver=receiver
+        transport,
+        setup.gate,
+        hosted,
+        metering=metering,
+        accounts=accounts,
+        records=records,
+        receiver=receiver,
+        prefixes=reusing,
     )
     if books is not None and auditing is not None:
         tasks.start_soon(books.ledger.run)
@@ -345,6 +362,7 @@ async def _assemble(
         hosted=hosted,
         driver=driver,
         planner=planner,
+        prefixes=prefixes,
         hops=hops,
         invites=invites,
         shelf=shelf,
@@ -358,6 +376,8 @@ async def _assemble(
     node.loops = NodeLoops(node, report)
     node.trainings.node = node
     await hops.start()
+    await prefixes.serve()
+    tasks.start_soon(prefixes.run)
     await serve_pings(calls)
     await serve_records(calls, directory, _now)
     await serve_blobs(calls, lambda model: shelf.blobs(model) or hosted.blobs(model))

@@ -67,6 +67,8 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         public=settings.public,
         invite=invite,
         ledger=settings.ledger,
+        kv_disk=settings.kv_disk,
+        kv_memory=settings.kv_memory,
         standby_bytes=parse_size(settings.standby_memory, psutil.virtual_memory().available),
         drain_limit_s=settings.drain_limit,
         upload_byte_s=_upload_byte_s(settings.upload_limit),
@@ -92,5 +94,6 @@ def _check_words(settings: Settings) -> None:
         raise UsageError(f"--dtype takes auto, {', '.join(DTYPES)}, not {settings.dtype!r}")
     if not _DEVICE.fullmatch(settings.device):
         raise UsageError(f"--device takes auto, cpu, cuda or cuda:1, not {settings.device!r}")
-    if settings.max_memory is not None:
-        parse_size(settings.max_memory, _SOME_BYTES)
+    for size in (settings.max_memory, settings.kv_disk, settings.kv_memory):
+        if size is not None:
+            parse_size(size, _SOME_BYTES)
