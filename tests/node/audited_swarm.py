@@ -155,14 +155,13 @@ async def served(
     async with anyio.create_task_group() as tasks:
         driver = Driver(transport, OpenGate(), Planner(model, hops), tasks, seed=3)
         async with driver.generate(TokenRequest(MODEL, PROMPT, NEW)) as stream:
-            opened = {}
             async for _ in stream:
-                opened = opened or {link.at.peer: link.at.session for link in stream.links()}
+                pass
         keys = {each.peer: (each.key, span) for each, span in hops}
-        for peer, session in opened.items():
-            key, span = keys[peer]
+        for hop in stream.used().hops:
+            key, span = keys[hop.peer]
             about = Served(bytes.fromhex(MODEL), "float32", "float32", span)
-            sessions.append(ServedSession(peer, key, session, about, len(PROMPT) + NEW - 1))
+            sessions.append(ServedSession(hop.peer, key, hop.session, about, len(PROMPT) + NEW - 1))
     holders = [(each.peer, each.key) for each, _ in hops]
     return AuditDriver(transport, OpenGate(), lambda *_: holders, heard.append, AuditMemory(None)), sessions
 
