@@ -232,6 +232,9 @@ class TwoFaced:
             def ended(self) -> None:
                 record.ended()
 
+            def gave_up(self) -> None:
+                record.gave_up()
+
         return Recording()
 
 
