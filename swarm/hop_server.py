@@ -236,7 +236,7 @@ class HopServer:
             claim = await self._accounts.claim(stream.peer, request)
             if request.cache_from is not None:
                 await compute.prepare_kv(request.span)
-            prefix = begun(self._prefixes, request, stream.peer, compute)
+            prefix = begun(self._prefixes, request, compute)
             kind = "no_room"
             await compute.open(
                 request.session, request.span, request.max_tokens, request.sampling, request.history, claim
