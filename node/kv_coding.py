@@ -79,6 +79,13 @@ class KvCoding:
         return KvShape(stop - first, count, heads, width, self.kind.dtype, start)
 
 
+def relative_distance(mine: torch.Tensor, other: torch.Tensor) -> float:
+    """|other - mine| / |mine|; 0 where both are empty."""
+    a, b = mine.double(), other.double()
+    size = float(a.norm())
+    return float((b - a).norm()) / max(size, 1e-12) if a.numel() else 0.0
+
+
 def _stored(x: torch.Tensor) -> Stored:
     if x.dtype == torch.bfloat16:
         return np.asarray(x.contiguous().view(torch.int16).numpy().view("<u2"))

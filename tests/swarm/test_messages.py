@@ -56,6 +56,10 @@ EXAMPLES: list[messages.AnyMessage] = [
     messages.NoSuccessor("nobody holds them"),
     messages.Stay(),
     messages.Handed(200),
+    messages.Staged(((0, 4), (6, 7)), True),
+    messages.Skippable(((0, 4),), False),
+    messages.Keep(3, (b"l" * 16,)),
+    messages.Reused(64, 128),
 ]
 
 
