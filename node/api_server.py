@@ -14,8 +14,10 @@ from shoal.swarm.generation import TokenSource
 
 from .api.app import create_app
 from .api.control import NodeControl
+from .api.kv import KvHost
 from .api.publishing import Publisher
 from .api.training import TrainingHost
+from .api.weights import WeightsHost
 
 DEFAULT_PORT = 8411
 STOP_S = 3.0  # running answers may take this long after the node was told to stop
@@ -63,8 +65,12 @@ class ApiServer:
         port: int | None,
         publisher: Publisher | None = None,
         trainings: TrainingHost | None = None,
+        weights: WeightsHost | None = None,
+        kv: KvHost | None = None,
     ) -> None:
-        self._app = create_app(source, key, control=control, publisher=publisher, trainings=trainings)
+        self._app = create_app(
+            source, key, control=control, publisher=publisher, trainings=trainings, weights=weights, kv=kv
+        )
         self._listener = bind(host, port)
 
     @asynccontextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from shoal.swarm import manifest as manifests
 from shoal.swarm.blobs import MANIFEST
-from shoal.swarm.compute import Compute
+from shoal.swarm.compute import ChunkCoder, Compute
 from shoal.swarm.errors import Refused
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.manifest import Manifest
@@ -52,6 +52,11 @@ class HostedModels:
     def manifest(self, model: ModelId) -> Manifest | None:
         hosted = self._models.get(model)
         return hosted.manifest if hosted else None
+
+    def coder(self, model: ModelId) -> ChunkCoder | None:
+        """What recodes and compares chunks of a model's caches."""
+        hosted = self._models.get(model)
+        return hosted.engine if hosted else None
 
     def find(self, model: ModelId, dtype: str, span: Span) -> Compute:
         hosted = self._models.get(model)

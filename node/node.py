@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 import shoal
+from shoal.swarm.beacon_calls import serve_root
 from shoal.swarm.blobs import serve_blobs
 from shoal.swarm.cache_keeper import CacheKeeper
 from shoal.swarm.cache_streams import CacheReceiver
@@ -34,9 +35,11 @@ from shoal.swarm.invite import read_invite
 from shoal.swarm.invite_store import InviteStore
 from shoal.swarm.joining import connect_any, serve_joining
 from shoal.swarm.latency import LatencyBook
+from shoal.swarm.manifest import ADAPTER
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.node_lock import NodeLock
 from shoal.swarm.pings import Pinger, serve_pings
+from shoal.swarm.prefixes import Prefixes
 from shoal.swarm.record_calls import serve_records
 from shoal.swarm.records import NodeRecord, RecordReader
 from shoal.swarm.swarm_entry import Entered
@@ -45,16 +48,20 @@ from shoal.swarm.transports.libp2p import Libp2pTransport
 from .api_server import ApiServer
 from .auditing import Auditing
 from .books import Books, open_books, start_gossip
+from .fetching import Fetching
 from .hosted_models import HostedModels
+from .kv_control import NodeKv
+from .leaving import AT_ONCE, Leave
 from .local_parts import NodeLocalParts
 from .model_finding import Finder
 from .model_loading import load_hosted, warm_imports
 from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
-from .options import NodeOptions
+from .options import BY_NEED, NodeOptions
 from .peer_folder import PeerFolder
 from .peer_model import kept_model
+from .prefix_board import DhtBoard, chunk_store, trusted
 from .publications import Publications
 from .swarm_setup import enter_swarm
 from .trainings import Trainings
@@ -64,15 +71,8 @@ if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
 
 log = structlog.get_logger(__name__)
+LOOKS, LOOK_S = 3, 0.5  # for what the swarm serves, before a node takes the default
 Report = Callable[[NodeEvent], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """What a node that is asked to stop does for its sessions. waits: also for those that find no successor"""
-
-    limit_s: float
-    waits: bool = False
 
 
 @dataclass(slots=True)
@@ -89,6 +89,7 @@ class Node:
     hosted: HostedModels
     driver: Driver
     planner: DirectoryPlanner
+    prefixes: Prefixes
     hops: HopServer
     invites: InviteStore | None  # at the owner
     shelf: WeightShelf
@@ -127,16 +128,20 @@ class Node:
             runs=tuple(sorted(self.runs)),
         )
 
+    def known(self) -> list[NodeRecord]:
+        """Who is there now."""
+        return self.directory.book.live(_now())
+
     def members(self) -> list[PeerId]:
-        """The others that are there now."""
-        return [record.peer for record in self.directory.book.live(_now()) if record.peer != self.transport.me]
+        """The others."""
+        return [record.peer for record in self.known() if record.peer != self.transport.me]
 
     def finder(self, tell: Report | None = None) -> Finder:
         cache, public = self.options.home.cache, self.setup.swarm.public
         return Finder(self.calls, self.members, self.transport.me, cache, public, tell)
 
     def ask_to_stop(self, reason: str, leave: Leave | None = None) -> None:
-        """leave: how its sessions are moved first; None: as a signal does"""
+        """leave: what is done for its sessions first; None: what a signal does"""
         self.stop_reason = reason
         self.leave = leave or Leave(self.options.drain_limit_s)
         self.stop.set()
@@ -189,7 +194,15 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         api_key = options.home.api_key()
         control = LiveControl(node)
         server = ApiServer(
-            node.driver, control, api_key, options.api_host, options.api_port, node.publications, node.trainings
+            node.driver,
+            control,
+            api_key,
+            options.api_host,
+            options.api_port,
+            node.publications,
+            node.trainings,
+            Fetching(node),
+            NodeKv(node),
         )
         api = await stack.enter_async_context(server.running(tasks))
         facts = NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at)
@@ -297,6 +310,11 @@ async def _assemble(
     metering = books.metering(hosted.manifest) if books else None
     accounts = books.accounts(metering, setup.swarm) if books and metering else None
     stamping = books.stamping(setup.swarm) if books else None
+    board = DhtBoard(directory, pinger, lambda: setup.gate.certificate, _now)
+    trusts = trusted(lambda: planner.standing, setup.swarm)
+    store = chunk_store(options, lambda text: report(Warned(text)))
+    prefixes = Prefixes(store, transport, setup.gate, board, hosted.coder, trusts)
+    reusing = prefixes if options.follow is None else None  # of weights that move, KV grows false
     receiver = CacheReceiver(transport, setup.gate, CacheKeeper(options.standby_bytes))
     driver = Driver(
         transport,
@@ -312,10 +330,18 @@ async def _assemble(
     driver.audits = auditing.sessions if auditing else None
     records = auditing.records if auditing else None
     hops = HopServer(
-        transport, setup.gate, hosted, metering=metering, accounts=accounts, records=records, receiver=receiver
+        transport,
+        setup.gate,
+        hosted,
+        metering=metering,
+        accounts=accounts,
+        records=records,
+        receiver=receiver,
+        prefixes=reusing,
     )
     if books is not None and auditing is not None:
         tasks.start_soon(books.ledger.run)
+        await serve_root(calls, books.roots)
         await auditing.start(tasks)
         stack.push_async_callback(auditing.stop)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
@@ -336,6 +362,7 @@ async def _assemble(
         hosted=hosted,
         driver=driver,
         planner=planner,
+        prefixes=prefixes,
         hops=hops,
         invites=invites,
         shelf=shelf,
@@ -349,6 +376,8 @@ async def _assemble(
     node.loops = NodeLoops(node, report)
     node.trainings.node = node
     await hops.start()
+    await prefixes.serve()
+    tasks.start_soon(prefixes.run)
     await serve_pings(calls)
     await serve_records(calls, directory, _now)
     await serve_blobs(calls, lambda model: shelf.blobs(model) or hosted.blobs(model))
@@ -384,7 +413,15 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
         else:
             anyio.from_thread.run_sync(report, event)
 
-    model = await node.finder(tell).find(node.options.model, records)
+    finder = node.finder(tell)
+    for _ in range(LOOKS if node.options.model == BY_NEED and node.invites is None else 0):
+        if any(record.hosted for record in records if record.peer != node.transport.me):
+            break
+        await anyio.sleep(LOOK_S)  # a member that has just come may not know the others yet
+        records = await node.loops.look()
+    model = await finder.find(node.options.model, records)
+    if model.manifest.model_type == ADAPTER:
+        raise UsageError(f"{model.manifest.name} is an adapter; shoal carries adapters and does not serve them")
     hosted = await anyio.to_thread.run_sync(
         load_hosted,
         node.options,
@@ -435,7 +472,7 @@ def _now() -> float:
 
 async def _watch_daemon(node: Node) -> None:
     await node.transport.died()
-    node.ask_to_stop("the libp2p daemon died")
+    node.ask_to_stop("the libp2p daemon died", AT_ONCE)
 
 
 async def run_node(options: NodeOptions, report: Report, on_running: Callable[[Node], None] | None = None) -> None:

@@ -31,6 +31,8 @@ class NodeOptions:
     public: bool = False
     invite: str | None = None  # join with this line instead of the swarm of this home
     ledger: bool = False  # receipts for what is served and used
+    kv_disk: str | None = None  # "10GB", "20%" of what is free: for KV that outlives its session; None: none
+    kv_memory: str | None = None
     drain_limit_s: float = 10.0  # that a signal leaves for moving sessions
     standby_bytes: int = BUDGET_BYTES  # of memory, for the snapshots of other nodes' caches
     upload_byte_s: float | None = DEFAULT_RATE_BYTE_S  # for weights that others fetch; None: they get none

@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     public: bool = False
     gateway_only: bool = False
     ledger: bool = False
+    kv_disk: str | None = None
+    kv_memory: str | None = None
     upload_limit: str | None = None  # "20 Mbit/s" for weights that others fetch; "0": they get none
     follow: str | None = Field(None, min_length=1, max_length=64)  # name of a training run
     standby_memory: str = "256MiB"

@@ -76,6 +76,12 @@ class Compute(Protocol):
     def kv_format(self, span: Span) -> KvFormat:
         """What the caches of sessions over `span` are, for whoever is to take them in."""
 
+    async def prepare_kv(self, span: Span) -> None:
+        """Do what takes long the first time that caches of `span` are coded, so that no session waits for it.
+
+        raises: Refused, LocalFault
+        """
+
     async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
         """Positions [start, stop) of a session that goes on meanwhile, as chunks cut at multiples of CHUNK_TOKENS.
 
@@ -88,7 +94,8 @@ class Compute(Protocol):
     async def import_kv(
         self, session: SessionId, start: int, chunks: Sequence[bytes], history: tuple[int, ...] = ()
     ) -> int:
-        """Take in chunks of consecutive positions, the first from `start` on: as many as the session holds so far.
+        """Take in chunks of consecutive positions, from `start` on: as many as the session holds so far. Of a first
+        chunk that begins before that, only the rest is taken.
 
         history: the ids so far, when the sampling has penalties; they take the place of those told to `open`
         returns: positions held then
@@ -98,3 +105,17 @@ class Compute(Protocol):
 
     def close(self, session: SessionId) -> None:
         """Free everything of the session; unknown sessions are ignored."""
+
+
+class ChunkCoder(Protocol):
+    """What an engine does with chunks of no session."""
+
+    async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
+        """A lossless chunk of this node's caches at another level. raises: BadChunk, Refused, LocalFault"""
+
+    async def kv_distance(self, mine: bytes, other: bytes) -> float:
+        """How far another chunk of the same positions is from `mine`: |other - mine| / |mine| over keys and values, the
+        larger of the two.
+
+        raises: BadChunk when the other one is damaged or of other caches; LocalFault
+        """

@@ -15,7 +15,7 @@ from .chain_plan import ChainPlanner
 from .compute import Compute
 from .errors import ContextTooLong, UsageError
 from .feeder import Feeder, IdFeeder, LocalFeeder
-from .generation import EXACTNESSES, ServedModel, TokenRequest
+from .generation import EXACTNESSES, ServedModel, TokenRequest, checked_session
 from .handshake import Gate
 from .hop_server import KEEP_BYTES
 from .identifiers import ModelId, SessionId
@@ -176,6 +176,9 @@ def _check(request: TokenRequest, manifest: Manifest) -> None:
         raise UsageError(f"exactness is one of {', '.join(EXACTNESSES)}, not {request.exactness!r}")
     if not 0 <= request.local_layers < manifest.layers:
         raise UsageError(f"local_layers must lie in 0:{manifest.layers - 1} for this model of {manifest.layers} layers")
+    if request.share_prefix and request.session:
+        raise UsageError("give share_prefix or a session: what a session keeps is its own")
+    checked_session(request.session)
     total = len(request.ids) + request.max_new_tokens
     if total > manifest.max_context:
         raise ContextTooLong(

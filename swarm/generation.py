@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from .compute import Choice
+from .errors import UsageError
 from .identifiers import ModelId, PeerId
 from .manifest import Manifest
 from .sampling import Sampling
@@ -18,6 +19,18 @@ Exactness = Literal["exact", "fast", "replay"]
 """How a session goes on when a hop is lost: from a lossless snapshot of its cache, from a lossy one (text may change a
 little), or with no snapshot, by computing again. A hop that leaves of its own accord hands its cache over anyway."""
 EXACTNESSES: tuple[Exactness, ...] = ("exact", "fast", "replay")
+
+
+LEAST_SESSION, MOST_SESSION = 8, 128  # characters of a session's name
+
+
+def checked_session(name: str) -> str:
+    """raises: UsageError"""
+    if name and not (LEAST_SESSION <= len(name) <= MOST_SESSION and name.isprintable()):
+        raise UsageError(
+            f"a session's name has {LEAST_SESSION} to {MOST_SESSION} printable characters, and nobody should guess it"
+        )
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,12 @@ class TokenRequest:
     trust: frozenset[PeerId] = frozenset()  # when not empty, only these peers may see activations
     exactness: Exactness = "replay"
     keep_snapshots: bool = False  # in this process, and not at other holders of the layers
+    share_prefix: bool = False  # KV of the prompt may be kept, announced, given to others and taken from them
+    session: str = ""  # KV is kept at the hops under this name, for a later request with the same name
+
+    @property
+    def reuses_kv(self) -> bool:
+        return self.share_prefix or bool(self.session)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +64,8 @@ class RouteHop:
     tokens: int  # positions it computed
     compute_ms: float  # mean per step
     queue_ms: float  # mean per step
+    stored: int = 0  # positions of the prompt whose KV lay there already
+    fetched: int = 0  # positions of the prompt whose KV came from another peer
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,11 @@ class Home:
         return self.root / "cache"
 
     @property
+    def kv(self) -> Path:
+        """Chunks of KV caches that outlive their session."""
+        return self.root / "kv"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -20,8 +20,9 @@ from .compute import Compute, Done, Work
 from .errors import BadActivation, LocalFault, MalformedMessage, Refused, ShoalError, Unavailable
 from .handshake import Gate, failure
 from .hop_cache import HopCache, cache_lost
+from .hop_prefix import HopPrefix
 from .identifiers import PeerId
-from .kept_outputs import KeptOutputs, without_held
+from .kept_outputs import KeptOutputs, split, without_held
 from .messages import (
     Adopt,
     Computed,
@@ -29,6 +30,7 @@ from .messages import (
     Feed,
     Handed,
     HiddenSlice,
+    Keep,
     Leaving,
     NoSuccessor,
     Open,
@@ -40,6 +42,7 @@ from .messages import (
     Restored,
     Rewire,
     SendCache,
+    Skippable,
     Slice,
     Stay,
     Tick,
@@ -50,6 +53,8 @@ from .messages import (
     with_word,
 )
 from .metering import Meter, Metering
+from .prefix_race import Compute as ComputePiece
+from .prefix_race import Skip
 from .transport import Stream, Transport
 from .work_records import WorkRecord
 
@@ -72,13 +77,16 @@ class Hop:
         meter: Meter | None = None,
         record: WorkRecord | None = None,
         metering: Metering | None = None,
+        prefix: HopPrefix | None = None,
     ) -> None:
         """metering: for a driver that pays later"""
         self.request = request
+        self.prefix = prefix
         self._meter = meter
         self._metering = metering
         self._paying: anyio.Event | None = None  # a late payment came; set when it has been looked at
         self._early_word = b""  # that came before it
+        self._word_behind = b""  # that came with positions which were skipped here: the hops behind want it
         self.held = 0
         self._upstream = request.upstream
         self._upstream_changed = anyio.Event()
@@ -216,12 +224,76 @@ class Hop:
             feed, tick = unpacked(pushed)
             if tick and not await self._take_word(tick):
                 return False
+            if not feed.count:
+                return await self._take_gap(feed.start, tick, blamed)
             fresh = without_held(feed, self.held)
         except MalformedPayload as error:
             await self._tell(failure("bad_input", error, blamed))
             return False
         if fresh is None:
+            self._word_behind = tick or self._word_behind
             return True
+        if self.prefix is not None and self.prefix.leads:
+            return await self._take_in_steps(self.prefix, fresh, tick, blamed)
+        if self.prefix is not None and fresh.start > self.held and not await self._fill(self.prefix, fresh.start):
+            await self._tell(Failed("cannot_replay", f"positions {self.held} to {fresh.start} are not held", None))
+            return False
+        return await self._compute_feed(fresh, tick, blamed, sliced=not isinstance(pushed, Feed))
+
+    async def _take_in_steps(self, prefix: HopPrefix, feed: Feed, tick: bytes, blamed: PeerId | None) -> bool:
+        """Compute what has to be, in pieces, and skip what every hop of the chain holds."""
+        left: Feed | None = feed
+        while left is not None:
+            step = await prefix.next(left.start, left.count)
+            if isinstance(step, Skip):
+                await self._fill(prefix, step.stop)
+                await self._pass_gap(tick)
+                tick = b""
+                left = without_held(left, self.held)
+            elif isinstance(step, ComputePiece):
+                piece, left = split(left, step.count)
+                if not await self._compute_feed(piece, tick, blamed, sliced=False):
+                    return False
+                tick = b""
+        return True
+
+    async def _take_gap(self, start: int, tick: bytes, blamed: PeerId | None) -> bool:
+        """The hop before has skipped the positions before `start`; all of the chain are said to hold them."""
+        if self.prefix is None or self.prefix.leads:
+            await self._tell(Failed("bad_input", "a feed without positions", blamed))
+            return False
+        if start > self.held and not await self._fill(self.prefix, start):
+            await self._tell(Failed("cannot_replay", f"positions {self.held} to {start} are not held", None))
+            return False
+        await self._pass_gap(tick)
+        return True
+
+    async def _pass_gap(self, tick: bytes) -> None:
+        """So that the hops behind take in what they hold meanwhile, and the driver pays for it."""
+        if self._target is not None:
+            async with self._downstream_lock:
+                await self._push(with_word(Feed(self.held, 0, (), b"", False, False, ()), tick))
+        elif self.request.payment:
+            await self._tell(Computed(self.held))
+
+    async def _fill(self, prefix: HopPrefix, stop: int) -> bool:
+        """Take in what is held up to `stop`. returns: whether all of it is in"""
+        before = self.held
+        try:
+            self.held = await prefix.fill(self.held, stop)
+        except ShoalError as error:  # caches of this model cannot be moved, or the engine is at its end
+            await prefix.give_up(error)
+        if self.held > before:
+            self._kept.start_at(self.held)
+            self._cache.grew(before, self.held)
+            if self._meter is not None:
+                self._meter.computed(self.held - before)
+            if self._record is not None:
+                self._record.ended()
+                self._record = None
+        return self.held >= stop
+
+    async def _compute_feed(self, fresh: Feed, tick: bytes, blamed: PeerId | None, *, sliced: bool) -> bool:
         if fresh.start != self.held:
             text = f"positions from {fresh.start} came, {self.held} are held"
             await self._tell(Failed("bad_input", text, blamed))
@@ -259,7 +331,13 @@ class Hop:
             self._meter.computed(fresh.count)
         if self._record is not None:
             self._record.worked(fresh, done)
-        await self._pass_on(fresh, done, tick, sliced=not isinstance(pushed, Feed))
+        if self.prefix is not None and not await self.prefix.computed(
+            fresh.start, fresh.count, done.compute_s, wants_token=fresh.wants_token
+        ):
+            await self._tell(Failed("cannot_replay", "a fetched part of the prefix was false", None))
+            return False
+        word, self._word_behind = tick or self._word_behind, b""
+        await self._pass_on(fresh, done, word, sliced=sliced)
         return True
 
     async def _take_word(self, word: bytes) -> bool:
@@ -330,6 +408,7 @@ class Hop:
         if not to.hands_over:
             tasks.start_soon(self._cache.follow, to)
             return
+        self.stranded = ""
         self._handing.cancel()
         self._handing = anyio.CancelScope()
         tasks.start_soon(self._hand_over, to, self._handing)
@@ -338,6 +417,7 @@ class Hop:
         """The session goes on until all but the last chunk are sent; from then on nothing is computed here."""
         with scope:
             try:
+                await self._compute.prepare_kv(self.request.span)
                 sender = await self._cache.sender(to)
                 try:
                     await sender.send_full_chunks(lambda: self.held)
@@ -371,6 +451,10 @@ class Hop:
         """Ask the driver for a successor."""
         await self._tell(Leaving(within_s))
 
+    async def run_prefix(self) -> None:
+        if self.prefix is not None:
+            await self.prefix.run(self._tell)
+
     # Control
 
     async def end_when_idle(self, session: anyio.CancelScope) -> None:
@@ -398,6 +482,10 @@ class Hop:
                     self.stranded = text
                 case Tick(word):
                     await self._take_word(word)
+                case Skippable() as said if self.prefix is not None:
+                    self.prefix.others_hold(said)
+                case Keep() as told if self.prefix is not None:
+                    self.prefix.grow(told)
                 case Pay(payment):
                     self._begin_late(payment, tasks)
                 case other:
@@ -440,6 +528,8 @@ class Hop:
         if self._downstream is not None:
             self._downstream.abort()
         self._compute.close(self.request.session)
+        if self.prefix is not None:
+            self.prefix.close()
         if self._meter is not None:
             self._meter.close()
         if self._record is not None:

@@ -22,6 +22,8 @@ from .messages import (
     Output,
     Progress,
     Restored,
+    Reused,
+    Staged,
     Token,
 )
 from .session_events import (
@@ -61,12 +63,14 @@ class HopLink:
         post: Callable[[Event], None],
         on_result: Callable[[HopKey, Token | Output], None],
         key_of: Callable[[SessionId], HopKey],
+        on_prefix: Callable[[HopKey, Staged | Reused], None] = lambda _, __: None,
     ) -> None:
         self.at = at
         self._transport = transport
         self._gate = gate
         self._post = post
         self._on_result = on_result
+        self._on_prefix = on_prefix
         self._key_of = key_of
         self._stream: Stream | None = None
         self._scope = anyio.CancelScope()
@@ -104,6 +108,8 @@ class HopLink:
                     self._on_result(key, result)
                 case Progress(_, held) | Computed(held):
                     self._post(ProgressCame(key, held))
+                case Staged() | Reused() as said:
+                    self._on_prefix(key, said)
                 case Opened():
                     self._post(HopOpened(key))
                 case Restored(held):

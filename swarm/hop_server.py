@@ -12,6 +12,7 @@ from .cache_streams import ATTACH_PATIENCE_S, CacheReceiver
 from .compute import Compute
 from .errors import (
     ContextTooLong,
+    LocalFault,
     MalformedMessage,
     OutOfMemory,
     Refused,
@@ -22,10 +23,12 @@ from .errors import (
 )
 from .handshake import Gate, failure, prompt_message, receive_greeting
 from .hop import Hop
+from .hop_prefix import HopPrefix, begun
 from .identifiers import ModelId, SessionId
 from .lanes import Accounts, NoBooks
 from .messages import Attach, Hold, Open, Opened
 from .metering import Meter, Metering
+from .prefixes import Prefixes
 from .transport import Stream, Transport
 from .units import Span
 from .work_records import WorkRecords
@@ -68,7 +71,8 @@ class Drained:
 
 
 class HopServer:
-    """metering: who is paid; accounts: whose turn it is; records: who keeps what was done, for audits"""
+    """metering: who is paid; accounts: whose turn it is; records: who keeps what was done, for
+    audits; prefixes: KV that outlives its session"""
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class HopServer:
         metering: Metering | None = None,
         accounts: Accounts | None = None,
         records: WorkRecords | None = None,
+        prefixes: Prefixes | None = None,
         receiver: CacheReceiver | None = None,
     ) -> None:
         self._transport = transport
@@ -89,6 +94,7 @@ class HopServer:
         self._metering = metering
         self._accounts = accounts or NoBooks()
         self._records = records
+        self._prefixes = prefixes
         self.receiver = receiver or CacheReceiver(transport, gate, CacheKeeper())
         self._leaving = False
         self._moved = self._ended = 0
@@ -114,17 +120,19 @@ class HopServer:
         """
         self._leaving = True
         self._moved = self._ended = 0
-        began = len(self._hops)
-        last = Drained(began, waiting=began)
+        asked: set[SessionId] = set()
+        last = Drained(len(self._hops), waiting=len(self._hops))
         told(last)
         async with anyio.create_task_group() as tasks:
-            for hop in self._hops.values():
-                tasks.start_soon(hop.leave, limit_s)
             with anyio.move_on_after(limit_s):
                 while not last.over:
+                    for session, hop in self._hops.items():
+                        if session not in asked:  # one that was just about to open comes later
+                            asked.add(session)
+                            tasks.start_soon(hop.leave, limit_s)
                     await anyio.sleep(DRAIN_LOOK_S)
                     stranded = [hop.stranded for hop in self._hops.values() if hop.stranded]
-                    now = Drained(began, self._moved, self._ended, len(self._hops), next(iter(stranded), ""))
+                    now = Drained(len(asked), self._moved, self._ended, len(self._hops), next(iter(stranded), ""))
                     if now != last:
                         told(now)
                     last = now
@@ -154,6 +162,7 @@ class HopServer:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hop.connect_downstream)
                 tasks.start_soon(hop.end_when_idle, tasks.cancel_scope)
+                tasks.start_soon(hop.run_prefix)
                 if request.kept_as is not None:
                     tasks.start_soon(hop.load_kept, self.receiver.keeper)
                 elif request.cache_from is not None:
@@ -165,6 +174,8 @@ class HopServer:
         except* (StreamBroken, RemoteFault):
             pass  # the driver is gone or talks nonsense: the session ends here
         finally:
+            if hop.prefix is not None:
+                await hop.prefix.settle()
             self.receiver.expect_no_more(request.session)
             del self._hops[request.session]
             hop.close()
@@ -195,6 +206,7 @@ class HopServer:
             return
         try:
             await stream.send(messages.encode(Opened(name)))
+            await compute.prepare_kv(request.span)
             over, held = False, -1
             while not over and keeper.held(name) != held:
                 held = keeper.held(name)
@@ -202,8 +214,8 @@ class HopServer:
                     if await stream.receive() is not None:
                         raise MalformedMessage("a message to a standby")
                     over = True
-        except StreamBroken:
-            return  # the driver is gone
+        except (Unavailable, Refused, LocalFault):
+            return  # the driver is gone, or this node cannot take caches in: the driver sees the stream end
         finally:
             keeper.end(name)
             with anyio.CancelScope(shield=True):
@@ -212,6 +224,7 @@ class HopServer:
     async def _open(self, stream: Stream, request: Open) -> Hop | None:
         kind: messages.FailureKind = "not_hosted"
         meter: Meter | None = None
+        prefix: HopPrefix | None = None
         try:
             self._check_stays()
             compute = self._hosting.find(request.model, request.dtype, request.span)
@@ -221,6 +234,9 @@ class HopServer:
             if self._metering is not None:
                 meter = await self._metering.open(stream.peer, request)
             claim = await self._accounts.claim(stream.peer, request)
+            if request.cache_from is not None:
+                await compute.prepare_kv(request.span)
+            prefix = begun(self._prefixes, request, compute)
             kind = "no_room"
             await compute.open(
                 request.session, request.span, request.max_tokens, request.sampling, request.history, claim
@@ -232,17 +248,30 @@ class HopServer:
                 kind = "local"
             if meter is not None:
                 meter.close()
+            if prefix is not None:
+                prefix.close()
             await stream.send(messages.encode(failure(kind, error)))
             await stream.close()
             return None
         record = self._records.begin(request, stream.peer) if self._records is not None else None
         hop = Hop(
-            request, compute, stream, self._transport, self._gate, self._keep_bytes, meter, record, self._metering
+            request,
+            compute,
+            stream,
+            self._transport,
+            self._gate,
+            self._keep_bytes,
+            meter,
+            record,
+            self._metering,
+            prefix,
         )
         self._hops[request.session] = hop
         self._appeared.set()
         self._appeared = anyio.Event()
         try:
+            if prefix is not None:
+                await stream.send(messages.encode(prefix.staged()))
             await stream.send(messages.encode(Opened(request.session)))
         except Unavailable:
             del self._hops[request.session]

@@ -26,7 +26,9 @@ class KeptOutputs:
         self.first = 0
 
     def start_at(self, position: int) -> None:
-        """Of a hop that came into its positions before this one without computing them."""
+        """Of a hop that came into its positions before this one without computing them; nothing before is kept."""
+        self._feeds.clear()
+        self._bytes = 0
         self.first = self.length = position
 
     def add(self, feed: Feed) -> None:
@@ -87,6 +89,15 @@ def _joined(group: list[Feed], wants_token: bool) -> Feed:
         replay=True,
         trace=(),
     )
+
+
+def split(feed: Feed, count: int) -> tuple[Feed, Feed | None]:
+    """The first `count` positions, which want no token, and the rest; all of it and None when it has no more."""
+    if count >= feed.count:
+        return feed, None
+    hidden = b"" if feed.ids else activations.cut(feed.hidden, feed.count, 0, count)
+    first = Feed(feed.start, count, feed.ids[:count], hidden, False, feed.replay, feed.trace)
+    return first, without_held(feed, feed.start + count)
 
 
 def without_held(feed: Feed, held: int) -> Feed | None:

@@ -61,6 +61,12 @@ def chunk_ranges(start: int, stop: int) -> list[tuple[int, int]]:
     return [(first, last) for first, last in pairwise(edges) if first < last]
 
 
+def begins_at(chunk: bytes, start: int) -> int:
+    """Where the first of due chunks may begin: at `start`, or before it where it holds `start`. raises: BadChunk"""
+    first = parse_chunk(chunk)
+    return first.start if first.start < start < first.start + first.count else start
+
+
 def due_chunks(data: Sequence[bytes], mine: KvFormat, start: int) -> Iterator[KvChunk]:
     """Chunks of consecutive positions from `start` on, each checked when it is its turn.
 

@@ -38,6 +38,18 @@ class Welcome(Message, frozen=True, tag=1):
     certificate: bytes
 
 
+class Prefix(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a hop may do with the KV of a prompt besides computing it, see `prefix_chain`.
+
+    links: of the chunks that need not be computed; shared: their KV may be given to others and taken from them; exact:
+    only such as was computed from the ids and lost nothing since
+    """
+
+    links: tuple[bytes, ...]
+    shared: bool
+    exact: bool
+
+
 class Open(Message, frozen=True, tag=2):
     """Driver to hop: reserve room and get ready. Answered by Opened or Failed."""
 
@@ -57,6 +69,7 @@ class Open(Message, frozen=True, tag=2):
     cache_from: PeerId | None = None  # who sends the cache before positions come; this hop itself: from what it keeps
     kept_as: SessionId | None = None  # what it keeps it as
     cache_below: int = 0  # of what it keeps, chunks of positions below this only
+    prefix: Prefix | None = None
 
 
 class Opened(Message, frozen=True, tag=3):
@@ -293,6 +306,34 @@ class Pay(Message, frozen=True, tag=18):
     payment: bytes
 
 
+class Staged(Message, frozen=True, tag=29):
+    """Hop to driver: the chunks of the prefix that it holds, in ranges [first, stop); `fetched`: one came just now."""
+
+    chunks: tuple[tuple[int, int], ...]
+    fetched: bool
+
+
+class Skippable(Message, frozen=True, tag=30):
+    """Driver to first hop: the chunks that all others hold; from them on, it need not feed them."""
+
+    chunks: tuple[tuple[int, int], ...]
+    fetched: bool
+
+
+class Keep(Message, frozen=True, tag=31):
+    """Driver to hop: links of the chunks that have been generated, from number `first` on; their KV may be kept."""
+
+    first: int
+    links: tuple[bytes, ...]
+
+
+class Reused(Message, frozen=True, tag=32):
+    """Hop to driver: so many positions were not computed, but lay there or came from donors."""
+
+    stored: int
+    fetched: int
+
+
 AnyMessage = (
     Hello
     | Welcome
@@ -323,6 +364,10 @@ AnyMessage = (
     | Computed
     | Tick
     | Pay
+    | Staged
+    | Skippable
+    | Keep
+    | Reused
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -6,6 +6,7 @@ from typing import Literal
 
 import anyio
 from anyio.lowlevel import checkpoint
+from msgspec.structs import replace
 
 from shoal.compression import activations
 from shoal.compression.errors import MalformedPayload
@@ -14,7 +15,7 @@ from shoal.compression.kv_levels import KvLevel
 from .compute import Done, Work
 from .errors import BadActivation, BadChunk, ContextTooLong, LocalFault, OutOfMemory, Refused
 from .identifiers import SessionId
-from .kv_chunks import KvChunk, KvFormat, chunk_ranges, due_chunks, pack_chunk
+from .kv_chunks import KvChunk, KvFormat, begins_at, chunk_ranges, due_chunks, pack_chunk, parse_chunk
 from .lanes import MEMBER, Claim
 from .manifest import model_id
 from .sampling import Sampling
@@ -137,6 +138,9 @@ class SimulatedCompute:
         layers = layer_range(span, self.model.layers)
         return KvFormat(model_id(self.model.manifest()), "float32", (layers.start, layers.stop), self.profile)
 
+    async def prepare_kv(self, span: Span) -> None:
+        await checkpoint()
+
     async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
         held = self._known(session)
         if self._fault == "refuse_export":
@@ -163,21 +167,38 @@ class SimulatedCompute:
         if start != held.held:
             raise Refused(f"a cache from position {start} on came, {held.held} are held")
         units = self.model.kept_units(held.span)
-        for chunk in due_chunks(chunks, self.kv_format(held.span), start):
+        due_from = begins_at(chunks[0], start) if chunks else start
+        for chunk in due_chunks(chunks, self.kv_format(held.span), due_from):
             if chunk.start + chunk.count > held.max_tokens:
                 raise Refused(f"{chunk.start + chunk.count} positions; {held.max_tokens} are reserved")
             width = WIDTH * len(units)
             if len(chunk.payload) != width * chunk.count:
                 raise BadChunk(f"a payload of {len(chunk.payload)} bytes for {chunk.count} positions")
             await self._pass_time(held.span, chunk.count)
-            if self._known(session) is not held or chunk.start != held.held:
+            if self._known(session) is not held or not chunk.start <= held.held < chunk.start + chunk.count:
                 raise Refused("the session was closed or went on meanwhile")
             rows = [chunk.payload[at * width : (at + 1) * width] for at in range(chunk.count)]
-            held.cache += rows
+            known = held.held - chunk.start
+            held.cache += rows[known:]
             held.digests = {unit: rows[-1][at * WIDTH : (at + 1) * WIDTH] for at, unit in enumerate(units)}
-            held.held += chunk.count
-            self.imported_positions += chunk.count
+            held.held += chunk.count - known
+            self.imported_positions += chunk.count - known
         return held.held
+
+    async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
+        parsed = parse_chunk(chunk)
+        if level != "lossless" and not self.profile:
+            raise Refused(f"there is no profile here for {level} chunks")
+        await checkpoint()
+        profile = self.profile if level != "lossless" else b""
+        return pack_chunk(replace(parsed, format=replace(parsed.format, profile=profile)))
+
+    async def kv_distance(self, mine: bytes, other: bytes) -> float:
+        own = parse_chunk(mine)
+        first, stop = own.format.layers
+        (theirs,) = due_chunks([other], self.kv_format(Span(first + 1, stop + 1)), own.start)
+        await checkpoint()
+        return sum(a != b for a, b in zip(own.payload, theirs.payload, strict=False)) / max(1, len(own.payload))
 
     async def _pass_time(self, span: Span, count: int) -> None:
         await anyio.sleep(len(span) * (self.step_s + count * self.position_s))

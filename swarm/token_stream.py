@@ -16,8 +16,9 @@ from . import session_events as events
 from .cache_streams import CacheReceiver
 from .chain_plan import ChainPlanner, PlannedHop
 from .compute import Choice, Compute, Work
+from .driver_prefix import DriverPrefix
 from .driver_push import DriverPush
-from .errors import BadActivation, ShoalError
+from .errors import BadActivation, MalformedMessage, ShoalError
 from .feeder import Feeder
 from .generation import Failover, FinishReason, Route, RouteHop, TokenRequest
 from .handshake import Gate
@@ -27,7 +28,24 @@ from .identifiers import PeerId, SessionId
 from .kept_outputs import without_held
 from .kv_chunks import KvFormat
 from .manifest import Manifest
-from .messages import Adopt, Feed, NoSuccessor, Open, Output, Pay, Probe, Rewire, SendCache, Stay, Tick, Timing, Token
+from .messages import (
+    Adopt,
+    Feed,
+    NoSuccessor,
+    Open,
+    Output,
+    Pay,
+    Prefix,
+    Probe,
+    Reused,
+    Rewire,
+    SendCache,
+    Staged,
+    Stay,
+    Tick,
+    Timing,
+    Token,
+)
 from .metering import Payment
 from .session import Session
 from .transport import Transport
@@ -115,6 +133,7 @@ class DriverStream:
         self._outliving = outliving  # streams are closed after the caller has left
         self._payment = payment
         self._stamp = stamp
+        self._prefix = DriverPrefix(request) if request.reuses_kv and not request.local_layers else None
         self.route = Route()
         self.finish_reason: FinishReason | None = None
         self._name = name
@@ -128,9 +147,11 @@ class DriverStream:
         self._clock = clock
         self._dtype = dtype
         self._began_s = clock()
+        self._wished: Prefix | None = None
         self._links: dict[events.HopKey, HopLink] = {}
         self._tallies: dict[events.HopKey, _Tally] = {}
         self._since: dict[events.HopKey, int] = {}  # the session's length at its opening, 0 in the first chain
+        self._took_over: set[events.HopKey] = set()  # hops that begin with another's cache
         self._used: list[UsedHop] = []
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
         tick = payment.tick if payment else bytes
@@ -189,6 +210,7 @@ class DriverStream:
                 event = await self._events.receive()
                 self._pay(event)
                 over = await self._carry_out(self._session.handle(event, self._clock()), tasks)
+                self._keep(event, tasks)
 
     def finish(self) -> None:
         """The caller has left: complete the route."""
@@ -229,8 +251,8 @@ class DriverStream:
                 case events.SendKept(hold, key, below):
                     tasks.start_soon(self._holds.send_kept, hold, self._links[key].at, below)
                 case events.HandOver(key, successor):
-                    new = self._links[successor].at
-                    handover = SendCache(new.peer, new.session, new.addresses, self._level, hands_over=True)
+                    to = self._links[successor].at
+                    handover = SendCache(to.peer, to.session, to.addresses, self._level, hands_over=True)
                     await self._links[key].tell(handover)
                 case events.KeepOn(key):
                     if key in self._links:
@@ -244,6 +266,7 @@ class DriverStream:
                     await self._links[key].tell(Rewire(to.peer, to.session, to.addresses, start))
                     self._tell_all_again(tasks)
                 case events.ConnectFirst(key, start):
+                    await self._tell_skippable()
                     self._push.connect(self._links[key].at, start, tasks)
                     self._tell_all_again(tasks)
                 case events.Repaired():
@@ -378,11 +401,13 @@ class DriverStream:
             sampling=sampling,
             history=tuple(self._session.ids) if with_history else (),
             stamp=self._stamp,
+            prefix=self._wish(effect),
         )
         self._since[effect.hop] = len(self._session.ids) if self._used else 0
         if effect.restore is not None:
             request = replace(request, **self._holds.restoring(effect.restore))
-        link = HopLink(at, self._transport, self._gate, self._post, self._take_result, self._key_of)
+            self._took_over.add(effect.hop)
+        link = HopLink(at, self._transport, self._gate, self._post, self._take_result, self._key_of, self._take_prefix)
         self._links[effect.hop] = link
         self._tallies[effect.hop] = _Tally()
         opening = None
@@ -400,6 +425,43 @@ class DriverStream:
         if link is not None:
             self._note_hop(link, stayed=self._session.phase == "over")
             self.let_go(link)
+
+    # Prefix
+
+    def _wish(self, effect: events.OpenHop) -> Prefix | None:
+        """Only for a chain that is opened whole: a replacement is replayed everything."""
+        if self._prefix is None or self._session.hops:
+            return None
+        if effect.downstream is None:  # the last hop, which is opened first
+            self._wished = self._prefix.wish(self._session.ids, self._dtype or "")
+        return self._wished
+
+    def _take_prefix(self, key: events.HopKey, said: Staged | Reused) -> None:
+        if self._prefix is None:
+            return
+        if isinstance(said, Reused):
+            self._prefix.note(key, said)
+            return
+        try:
+            told = self._prefix.staged(key, said, [hop.key for hop in self._session.hops])
+        except MalformedMessage as error:
+            self._post(events.HopFailed(key, "bad_input", str(error)))
+            return
+        if told is not None and told[0] in self._links:
+            self._outliving.start_soon(self._links[told[0]].tell, told[1])
+
+    async def _tell_skippable(self) -> None:
+        hops = [hop.key for hop in self._session.hops]
+        if self._prefix is not None and len(hops) > 1:
+            await self._links[hops[0]].tell(self._prefix.skippable(hops))
+
+    def _keep(self, event: events.Event, tasks: TaskGroup) -> None:
+        if self._prefix is None or not isinstance(event, events.TokenCame):
+            return
+        told = self._prefix.keep(self._session.ids)
+        if told is not None:
+            for link in self._links.values():
+                tasks.start_soon(link.tell, told)
 
     def _key_of(self, name: SessionId) -> events.HopKey:
         """Of a hop or a hold, by the name that it has at its peer; 0 for none."""
@@ -471,10 +533,11 @@ class DriverStream:
         )
 
     def _note_use(self, link: HopLink, *, stayed: bool) -> None:
-        """One token may be on its way past a hop that is opened in another's place, so the second one counts."""
+        """One token may be on its way past a hop that is opened in another's place, so the second one counts. A hop
+        that took a cache over has not computed all that an audit would have it show."""
         since, length = self._since[link.at.key], len(self._session.ids)
         came = length - (since or len(self._request.ids))
-        shown = length - 1 if came >= (2 if since else 1) else 0
+        shown = length - 1 if came >= (2 if since else 1) and link.at.key not in self._took_over else 0
         self._used.append(UsedHop(link.at.peer, link.at.session, link.at.span, shown, since, stayed))
 
     def _note_hop(self, link: HopLink, *, stayed: bool) -> None:
@@ -490,5 +553,6 @@ class DriverStream:
                 tally.steps,
                 tally.compute_ms / tally.steps,
                 tally.queue_ms / tally.steps,
+                *(self._prefix.reused.get(link.at.key, (0, 0)) if self._prefix is not None else (0, 0)),
             )
         )

@@ -23,10 +23,12 @@ from .errors import ApiError, error_response
 from .gateway import Gateway
 from .gateway_metrics import GatewayMetrics
 from .json_answer import json_answer
+from .kv import KvHost, kv_routes
 from .model_routes import model_routes
 from .publishing import Publisher, publishing_routes
 from .request_count import RequestCount
 from .training import TrainingHost, training_routes
+from .weights import WeightsHost, weights_routes
 
 
 def _unix_time() -> float:
@@ -46,12 +48,16 @@ def create_app(
     unix_s: Callable[[], float] = _unix_time,
     publisher: Publisher | None = None,
     trainings: TrainingHost | None = None,
+    weights: WeightsHost | None = None,
+    kv: KvHost | None = None,
 ) -> FastAPI:
     """info: what /health may tell anybody, without a key.
 
     control: adds /shoal/v1/status, peers, invites and shutdown
     publisher: adds /shoal/v1/publications
     trainings: adds /shoal/v1/training
+    weights: adds /shoal/v1/weights
+    kv: adds /shoal/v1/kv
     """
     gateway = Gateway(TextSource(source), metrics or GatewayMetrics(), unix_s)
     app = FastAPI(title="shoal", openapi_url=None)  # its pages of documentation load scripts from strangers
@@ -72,6 +78,10 @@ def create_app(
         app.include_router(publishing_routes(publisher))
     if trainings is not None:
         app.include_router(training_routes(trainings))
+    if weights is not None:
+        app.include_router(weights_routes(weights))
+    if kv is not None:
+        app.include_router(kv_routes(kv))
     _answer_errors(app)
     app.add_middleware(KeyGuard, key=api_key)
     app.add_middleware(RequestCount, metrics=gateway.metrics)

@@ -45,6 +45,8 @@ class Generation(msgspec.Struct, kw_only=True):
     max_hops: int | None = None
     exclude: list[str] | None = None  # peers that must not take part
     trust: list[str] | None = None  # the only peers that may
+    share_prefix: bool | None = None  # these two as in `swarm.generation.TokenRequest`
+    session: str | None = None
     exactness: Exactness | None = None  # how a lost hop's cache comes back
     keep_snapshots: bool | None = None  # at this node instead of at standbys
 

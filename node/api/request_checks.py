@@ -2,6 +2,8 @@
 
 import secrets
 
+from shoal.swarm.errors import UsageError
+from shoal.swarm.generation import checked_session
 from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import MAX_TOP_LOGPROBS
 from shoal.swarm.text.text_request import TextRequest
@@ -52,6 +54,10 @@ def check_shared(asked: Generation, prompts: int) -> None:
         for peer in peers or ():
             if not is_peer_id(peer):
                 raise ApiError(f"{field}: {peer[:80]!r} is not a PeerID, as `shoal peers` shows it", param=field)
+    try:
+        checked_session(asked.session or "")
+    except UsageError as error:
+        raise ApiError(f"session: {error}", param="session") from error
     if asked.trust == []:
         raise ApiError("trust: an empty list leaves nobody to answer; leave it out to allow every peer", param="trust")
 
@@ -127,6 +133,8 @@ def _request(
         max_hops=8 if asked.max_hops is None else asked.max_hops,
         exclude=asked.peers_out,
         trust=asked.peers_in,
+        share_prefix=bool(asked.share_prefix),
+        session=asked.session or "",
         exactness=asked.exactness or "replay",
         keep_snapshots=bool(asked.keep_snapshots),
     )

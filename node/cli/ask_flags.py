@@ -36,6 +36,12 @@ KeepSnapshotsFlag = Annotated[
     bool | None, typer.Option("--keep-snapshots", help="Here, instead of at other holders of the layers.")
 ]
 ExcludeFlag = Annotated[list[str] | None, typer.Option("--exclude", help="PeerID that must not take part; repeatable.")]
+SharePrefixFlag = Annotated[
+    bool, typer.Option("--share-prefix", help="Let peers keep the prompt's KV, tell of it and take it from each other.")
+]
+SessionFlag = Annotated[
+    str, typer.Option("--session", help="Peers keep KV under this name; give it again to go on. Not to be guessed.")
+]
 RouteFlag = Annotated[bool, typer.Option("--route", help="Show at the end which peers answered, and how fast.")]
 InviteFlag = Annotated[
     str | None, typer.Option("--invite", help="Join as a client, with no node; - reads the line from stdin.")
@@ -59,6 +65,8 @@ def request_options(
     stop: Sequence[str] | None,
     logprobs: int | None,
     exclude: Sequence[str] | None,
+    share_prefix: bool,
+    session: str,
 ) -> dict[str, Any]:
     """Keyword arguments of the Python client. temperature: when it is set nowhere. raises: UsageError"""
     from shoal.swarm.errors import UsageError
@@ -80,6 +88,8 @@ def request_options(
         "local_layers": settings.local_layers,
         "max_hops": settings.max_hops,
         "exclude": tuple(exclude or ()),
+        "share_prefix": share_prefix,
+        "session": session,
         "exactness": settings.exactness,
         "keep_snapshots": settings.keep_snapshots,
     }

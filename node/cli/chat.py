@@ -18,6 +18,8 @@ from .ask_flags import (
     PenaltyFlag,
     RouteFlag,
     SeedFlag,
+    SessionFlag,
+    SharePrefixFlag,
     StopFlag,
     TemperatureFlag,
     TopKFlag,
@@ -53,6 +55,8 @@ def chat(
     exactness: ExactnessFlag = None,
     keep_snapshots: KeepSnapshotsFlag = None,
     exclude: ExcludeFlag = None,
+    share_prefix: SharePrefixFlag = False,
+    session: SessionFlag = "",
     route: RouteFlag = False,
     invite: InviteFlag = None,
     api: ApiFlag = None,
@@ -78,7 +82,7 @@ def chat(
         "api": api,
     }
     settings = ask_settings(home_of(home), flags)
-    options = request_options(settings, TEMPERATURE, seed, stop, None, exclude)
+    options = request_options(settings, TEMPERATURE, seed, stop, None, exclude, share_prefix, session)
     from .answer_stream import Answers
     from .chat_loop import ChatLoop
     from .client_opening import open_client

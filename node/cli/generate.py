@@ -20,6 +20,8 @@ from .ask_flags import (
     PenaltyFlag,
     RouteFlag,
     SeedFlag,
+    SessionFlag,
+    SharePrefixFlag,
     StopFlag,
     TemperatureFlag,
     TopKFlag,
@@ -57,6 +59,8 @@ def generate(
     exactness: ExactnessFlag = None,
     keep_snapshots: KeepSnapshotsFlag = None,
     exclude: ExcludeFlag = None,
+    share_prefix: SharePrefixFlag = False,
+    session: SessionFlag = "",
     route: RouteFlag = False,
     invite: InviteFlag = None,
     api: ApiFlag = None,
@@ -82,7 +86,7 @@ def generate(
         "api": api,
     }
     settings = ask_settings(home_of(home), flags)
-    options = request_options(settings, TEMPERATURE, seed, stop, logprobs, exclude)
+    options = request_options(settings, TEMPERATURE, seed, stop, logprobs, exclude, share_prefix, session)
     text = _prompt(prompt, invite)
     from .answer_stream import Answers
     from .client_opening import open_client

@@ -20,6 +20,7 @@ from .last_name import MAX_NAME_LENGTH, is_name, last_name
 from .last_port import last_port
 
 _SOME_BYTES = 1 << 40  # for the syntax of a share of the memory any amount will do
+_ZERO = re.compile(r"\s*0+(\.0*)?\s*[a-zA-Z/]*\s*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/\S+")
 
@@ -66,6 +67,8 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         public=settings.public,
         invite=invite,
         ledger=settings.ledger,
+        kv_disk=settings.kv_disk,
+        kv_memory=settings.kv_memory,
         standby_bytes=parse_size(settings.standby_memory, psutil.virtual_memory().available),
         drain_limit_s=settings.drain_limit,
         upload_byte_s=_upload_byte_s(settings.upload_limit),
@@ -77,7 +80,7 @@ def _upload_byte_s(text: str | None) -> float | None:
     """None for nothing. raises: UsageError"""
     if text is None:
         return DEFAULT_RATE_BYTE_S
-    return None if text.strip() == "0" else bits_per_second(text, "--upload-limit") / 8
+    return None if _ZERO.fullmatch(text) else bits_per_second(text, "--upload-limit") / 8
 
 
 def _check_words(settings: Settings) -> None:
@@ -91,5 +94,6 @@ def _check_words(settings: Settings) -> None:
         raise UsageError(f"--dtype takes auto, {', '.join(DTYPES)}, not {settings.dtype!r}")
     if not _DEVICE.fullmatch(settings.device):
         raise UsageError(f"--device takes auto, cpu, cuda or cuda:1, not {settings.device!r}")
-    if settings.max_memory is not None:
-        parse_size(settings.max_memory, _SOME_BYTES)
+    for size in (settings.max_memory, settings.kv_disk, settings.kv_memory):
+        if size is not None:
+            parse_size(size, _SOME_BYTES)

@@ -35,6 +35,9 @@ GatewayFlag = Annotated[bool | None, typer.Option("--gateway-only", help="Host n
 LedgerFlag = Annotated[
     bool | None, typer.Option("--ledger/--no-ledger", help="Keep receipts of what is served and used; off.")
 ]
+KvDiskFlag = Annotated[
+    str | None, typer.Option("--kv-disk", help="Disk for KV caches that outlive their session: 10GB or 20%; none.")
+]
 StandbyMemoryFlag = Annotated[
     str | None, typer.Option("--standby-memory", help="For snapshots of other nodes' sessions: 256MiB or 1%.")
 ]

@@ -14,6 +14,12 @@ def route_lines(result: Result) -> list[str]:
     ]
     rows = [[hop.name, hop.peer[-8:], hop.layers, hop.tokens, hop.compute_ms, hop.queue_ms] for hop in route.hops]
     lines += table_lines(["hop", "peer", "layers", "positions", "compute ms", "queue ms"], rows)
+    for hop in route.hops:
+        if hop.stored or hop.fetched:
+            lines.append(
+                f"prefix: {hop.name} ({hop.layers}) did not compute {hop.stored + hop.fetched} positions: "
+                f"{hop.stored} lay there, {hop.fetched} came from other peers"
+            )
     for failover in route.failovers:
         others = ", ".join(peer[-8:] for peer in failover.replaced_by) or "nobody"
         kind = "moved" if failover.planned else "failover"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from shoal.swarm.errors import UsageError
-from shoal.swarm.generation import EXACTNESSES, Exactness
+from shoal.swarm.generation import EXACTNESSES, Exactness, checked_session
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import Sampling
@@ -38,6 +38,8 @@ class GenerationOptions(TypedDict, total=False):
     max_hops: int
     exclude: Sequence[str]  # peers that must not take part
     trust: Sequence[str] | None  # the only peers that may; None: every one
+    share_prefix: bool  # KV of the prompt may be kept by peers, announced, and taken from others
+    session: str  # KV is kept at the peers under this name; ask with it again to go on
     exactness: Exactness  # how a lost hop's cache comes back: exact, fast, or replay (computed again)
     keep_snapshots: bool  # in this process instead of at standbys
 
@@ -65,6 +67,8 @@ def text_request(
     max_hops: int = 8,
     exclude: Sequence[str] = (),
     trust: Sequence[str] | None = None,
+    share_prefix: bool = False,
+    session: str = "",
     exactness: Exactness = "replay",
     keep_snapshots: bool = False,
 ) -> TextRequest:
@@ -100,6 +104,8 @@ def text_request(
         max_hops=max_hops,
         exclude=_peers("exclude", exclude),
         trust=_peers("trust", trust or ()),
+        share_prefix=share_prefix,
+        session=checked_session(session),
         exactness=exactness,
         keep_snapshots=keep_snapshots,
     )

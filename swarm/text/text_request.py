@@ -31,5 +31,7 @@ class TextRequest:
     max_hops: int = 8
     exclude: frozenset[PeerId] = frozenset()
     trust: frozenset[PeerId] = frozenset()
+    share_prefix: bool = False  # these two as in `generation.TokenRequest`
+    session: str = ""
     exactness: Exactness = "replay"
     keep_snapshots: bool = False

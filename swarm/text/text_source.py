@@ -81,6 +81,8 @@ class TextSource:
             max_hops=request.max_hops,
             exclude=request.exclude,
             trust=request.trust,
+            share_prefix=request.share_prefix,
+            session=request.session,
             exactness=request.exactness,
             keep_snapshots=request.keep_snapshots,
         )

@@ -13,10 +13,12 @@ from typing import Any
 
 import msgspec
 
+from shoal.swarm.announcement import ANNOUNCEMENT_TTL_S, Announcement, read_announcement, sign_announcement
 from shoal.swarm.directory import RecordBook
-from shoal.swarm.errors import SwarmUnreachable, Unavailable
+from shoal.swarm.errors import MalformedMessage, Refused, SwarmUnreachable, Unavailable
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.identity import Identity
+from shoal.swarm.prefix_chain import Address
 from shoal.swarm.records import CLOCK_SLACK_S, RECORD_TTL_S, NodeRecord, RecordReader, sign_record
 
 from . import dht_keys
@@ -154,6 +156,34 @@ class DhtDirectory:
         """The live nodes that train this run, by its key, sorted by PeerID."""
         await self._look_up(run, dht_keys.run_keys(self._swarm, run))
         return [record for record in self.book.live(self._clock()) if run in record.runs]
+
+    async def announce_prefix(self, chunks: Sequence[Address], certificate: bytes) -> None:
+        """Make findable that we give these chunks of one prefix. raises: Unavailable"""
+        expires_at = self._clock() + ANNOUNCEMENT_TTL_S
+        data = sign_announcement(self._identity, self._swarm, certificate, list(chunks), expires_at)
+        key = dht_keys.prefix_key(self._swarm, chunks[0])
+        if not await self._store([key], data, self._identity.peer_id, expires_at, STORE_TIMEOUT_S):
+            raise Unavailable("no peer of the swarm would store the announcement of a prefix")
+
+    async def prefix_holders(self, root: Address) -> list[Announcement]:
+        """Valid announcements of the prefix that begins with this chunk; [] when nobody answers."""
+        key = dht_keys.prefix_key(self._swarm, root)
+        futures = await self._node.get_many(
+            [key], sufficient_expiration_time=math.nan, beam_size=BEAM, return_futures=True
+        )
+        _, late = await asyncio.wait(futures.values(), timeout=LOOKUP_TIMEOUT_S)
+        for future in late:
+            future.cancel()
+        future = futures[key]
+        if future.cancelled() or not future.done() or future.exception() or not future.result():
+            return []
+        found, now = [], self._clock()
+        for entry in future.result().value.values():
+            with contextlib.suppress(MalformedMessage, Refused):
+                said = read_announcement(entry.value, self._reader, now)
+                if said.root == root and said.expires_at > now:
+                    found.append(said)
+        return found
 
     async def _store_record(self, record: NodeRecord, data: bytes, timeout_s: float) -> bool:
         keys = [dht_keys.node_key(self._swarm, record.peer)]

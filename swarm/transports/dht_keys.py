@@ -57,6 +57,11 @@ def run_keys(swarm: SwarmId, run: str) -> list[bytes]:
     return [_run_key(swarm, run, shard) for shard in range(RUN_SHARDS)]
 
 
+def prefix_key(swarm: SwarmId, root: bytes) -> bytes:
+    """Where those stand that have a prefix, by the address of its first chunk; it is spread by nature."""
+    return f"shoal/1/{swarm}/prefix/{root.hex()}".encode()
+
+
 def revocation_key(swarm: SwarmId) -> bytes:
     return f"shoal/1/{swarm}/revocations".encode()
 

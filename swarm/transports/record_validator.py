@@ -1,5 +1,5 @@
-"""What may stand in our part of the DHT: nothing but records signed by the peer that their subkey names, and
-the owner's revocation lists.
+"""What may stand in our part of the DHT: nothing but records and announcements signed by the peer that their
+subkey names, and the owner's revocation lists.
 
 hivemind asks a validator when a peer wants something stored and when a peer returns something found. Values are
 self-contained (`records.SignedRecord`, `revocation.RevocationList`), so nothing is added on signing or stripped
@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from shoal.swarm.announcement import Announcement, AnnouncementQuota, read_announcement
 from shoal.swarm.errors import MalformedMessage, Refused
 from shoal.swarm.records import CLOCK_SLACK_S, MAX_RECORD_BYTES, NodeRecord, RecordReader
 from shoal.swarm.revocation import MAX_LIST_BYTES, read_list
@@ -19,6 +20,7 @@ from shoal.swarm.revocation import MAX_LIST_BYTES, read_list
 from . import dht_keys
 
 REVOCATION_TTL_S = 3600.0
+_ANNOUNCEMENT_HEAD = bytes([0x90 | len(Announcement.__struct_fields__)])  # msgpack, an array of so many
 T = TypeVar("T", bytes, str, int)
 
 
@@ -54,6 +56,7 @@ class SwarmRecordValidator:
         self._reader = reader
         self._learn = learn
         self._clock = clock
+        self._quota = AnnouncementQuota()
         self._swarm = reader.swarm
         self._id = reader.swarm.id
         self._revocation_key = dht_keys.key_id(dht_keys.revocation_key(self._id))
@@ -76,8 +79,25 @@ class SwarmRecordValidator:
         value = _plain(record.value, bytes)
         if record.key == self._revocation_key:
             self._check_revocations(record, value)
+        elif self._is_announcement(value):
+            self._check_announcement(record, value)
         else:
             self._check_node(record, value)
+
+    def _is_announcement(self, value: bytes) -> bool:
+        """An array of as many parts as one has; a signed record has two."""
+        return value[:1] == _ANNOUNCEMENT_HEAD
+
+    def _check_announcement(self, record: StoredRecord, value: bytes) -> None:
+        now = self._clock()
+        said = read_announcement(value, self._reader, now)
+        if _plain(record.subkey, str) != said.peer:
+            raise MalformedMessage("the subkey names another peer")
+        if record.expiration_time != said.expires_at:
+            raise MalformedMessage("it is stored for another time than its peer signed")
+        if record.key != dht_keys.key_id(dht_keys.prefix_key(self._id, said.root)):
+            raise MalformedMessage("the announcement does not belong under this key")
+        self._quota.admit(said.peer, said.root, said.expires_at, now)
 
     def _check_node(self, record: StoredRecord, value: bytes) -> None:
         if len(value) > MAX_RECORD_BYTES:

@@ -14,10 +14,12 @@ from shoal.incentives.open_limiter import OpenLimiter
 from shoal.incentives.session_meter import LedgerMetering
 from shoal.incentives.session_payment import LedgerPaying
 from shoal.incentives.store import Store
+from shoal.swarm.chunk_store import ChunkStore
 from shoal.swarm.driver import Driver
 from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identity import Identity
 from shoal.swarm.metering import Paying
+from shoal.swarm.prefixes import Prefixes
 from shoal.swarm.simulated_compute import SimulatedCompute
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
@@ -37,6 +39,7 @@ def _clock() -> float:
 @dataclass
 class PaidWorld(World):
     ledgers: dict[str, Ledger] = field(default_factory=dict)
+    keeps_kv: bool = False  # of sessions whose clients allow it; nobody announces any
 
     def _new_ledger(self, identity: Identity, credit: int) -> Ledger:
         """Everybody has heard of what the client earned."""
@@ -53,7 +56,10 @@ class PaidWorld(World):
         self.volunteers[identity.peer_id] = volunteer
         ledger = self.ledgers[identity.peer_id] = self._new_ledger(identity, credit)
         metering = LedgerMetering(ledger, lambda _: MANIFEST, anyio.current_time, limiter=limiter)
-        await HopServer(self.network.join(identity.peer_id), OpenGate(), volunteer, metering=metering).start()
+        transport, compute, prefixes = self.network.join(identity.peer_id), volunteer.compute, None
+        if self.keeps_kv:
+            prefixes = Prefixes(ChunkStore(), transport, OpenGate(), None, lambda _: compute, audit_share=0.0)
+        await HopServer(transport, OpenGate(), volunteer, metering=metering, prefixes=prefixes).start()
         return volunteer
 
     def start_client(self, credit: int, wrapped: Callable[[Paying], Paying]) -> None:
@@ -75,10 +81,11 @@ async def paid_world(
     credit: int = CREDIT,
     wrapped: Callable[[Paying], Paying] = lambda paying: paying,
     limiter: Callable[[], OpenLimiter] = OpenLimiter,
+    keeps_kv: bool = False,
 ) -> AsyncIterator[PaidWorld]:
     """layout: (number, layers) of each volunteer; its key is made of the number"""
     async with MemoryNetwork(seed, NEAR) as network, anyio.create_task_group() as group:
-        made = PaidWorld(network, group)
+        made = PaidWorld(network, group, keeps_kv=keeps_kv)
         for number, layers in layout:
             await made.join_with_ledger(number, layers, credit, limiter())
         made.start_client(credit, wrapped)

@@ -46,6 +46,20 @@ EXAMPLES: list[messages.AnyMessage] = [
     messages.PaidFeed(5, 1, (7,), b"", True, False, (), bytes(16)),
     messages.Slice(0, (3, 4, 5), None),
     messages.HiddenSlice(64, 2, 0, bytes(32), bytes(16)),
+    messages.Hold(SESSION, ModelId("m"), "float32", Span(0, 5), PEER),
+    messages.SendCache(PEER, SESSION, ("/ip4/127.0.0.1/tcp/1",), "lossless", hands_over=True),
+    messages.CacheLost(SESSION, "no room"),
+    messages.Chunk(b"chunk"),
+    messages.CacheEnd(200, (1, 2, 3)),
+    messages.Restored(192),
+    messages.Leaving(60.0),
+    messages.NoSuccessor("nobody holds them"),
+    messages.Stay(),
+    messages.Handed(200),
+    messages.Staged(((0, 4), (6, 7)), True),
+    messages.Skippable(((0, 4),), False),
+    messages.Keep(3, (b"l" * 16,)),
+    messages.Reused(64, 128),
 ]
 
 

@@ -1,0 +1,101 @@
+"""Prefixes between real nodes: fetched from the peer that has them, kept over a restart, resumed by name."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from shoal.node.local_swarm import LocalNode, create_invite, local_swarm, start_node
+from shoal.swarm.driver import Driver
+from shoal.swarm.generation import Route, TokenRequest
+from shoal.swarm.home import Home
+from shoal.swarm.identifiers import ModelId, PeerId
+from shoal.swarm.thin_client import thin_driver
+
+pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
+PROMPT = tuple(range(100, 420))
+CHUNKS = 4
+NEW = 24
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[dict[str, LocalNode]]:
+    layout = {name: ["--layers", "all", "--kv-disk", "100MB"] for name in ("one", "other")}
+    with local_swarm(tmp_path, layout) as running:
+        yield running
+
+
+def ask(node: LocalNode, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401  JSON
+    headers = {"authorization": f"Bearer {node.key}"}
+    answer = httpx.request(method, f"{node.api}/shoal/v1{path}", headers=headers, json=body, timeout=60)
+    answer.raise_for_status()
+    return answer.json()
+
+
+async def until(done: Callable[[], bool]) -> None:
+    with anyio.fail_after(60):
+        while not await anyio.to_thread.run_sync(done):  # noqa: ASYNC110  another process, asked over HTTP
+            await anyio.sleep(0.1)
+
+
+async def generate(
+    driver: Driver, model: ModelId, peer: PeerId, ids: tuple[int, ...] = PROMPT, **options: str | bool
+) -> tuple[tuple[int, ...], Route]:
+    async with driver.generate(replace(TokenRequest(model, ids, NEW, trust=frozenset({peer})), **options)) as stream:
+        return tuple([choice.id async for choice in stream]), stream.route
+
+
+@pytest.mark.anyio
+async def test_a_prefix_travels_between_nodes_and_a_session_resumes_after_a_restart(
+    nodes: dict[str, LocalNode], tmp_path: Path
+) -> None:
+    one, other = nodes["one"], nodes["other"]
+    first, second = (PeerId(ask(node, "GET", "/status")["peer"]) for node in (one, other))
+    invite = create_invite(one)
+    async with anyio.create_task_group() as tasks, thin_driver(Home(tmp_path / "client"), tasks, invite) as driver:
+        model = (await driver.models())[0].id
+        expected, _ = await generate(driver, model, first)
+        assert ask(one, "GET", "/kv")["memory"]["chunks"] == 0
+
+        shared, _ = await generate(driver, model, first, share_prefix=True)
+        await until(lambda: ask(one, "GET", "/kv")["disk"]["chunks"] == CHUNKS)
+        again, route = await generate(driver, model, first, share_prefix=True)
+        assert route.hops[0].stored == CHUNKS * 64
+
+        # announcing takes a moment longer than keeping
+        await until(lambda: ask(other, "POST", "/kv/fetch", {"prompt": PROMPT})["held"] == CHUNKS)
+        told = ask(other, "GET", "/kv")
+        assert told["counts"]["fetched"] == CHUNKS
+        taken, route = await generate(driver, model, second, share_prefix=True)
+        assert route.hops[0].fetched == CHUNKS * 64
+        assert expected == shared == again == taken
+
+        named, _ = await generate(driver, model, first, session="a name of my own")
+        history = PROMPT + named
+        chunks = CHUNKS + len(history) // 64
+        await until(lambda: ask(one, "GET", "/kv")["disk"]["chunks"] >= chunks)
+        one.kill()
+        back = start_node(tmp_path, "one", ["--layers", "all", "--kv-disk", "100MB"])
+        nodes["one"] = back
+        try:
+            back.wait_for("ready")
+            await until(lambda: ask(back, "GET", "/kv")["disk"]["chunks"] >= chunks)
+            more, route = await generate(driver, model, first, history, session="a name of my own")
+            assert route.hops[0].stored >= CHUNKS * 64
+            plain, route = await generate(driver, model, first, history)
+            assert route.hops[0].stored == 0
+            assert more == plain
+            assert ask(back, "POST", "/kv/drop", {"which": "private"})["dropped"] >= CHUNKS
+            assert ask(back, "POST", "/kv/drop", {})["dropped"] == CHUNKS
+        finally:
+            back.stop()
+        tasks.cancel_scope.cancel()

@@ -1,0 +1,300 @@
+"""Prefixes in whole sessions, in virtual time: whatever is reused, the tokens are those of an undisturbed run."""
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from simulation.prefix_world import PROMPT, PrefixWorld, prefix_world
+from simulation.session_world import MODEL, MODEL_ID
+
+from shoal.compression.kv_levels import CHUNK_TOKENS
+from shoal.swarm.errors import UsageError
+from shoal.swarm.identifiers import ModelId, PeerId
+from shoal.swarm.kv_chunks import pack_chunk, parse_chunk
+from shoal.swarm.prefix_chain import Address, chain
+from shoal.swarm.units import Span
+
+NEW = 12
+CHUNKS = (len(PROMPT) - 1) // CHUNK_TOKENS
+EXPECTED = MODEL.expected_tokens(PROMPT, NEW)
+TWO_CHAINS = (("front", "embed+0:3"), ("other front", "embed+0:3"), ("back", "3:6+head"), ("other back", "3:6+head"))
+FIRST_CHAIN, SECOND_CHAIN = ("other front", "other back"), ("front", "back")
+
+
+@pytest.fixture
+def anyio_backend(virtual_time: tuple[str, dict[str, object]]) -> tuple[str, dict[str, object]]:
+    return virtual_time
+
+
+def computed(swarm: PrefixWorld, name: str) -> int:
+    return swarm.volunteers[name].compute.computed_positions
+
+
+@pytest.mark.anyio
+async def test_a_prompt_that_was_prefilled_here_before_is_not_computed_again() -> None:
+    async with prefix_world(("one", "all")) as swarm:
+        tokens, _ = await swarm.ask(NEW)
+        await swarm.kept("one", CHUNKS)
+        before = computed(swarm, "one")
+        again, route = await swarm.ask(NEW)
+        assert tokens == again == EXPECTED
+        assert route.hops[0].stored == CHUNKS * CHUNK_TOKENS
+        assert computed(swarm, "one") - before == len(PROMPT) - CHUNKS * CHUNK_TOKENS + NEW - 1
+
+
+@pytest.mark.anyio
+async def test_a_prefix_is_fetched_from_the_peer_that_has_it() -> None:
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        tokens, route = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        assert route.hops[0].fetched > CHUNKS * CHUNK_TOKENS / 2
+        assert computed(swarm, "other") == len(PROMPT) + NEW - 1 - route.hops[0].fetched
+
+
+@pytest.mark.anyio
+async def test_every_hop_of_a_chain_fetches_its_own_layers() -> None:
+    async with prefix_world(*TWO_CHAINS) as swarm:
+        await swarm.ask(NEW, without=FIRST_CHAIN)
+        await swarm.kept("front", CHUNKS)
+        await swarm.kept("back", CHUNKS)
+        tokens, route = await swarm.ask(NEW, without=SECOND_CHAIN)
+        assert tokens == EXPECTED
+        front, back = route.hops
+        assert front.fetched == back.fetched > 0
+        assert computed(swarm, "other front") == computed(swarm, "other back") < len(PROMPT)
+
+
+@pytest.mark.anyio
+async def test_the_driver_may_be_the_node_of_the_first_hop() -> None:
+    async with prefix_world(("front", "embed+0:3"), ("back", "3:6+head")) as swarm:
+        swarm.start_driver(within="front")
+        await swarm.ask(NEW)
+        await swarm.kept("front", CHUNKS)
+        await swarm.kept("back", CHUNKS)
+        tokens, route = await swarm.ask(NEW)
+        assert tokens == EXPECTED
+        assert [hop.stored for hop in route.hops] == [CHUNKS * CHUNK_TOKENS] * 2
+        assert not route.failovers
+
+
+@pytest.mark.anyio
+async def test_a_hop_that_finds_nothing_makes_the_hops_before_it_compute() -> None:
+    async with prefix_world(*TWO_CHAINS) as swarm:
+        await swarm.ask(NEW, without=FIRST_CHAIN)
+        await swarm.kept("front", CHUNKS)
+        for said in swarm.said.values():
+            said.pop(PeerId("back"), None)
+        tokens, route = await swarm.ask(NEW, without=SECOND_CHAIN)
+        assert tokens == EXPECTED
+        assert [hop.fetched for hop in route.hops] == [0, 0]
+
+
+@pytest.mark.anyio
+async def test_a_private_prompt_is_neither_kept_nor_announced() -> None:
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, share=False)
+        assert not swarm.said
+        assert not any(prefixes.store.memory.chunks for prefixes in swarm.prefixes.values())
+
+
+@pytest.mark.anyio
+async def test_a_session_resumes_by_its_name_and_no_other_session_finds_it() -> None:
+    async with prefix_world(("one", "all")) as swarm:
+        long = 2 * CHUNK_TOKENS
+        tokens, _ = await swarm.ask(long, share=False, session="my own name")
+        chunks = (len(PROMPT) + long - 1) // CHUNK_TOKENS
+        await swarm.kept("one", chunks)
+        history = PROMPT + tuple(tokens)
+        more, route = await swarm.ask(NEW, history, share=False, session="my own name")
+        assert route.hops[0].stored == chunks * CHUNK_TOKENS
+        others, other_route = await swarm.ask(NEW, history, share=False, session="your own name")
+        assert other_route.hops[0].stored == 0
+        assert more == others
+        assert not swarm.said
+
+
+@pytest.mark.anyio
+async def test_a_donor_that_dies_costs_no_token() -> None:
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        swarm.network.kill(PeerId("one"))
+        tokens, route = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        assert route.hops[0].fetched == 0
+
+
+@pytest.mark.anyio
+async def test_a_hop_that_is_lost_after_the_prefix_was_skipped_is_replaced() -> None:
+    async with prefix_world(("front", "embed+0:3"), ("back", "3:6+head"), ("spare", "3:6+head")) as swarm:
+        await swarm.ask(NEW, without=["spare"])
+        await swarm.kept("front", CHUNKS)
+        await swarm.kept("back", CHUNKS)
+        swarm.volunteers["back"].compute.fail("break_down", after=3)
+        tokens, route = await swarm.ask(NEW)
+        assert tokens == EXPECTED
+        assert route.failovers
+
+
+@pytest.mark.anyio
+async def test_what_was_fetched_is_not_passed_on() -> None:
+    async with prefix_world(("one", "all"), ("other", "all"), ("third", "all")) as swarm:
+        await swarm.ask(NEW, without=["other", "third"])
+        await swarm.kept("one", CHUNKS)
+        await swarm.ask(NEW, without=["one", "third"])
+        swarm.network.kill(PeerId("one"))
+        _, route = await swarm.ask(NEW, without=["one", "other"])
+        assert route.hops[0].fetched == 0
+
+
+def other_values(data: bytes) -> bytes:
+    chunk = parse_chunk(data)
+    return pack_chunk(msgspec.structs.replace(chunk, payload=bytes(255 - byte for byte in chunk.payload)))
+
+
+def of_format(**changes: object) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        chunk = parse_chunk(data)
+        return pack_chunk(msgspec.structs.replace(chunk, format=msgspec.structs.replace(chunk.format, **changes)))
+
+    return change
+
+
+def moved(data: bytes) -> bytes:
+    chunk = parse_chunk(data)
+    return pack_chunk(msgspec.structs.replace(chunk, start=chunk.start + CHUNK_TOKENS))
+
+
+BAD_CHUNKS: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[:-9],
+    "of another model": of_format(model=ModelId("o" * 64)),
+    "of other layers": of_format(layers=(0, 2)),
+    "of another dtype": of_format(dtype="bfloat16"),
+    "of another profile": of_format(profile=b"o" * 32),
+    "of another place": moved,
+    "too short inside": lambda data: pack_chunk(
+        msgspec.structs.replace(parse_chunk(data), payload=parse_chunk(data).payload[:-8])
+    ),
+    "no chunk": lambda _: b"rubbish",
+}
+
+
+def make_donor_lie(swarm: PrefixWorld, name: str, change: Callable[[bytes], bytes], after: int = 1) -> None:
+    """From the (after + 1)-th chunk on."""
+    prefixes, honest, given = swarm.prefixes[name], swarm.prefixes[name]._given, []  # noqa: SLF001
+
+    async def lie(address: Address, level: str) -> bytes | None:
+        data = await honest(address, level)
+        given.append(address)
+        return change(data) if data is not None and len(given) > after else data
+
+    prefixes._given = lie  # type: ignore[method-assign]  # noqa: SLF001
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", BAD_CHUNKS)
+async def test_a_bad_chunk_is_found_its_donor_dropped_and_no_token_changed(what: str) -> None:
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        make_donor_lie(swarm, "one", BAD_CHUNKS[what])
+        tokens, _ = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        taker = swarm.prefixes["other"]
+        assert taker.is_banned(PeerId("one"))
+        assert taker.counts.false == 1
+        assert all(label.maker == PeerId("other") for label in taker.store.labels().values())
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_comes_twice_is_a_fault_of_the_donor() -> None:
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        prefixes, honest = swarm.prefixes["one"], swarm.prefixes["one"]._given  # noqa: SLF001
+        first: list[tuple[Address, bytes | None]] = []
+
+        async def twice(address: Address, level: str) -> bytes | None:
+            data = await honest(address, level)
+            first.append((address, data))
+            return first[0][1]  # always the first chunk, whatever was asked for
+
+        prefixes._given = twice  # type: ignore[method-assign]  # noqa: SLF001
+        tokens, _ = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        assert swarm.prefixes["other"].is_banned(PeerId("one"))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("layout", [(("one", "all"), ("other", "all")), TWO_CHAINS])
+async def test_a_chunk_of_right_form_and_false_content_is_found_by_an_audit(
+    layout: tuple[tuple[str, str], ...],
+) -> None:
+    """Every prompt is audited here: one chunk is computed although it was fetched."""
+    first, second = (["other"], ["one"]) if len(layout) == 2 else (list(FIRST_CHAIN), list(SECOND_CHAIN))
+    liar, taker = ("one", "other") if len(layout) == 2 else ("back", "other back")
+    async with prefix_world(*layout, audit_share=1.0) as swarm:
+        await swarm.ask(NEW, without=first)
+        for name in set(swarm.prefixes) - set(first):
+            await swarm.kept(name, CHUNKS)
+        make_donor_lie(swarm, liar, other_values, after=0)
+        for _ in range(12):
+            tokens, _ = await swarm.ask(NEW, without=second)
+            if swarm.prefixes[taker].is_banned(PeerId(liar)):
+                break
+            for name in second:
+                assert name in swarm.prefixes
+            await swarm.prefixes[taker].store.drop(lambda _, label: True)
+        assert tokens == EXPECTED
+        assert swarm.prefixes[taker].counts.false == 1
+        assert swarm.prefixes[taker].counts.audited >= 1
+
+
+@pytest.mark.anyio
+async def test_honest_chunks_pass_their_audit() -> None:
+    async with prefix_world(("one", "all"), ("other", "all"), audit_share=1.0) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        audited = 0
+        for _ in range(6):
+            tokens, _ = await swarm.ask(NEW, without=["one"], exact=False)
+            assert tokens == EXPECTED
+            audited = swarm.prefixes["other"].counts.audited
+            await swarm.prefixes["other"].store.drop(lambda _, label: True)
+        assert audited >= 1
+        assert not swarm.prefixes["other"].counts.false
+
+
+@pytest.mark.anyio
+async def test_chunks_are_not_taken_from_whom_the_node_does_not_trust() -> None:
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        swarm.prefixes["other"]._trusts = lambda peer: peer != PeerId("one")  # noqa: SLF001
+        tokens, route = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        assert route.hops[0].fetched == 0
+
+
+@pytest.mark.anyio
+async def test_a_prefix_can_be_fetched_before_anybody_asks_for_it() -> None:
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        taker, compute = swarm.prefixes["other"], swarm.volunteers["other"].compute
+        links = chain(MODEL_ID, "float32", "", PROMPT)[:CHUNKS]
+        assert await taker.fetch_ahead(compute.kv_format(Span(0, 8)), links, "lossless") == (CHUNKS, CHUNKS)
+        tokens, route = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        assert route.hops[0].fetched == CHUNKS * CHUNK_TOKENS
+
+
+@pytest.mark.anyio
+async def test_a_prompt_is_either_shared_or_a_sessions_own() -> None:
+    async with prefix_world(("one", "all")) as swarm:
+        with pytest.raises(UsageError, match="share_prefix or a session"):
+            await swarm.ask(NEW, share=True, session="my own name")
+        with pytest.raises(UsageError, match="8 to 128"):
+            await swarm.ask(NEW, share=False, session="short")
