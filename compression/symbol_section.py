@@ -14,6 +14,7 @@ from .errors import MalformedPayload
 from .rans import decode_streams, encode_streams, lanes_for
 
 PLAIN, CODED = 0, 1
+COUNTED_AT_ONCE = 1 << 18
 
 
 def encode_symbols(
@@ -26,8 +27,7 @@ def encode_symbols(
     width = max(1, (alphabet - 1).bit_length())
     plain_bytes = 1 + packed_bytes(len(symbols_n) * width)
     if len(symbols_n) >= 64:
-        entries = contexts_n.astype(np.int64) * alphabet + symbols_n
-        counts = np.bincount(entries, minlength=contexts * alphabet).reshape(contexts, alphabet)
+        counts = _counts(symbols_n, contexts_n, contexts, alphabet)
         table = table_from_counts(counts)
         head = bytes([CODED]) + pack_table(table)
         if len(head) + 4 + table.cost_bits(counts) / 8 < plain_bytes:
@@ -37,6 +37,18 @@ def encode_symbols(
             if len(coded) < plain_bytes:
                 return coded
     return bytes([PLAIN]) + pack_uniform(symbols_n, width)
+
+
+def _counts(
+    symbols_n: npt.NDArray[np.uint8], contexts_n: npt.NDArray[np.uint16], contexts: int, alphabet: int
+) -> npt.NDArray[np.int64]:
+    """(contexts, alphabet); in pieces, as counting takes 16 bytes a symbol."""
+    counts = np.zeros(contexts * alphabet, np.int64)
+    for first in range(0, len(symbols_n), COUNTED_AT_ONCE):
+        cut = slice(first, first + COUNTED_AT_ONCE)
+        entries = contexts_n[cut].astype(np.int64) * alphabet + symbols_n[cut]
+        counts += np.bincount(entries, minlength=contexts * alphabet)
+    return counts.reshape(contexts, alphabet)
 
 
 def decode_symbols(

@@ -36,7 +36,8 @@ class Step:
 
 
 def steps(store: Store, key: bytes, now: int) -> Iterator[Step]:
-    """All entries that the account wrote, that settled its sessions or moved something in it; then time up to `now`."""
+    """All entries that the account wrote, that judge its work, settled its sessions or moved something in it; then time
+    up to `now`."""
     balances = Balances(store.judges)
     for stored in store.all():
         entry = stored.entry
@@ -44,7 +45,8 @@ def steps(store: Store, key: bytes, now: int) -> Iterator[Step]:
         moved = balances.apply(entry.author, entry.body, entries.hash_of(entry), stored.at)
         account = balances.owner(key)
         own = tuple(movement for movement in moved if movement.account == account)
-        if own or settled or balances.owner(entry.author) == account:
+        judged = isinstance(entry.body, Verdict) and balances.owner(entry.body.subject) == account
+        if own or settled or judged or balances.owner(entry.author) == account:
             yield _step(stored, own, balances, key)
     own = tuple(balances.advance(key, now))
     if own:

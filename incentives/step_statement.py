@@ -1,9 +1,9 @@
 """What a trainer signs about the inner steps behind an update, so that any of them can be taken again.
 
 The steps of a round are cut into intervals. Each interval's end has a leaf: the hash of parameters and inner moments
-there. The root is signed before the round is decided; the decision then draws which intervals are looked at, so nobody
-knows them before. The first interval begins at the outer parameters, which every replica holds, and the windows of
-every step follow from the run's record; an old state or another's data therefore lead elsewhere.
+there. Which interval is looked at is drawn when the root is signed (`training_draw`). The first interval begins at the
+outer parameters, which every replica holds, and the windows of every step follow from the run's record; an old state
+or another's data therefore lead elsewhere.
 source: Jia et al., Proof-of-Learning: Definitions and Practice, arXiv:2103.05633
 """
 
@@ -39,7 +39,9 @@ class StepStatement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     intervals: Annotated[int, Meta(ge=1, le=2**20)]
     begin: Hash  # of parameters and moments where the work began
     root: Hash  # over those at the end of each interval
-    update: Hash  # of what is offered to the round
+    update: Hash  # root over the payloads that are offered to the round
+    carried: Hash  # inner moments and error feedback that the work began with, `carried_hash`
+    carries: Hash  # those that it ended with: the next round begins with them
     signature: Signature
 
 
@@ -67,10 +69,14 @@ def is_signed(statement: StepStatement) -> bool:
         return False
 
 
-def drawn_interval(statement: StepStatement, decision: bytes, number: int = 0) -> int:
-    """Which interval the decision of a round has somebody look at. decision: 32 bytes; number: of several"""
-    beacon = hashlib.sha256(b"shoal/1/audit-steps\0" + decision + _message(statement) + number.to_bytes(4, "big"))
-    return int.from_bytes(beacon.digest()[:8], "big") % statement.intervals
+def hash_of(statement: StepStatement) -> bytes:
+    """As a TRAIN names it."""
+    return hashlib.sha256(b"shoal/1/step-statement\0" + _codec.encode(statement)).digest()
+
+
+def carried_hash(moments: bytes, residual: bytes) -> bytes:
+    """Of two digests: the inner optimiser's moments, and what the encoder has left out so far."""
+    return hashlib.sha256(b"shoal/1/steps-carried\0" + moments + residual).digest()
 
 
 def leads(

@@ -22,6 +22,7 @@ from .chain import Accepted, Chain, Forked, Refused, judge
 from .entry import Entry
 
 FORMAT = 3
+KEPT_ROOTS = 4
 _AUTHOR_AT = 3  # of an encoded entry: array head, bin head, length; then the author's 32 bytes, kept once in `peers`
 _AUTHOR_END = _AUTHOR_AT + 32
 _SCHEMA = """
@@ -70,6 +71,7 @@ class Store:
         self.balances = Balances(judges)
         self.chains: dict[bytes, Chain] = {}
         self.drifted = False
+        self._roots: tuple[tuple[int, bytes], ...] = ()  # of judges: hour and hash of the last entry in it, newest last
         self._peers: dict[bytes, int] = {}
         self._successors: dict[bytes, bytes] = {}  # hash of a ROTATE -> its author
         self._path = path
@@ -113,6 +115,7 @@ class Store:
         """Rebuild chains and balances from the entries, and compare."""
         self.balances = Balances(self.judges)
         self.chains.clear()
+        self._roots = ()
         self._peers.clear()
         self._successors.clear()
         run = self._database.execute
@@ -147,12 +150,21 @@ class Store:
         successor = entry.body.new_key if isinstance(entry.body, Rotate) else b""
         if successor:
             self._successors[digest] = entry.author
+        if entry.author in self.judges:
+            hour = entry.time // 3600
+            kept = tuple(root for root in self._roots if root[0] < hour)
+            self._roots = (*kept[-KEPT_ROOTS:], (hour, digest))
         self.chains[entry.author] = Chain(
             entry.author, entry.seq + 1, digest, entry.time, entry.signature, stored.received, successor
         )
         return self.balances.apply(entry.author, entry.body, digest, stored.at)
 
     # Reading
+
+    def roots(self, now: float) -> tuple[bytes, ...]:
+        """Hashes of what judges last signed in hours before this one, the newest first, at most two. `stamp.Roots`"""
+        known = [digest for hour, digest in self._roots if hour < int(now) // 3600]
+        return tuple(reversed(known[-2:]))
 
     def chain(self, author: bytes) -> Chain:
         found = self.chains.get(author) or Chain(author)

@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 Values = npt.NDArray[np.float32]
-QUALITY_UNIT = 2**-32  # of `Train.quality`, in nats
-MOST_QUALITY = 2**53
 
 
 def first_order(gradient_N: Values, updates: Sequence[Values], weights: Sequence[float]) -> list[float]:
@@ -91,10 +89,3 @@ def calibrated(scores: Sequence[float], measured: Sequence[float]) -> Calibratio
     norms = float(np.linalg.norm(x - x.mean()) * np.linalg.norm(y - y.mean()))
     agreement = float((x - x.mean()) @ (y - y.mean())) / norms if norms else 0.0
     return Calibration(float(x @ y) / square, agreement, len(x))
-
-
-def quality_units(nats: float) -> int:
-    """As a TRAIN entry holds it; whole numbers, so that all machines agree on what was written."""
-    if not isfinite(nats):
-        return 0
-    return max(-MOST_QUALITY, min(MOST_QUALITY, round(nats / QUALITY_UNIT)))

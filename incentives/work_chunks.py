@@ -60,8 +60,12 @@ class ChunkCutter:
     ) -> Iterator[Chunk]:
         """ids or hidden, made: of `count` positions. returns: the chunks that are full now; iterate to the end
 
-        raises: MalformedPayload when the bytes are no activation of so many positions
+        raises: MalformedPayload when the bytes are no activation of so many positions, at the latest with the chunk
         """
+        if self._held + count < CHUNK_POSITIONS:  # a step: nothing to cut, and nothing is full
+            self._waiting.append(Chunk(count, Given(ids, hidden), Made(made, tokens)))
+            self._held += count
+            return
         at = 0
         while at < count:
             taken = min(count - at, CHUNK_POSITIONS - self._held)
@@ -76,7 +80,7 @@ class ChunkCutter:
                 yield self._joined()
 
     def finish(self) -> Chunk | None:
-        """The last chunk of a session, which may be short."""
+        """The last chunk of a session, which may be short. raises: MalformedPayload"""
         return self._joined() if self._waiting else None
 
     def _joined(self) -> Chunk:

@@ -6,7 +6,6 @@ Shapes: N positions, D hidden.
 
 import math
 
-import numpy as np
 import torch
 
 from shoal.compression import activations
@@ -56,9 +55,7 @@ def is_finite(x: torch.Tensor) -> bool:
 
 def _filled(body: memoryview, dtype: torch.dtype) -> torch.Tensor:
     """A tensor with its own memory, filled with raw values."""
-    x = torch.empty(len(body), dtype=torch.uint8)
-    x.numpy()[:] = np.frombuffer(body, dtype=np.uint8)
-    return x.view(dtype)
+    return torch.frombuffer(bytearray(body), dtype=dtype)
 
 
 def _raw(x: torch.Tensor) -> bytes:

@@ -17,6 +17,7 @@ from .api.control import NodeControl
 from .api.kv import KvHost
 from .api.publishing import Publisher
 from .api.training import TrainingHost
+from .api.weights import WeightsHost
 
 DEFAULT_PORT = 8411
 STOP_S = 3.0  # running answers may take this long after the node was told to stop
@@ -64,9 +65,12 @@ class ApiServer:
         port: int | None,
         publisher: Publisher | None = None,
         trainings: TrainingHost | None = None,
+        weights: WeightsHost | None = None,
         kv: KvHost | None = None,
     ) -> None:
-        self._app = create_app(source, key, control=control, publisher=publisher, trainings=trainings, kv=kv)
+        self._app = create_app(
+            source, key, control=control, publisher=publisher, trainings=trainings, weights=weights, kv=kv
+        )
         self._listener = bind(host, port)
 
     @asynccontextmanager

@@ -81,6 +81,8 @@ def attend_packed(
     plain = softcap is None and sinks is None
     if plan.gathers and len(plan.pieces) > 1 and q_THD.shape[0] == len(plan.pieces):
         return _decode_together(plan, q_THD, keys, values, scale, window, softcap, sinks)
+    if plain and plan.steps_alone and len(plan.pieces) > 1 and q_THD.dtype == torch.float32:
+        return _decode_each(plan, q_THD, keys, values, scale, window)
     outputs = []
     for at, piece in enumerate(plan.pieces):
         first, stop = plan.first_visible(piece, window), piece.start + piece.count
@@ -93,13 +95,26 @@ def attend_packed(
         q = q_THD if len(plan.pieces) == 1 else q_THD[plan.offsets[at] : plan.offsets[at + 1]]
         if plain and piece.count == 1 and q.dtype == torch.float32:
             outputs.append(_decode_one(q, seen_k, seen_v, scale))
-        elif plain and (piece.count > 1 or q.dtype != torch.float32):
+        elif plain:
             whole = first == 0 and piece.start == 0 and (not window or stop <= window)
             mask = None if whole else plan.mask(at, window, q.dtype)
             outputs.append(_fused(q, seen_k, seen_v, mask, scale, is_causal=whole and piece.count > 1))
         else:
             outputs.append(_by_hand(q, seen_k, seen_v, plan.mask(at, window, torch.float32), scale, softcap, sinks))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _decode_each(
+    plan: AttentionPlan, q_SHD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int
+) -> torch.Tensor:
+    """`_decode_one` for each of S sessions, with what they share done once. returns: (S, H, D)"""
+    sessions, heads, width = q_SHD.shape
+    k, v = keys.permute(1, 2, 0), values.transpose(0, 1)
+    outputs = []
+    for q, piece in zip((q_SHD * scale).view(sessions, keys.shape[1], -1, width).unbind(), plan.pieces, strict=True):
+        first, stop = piece.room.base + plan.first_visible(piece, window), piece.room.base + piece.start + 1
+        outputs.append(torch.bmm(torch.softmax(torch.bmm(q, k[:, :, first:stop]), -1), v[:, first:stop]))
+    return torch.stack(outputs).view(sessions, heads, -1)
 
 
 def _decode_one(
@@ -110,7 +125,7 @@ def _decode_one(
 ) -> torch.Tensor:
     """One query: two small products, less overhead on CPU than the fused kernel. returns: (1, H, D)"""
     heads = k_LKD.shape[1]
-    scores = torch.bmm(q_1HD.reshape(heads, -1, q_1HD.shape[-1]), k_LKD.permute(1, 2, 0)).mul_(scale)
+    scores = torch.bmm((q_1HD * scale).view(heads, -1, q_1HD.shape[-1]), k_LKD.permute(1, 2, 0))
     out = torch.bmm(torch.softmax(scores, -1), v_LKD.transpose(0, 1))
     return out.view(1, q_1HD.shape[1], -1)
 

@@ -32,6 +32,7 @@ class AttentionPlan:
     pieces: Sequence[Piece]
     gathers: bool  # decode steps of several sessions as one padded batch: fewer, larger kernels on a GPU
     offsets: list[int] = field(init=False)  # of each piece in the batch
+    steps_alone: bool = field(init=False)  # every piece is one position, and each room one run
     slots: torch.Tensor | None = field(init=False)  # (T,) where new positions go; None when it is one run
     seen: dict[int, int | None] = field(default_factory=dict)  # layer -> its window, filled as layers attend
     _masks: dict[tuple[int, int], torch.Tensor | None] = field(default_factory=dict)
@@ -39,13 +40,21 @@ class AttentionPlan:
 
     def __post_init__(self) -> None:
         self.offsets = [0, *accumulate(piece.count for piece in self.pieces)]
+        self.steps_alone = all(piece.count == 1 and piece.room.slots is None for piece in self.pieces)
         first = self.pieces[0]
         self.slots = None if len(self.pieces) == 1 and first.room.slots is None else self._slots()
 
     def _slots(self) -> torch.Tensor:
-        if all(piece.count == 1 and piece.room.slots is None for piece in self.pieces):
+        if self.steps_alone:
             return torch.tensor([p.room.base + p.start for p in self.pieces], device=self.cache.device)
         return torch.cat([self.places(piece, piece.start) for piece in self.pieces])
+
+    def positions(self) -> torch.Tensor:
+        """(T,) of the new positions, each in its session."""
+        if self.steps_alone:
+            return torch.tensor([piece.start for piece in self.pieces], device=self.cache.device)
+        runs = [torch.arange(p.start, p.start + p.count, device=self.cache.device) for p in self.pieces]
+        return torch.cat(runs)
 
     def places(self, piece: Piece, first: int) -> torch.Tensor:
         """(L,) places in the pool of the positions [first, start + count) of a piece's session."""

@@ -3,6 +3,8 @@
 Evidence of a long session does not fit a unary call. Nothing here needs a tensor library, so that a client may audit.
 """
 
+from collections.abc import Sequence
+
 import anyio
 import msgspec
 
@@ -76,9 +78,21 @@ async def answer(stream: Stream, said: Answer | No) -> None:
     await stream.send(_encoder.encode(said))
 
 
-async def ask(transport: Transport, gate: Gate, peer: PeerId, question: Question, patience_s: float) -> bytes:
-    """raises: Refused with the peer's reason, Unavailable, RemoteFault"""
+async def ask(
+    transport: Transport,
+    gate: Gate,
+    peer: PeerId,
+    question: Question,
+    patience_s: float,
+    addresses: Sequence[str] = (),
+) -> bytes:
+    """addresses: to reach the peer at, when it may not be connected
+
+    raises: Refused with the peer's reason, Unavailable, RemoteFault
+    """
     with anyio.move_on_after(patience_s):
+        if addresses:
+            await transport.connect(peer, addresses)
         return await _ask(transport, gate, peer, question)
     raise TimedOut(f"{peer} did not answer within {patience_s:.0f} s")
 

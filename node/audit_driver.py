@@ -125,6 +125,7 @@ class AuditDriver:
     nobody is asked about himself
 
     hears: called with each outcome; here: computes evidence again in this process, for a node that holds the class
+    addresses: of a peer, where they are known
     """
 
     transport: Transport
@@ -133,6 +134,7 @@ class AuditDriver:
     hears: Callable[[AuditOutcome], None]
     known: AuditMemory
     here: Here | None = None
+    addresses: Callable[[PeerId], Sequence[str]] = lambda _: ()
     secret: Callable[[], bytes] = lambda: secrets.token_bytes(32)
 
     async def audit(self, session: ServedSession, secret: bytes | None = None) -> SessionAudit:
@@ -178,7 +180,8 @@ class AuditDriver:
 
     async def _asked(self, peer: PeerId, question: AskStatement | AskEvidence | AskLink) -> tuple[Answer, bytes, str]:
         try:
-            return Answer.SHOWN, await ask(self.transport, self.gate, peer, question, ANSWER_S), ""
+            addresses = self.addresses(peer)
+            return Answer.SHOWN, await ask(self.transport, self.gate, peer, question, ANSWER_S, addresses), ""
         except RemoteFault as error:
             return Answer.FALSE, b"", str(error)
         except (Refused, Unavailable) as error:
@@ -264,7 +267,7 @@ class AuditDriver:
             if peer == self.transport.me:
                 report = await self.here(data) if self.here else None
             else:
-                answer = await ask(self.transport, self.gate, peer, AskReplay(data), REPLAY_S)
+                answer = await ask(self.transport, self.gate, peer, AskReplay(data), REPLAY_S, self.addresses(peer))
                 report = audit_report.decode(answer)
         except ShoalError:
             return None  # gone, full, or unwilling: the next one is asked

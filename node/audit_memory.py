@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import structlog
@@ -36,10 +37,10 @@ class AuditMemory:
         self._clock = clock
         self._database: sqlite3.Connection | None = None
         try:
-            where = str(path) if path else ":memory:"
             if read_only:
-                self._database = sqlite3.connect(f"file:{where}?mode=ro", uri=True, isolation_level=None)
+                self._database = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None)
             else:
+                where = str(path) if path else ":memory:"
                 self._database = sqlite3.connect(where, isolation_level=None, check_same_thread=False)
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute(

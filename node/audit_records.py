@@ -55,7 +55,10 @@ class SessionWork:
     def ended(self) -> None:
         if self.ended_s is None:
             self.ended_s = self.clock()
-            last = self._cutter.finish()
+            try:
+                last = self._cutter.finish()
+            except MalformedPayload as error:
+                last, self.broken = None, str(error)
             self._take([last] if last and not self.broken else [])
 
     def _take(self, chunks: Iterable[Chunk]) -> None:

@@ -50,7 +50,7 @@ class Auditing:
 
     async def start(self, tasks: TaskGroup) -> None:
         await self.service.start()
-        tasks.start_soon(self.sessions.run)
+        await tasks.start(self.sessions.run)
 
     async def stop(self) -> None:
         """Before the ledger is closed."""

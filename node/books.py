@@ -60,10 +60,16 @@ class Books:
 
     def accounts(self, metering: LedgerMetering, swarm: Swarm) -> LedgerAccounts:
         gate = StampGate(swarm.id) if swarm.public else None
-        return LedgerAccounts(self.ledger, metering.paid, gate, _now)
+        return LedgerAccounts(self.ledger, metering.paid, gate, _now, self.roots)
+
+    def roots(self) -> tuple[bytes, ...]:
+        """`stamp.Roots`"""
+        return self.ledger.store.roots(_now())
 
     def stamping(self, swarm: Swarm) -> LedgerStamping | None:
-        return LedgerStamping(self.ledger, StampMaker(swarm.id, self.ledger.key, _now)) if swarm.public else None
+        if not swarm.public:
+            return None
+        return LedgerStamping(self.ledger, StampMaker(swarm.id, self.ledger.key, _now, self.roots))
 
     async def standings(self, avoided: Collection[bytes] = ()) -> Standings:
         """What this node thinks of others now; reads all entries.

@@ -152,7 +152,7 @@ def _rows(given: Sequence[tuple[Given, int]]) -> list[bytes]:
 def _name_of(served: Served, device: str) -> bytes:
     import torch
 
-    return hashlib.sha256(msgspec.msgpack.encode((served, device, torch.__version__))).digest()
+    return hashlib.sha256(msgspec.msgpack.encode((served, device, str(torch.__version__)))).digest()
 
 
 class _Ways:

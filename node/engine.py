@@ -5,18 +5,21 @@ step of a session that is alone and short is computed where it is asked for.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import anyio
+
 from shoal.compression.kv_levels import KvLevel
 from shoal.compression.kv_profile import KvProfile
 from shoal.swarm.compute import Done, Work
-from shoal.swarm.errors import BadChunk, LocalFault, Refused, ShoalError
+from shoal.swarm.errors import BadChunk, LocalFault, OutOfMemory, Refused, ShoalError
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.kv_chunks import KvChunk, KvFormat, begins_at, chunk_ranges, due_chunks, parse_chunk
-from shoal.swarm.lanes import MEMBER, Claim
+from shoal.swarm.lanes import MEMBER, Claim, Lane
 from shoal.swarm.manifest import model_id
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.units import Span, layer_range
@@ -32,6 +35,8 @@ R = TypeVar("R")
 LINGER_SHARE = 0.25  # of a step
 LONGEST_LINGER_S = 0.001
 LONGEST_HERE_MS = 3.0  # an event loop may stand still so long
+ROOM_WAIT_S = 2.0  # of a newcomer, until it hears that there is no room; those that came before it come in before it
+MOST_WAITING = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +112,7 @@ class Engine:
         self._codings: dict[Span, KvCoding] = {}
         self._coder = CodingThread(f"shoal-{shard.device}-kv")
         self._settled: list[Reply] = []
+        self._newcomers: deque[_Open] = deque()  # that wait for room in their lane
         self._keys: dict[Reply, int] = {}
         self._over: LocalFault | None = None
         self._thread: DeviceThread[_Command] = DeviceThread(f"shoal-{shard.device}", self._turn, self._ended)
@@ -152,18 +158,25 @@ class Engine:
         history: tuple[int, ...],
         claim: Claim = MEMBER,
     ) -> None:
-        """See `Compute.open`. raises: OutOfMemory, ContextTooLong, Refused, LocalFault (the engine has stopped)"""
+        """See `Compute.open`. A newcomer waits a while for room, in line.
+
+        raises: OutOfMemory, ContextTooLong, Refused, LocalFault (the engine has stopped)
+        """
         self._check_alive()
         reply = Reply()
         self._thread.post(_Open(session, span, max_tokens, sampling, history, claim, reply))
         if self._over:  # it ended between the check and the post
             raise self._over
-        try:
-            await reply.wait()
-        except BaseException:
-            if reply.abandoned:
-                self.close(session)  # nobody will use what may still be opened
-            raise
+        patience_s = ROOM_WAIT_S if claim.lane is Lane.FREE else math.inf
+        with anyio.move_on_after(patience_s):
+            try:
+                await reply.wait()
+            except BaseException:
+                if reply.abandoned:
+                    self.close(session)  # nobody will use what may still be opened
+                raise
+            return
+        raise OutOfMemory(f"no room for {max_tokens} tokens was left to the {claim.lane} lane for {patience_s:.0f} s")
 
     async def run(self, work: Work) -> Done:
         """See `Compute.run`. raises: BadActivation, LocalFault, OutOfMemory, Refused"""
@@ -184,6 +197,13 @@ class Engine:
 
     def kv_format(self, span: Span) -> KvFormat:
         return self._coding(span).kind
+
+    async def prepare_kv(self, span: Span) -> None:
+        """See `Compute.prepare_kv`. raises: Refused, LocalFault"""
+        coding = self._coding(span)
+        if not coding.is_warm:
+            shape = await self._ask(partial(self._core.cache.width, range(*coding.kind.layers)))
+            await self._coder.run(partial(coding.warm_up, *shape))
 
     async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
         """See `Compute.export_kv`. raises: Refused, LocalFault"""
@@ -292,6 +312,7 @@ class Engine:
         """On the device thread."""
         for command in commands:
             self._obey(command)
+        self._let_in()
         self._flush()
         busy = self._core.turn()
         self._flush()
@@ -306,17 +327,10 @@ class Engine:
     def _obey(self, command: _Command) -> None:
         match command:
             case _Open():
-                self._answer(
-                    command.reply,
-                    lambda: self._core.open(
-                        command.session,
-                        command.span,
-                        command.max_tokens,
-                        command.sampling,
-                        command.history,
-                        command.claim,
-                    ),
-                )
+                if self._must_wait(command):
+                    self._newcomers.append(command)
+                else:
+                    self._open(command)
             case _Run(work, reply):
                 if not reply.abandoned:
                     self._submit(work, reply)
@@ -330,6 +344,27 @@ class Engine:
                 self._core.close(session)
             case _Measure():
                 self._core.measure_when_idle()
+
+    def _open(self, command: _Open) -> None:
+        named = command.session, command.span, command.max_tokens, command.sampling, command.history, command.claim
+        self._answer(command.reply, lambda: self._core.open(*named))
+
+    def _must_wait(self, command: _Open) -> bool:
+        lane, tokens = command.claim.lane, command.max_tokens
+        if lane is not Lane.FREE or len(self._newcomers) >= MOST_WAITING:
+            return False
+        fits = self._core.has_room(lane, tokens, empty=True)
+        return fits and (bool(self._newcomers) or not self._core.has_room(lane, tokens))
+
+    def _let_in(self) -> None:
+        """Newcomers for whom there is room now, the first that came first."""
+        while self._newcomers:
+            first = self._newcomers[0]
+            if not first.reply.abandoned:
+                if not self._core.has_room(Lane.FREE, first.max_tokens):
+                    return
+                self._open(first)
+            self._newcomers.popleft()
 
     def _submit(self, work: Work, reply: Reply) -> None:
         def settle(done: Done | None, error: ShoalError | None) -> None:
@@ -362,7 +397,7 @@ class Engine:
         )
         self._over = LocalFault(reason)  # first: whoever posts from here on sees it
         self._core.fail_all(self._over)
-        for command in self._thread.leftovers():
+        for command in (*self._newcomers, *self._thread.leftovers()):
             if isinstance(command, (_Open, _Run, _Ask)):
                 self._settled.append(command.reply.settle(error=self._over))
         self._flush()

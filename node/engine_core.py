@@ -89,8 +89,8 @@ class EngineCore:
         except ValueError as error:
             raise Refused(str(error)) from error
         self._check_history(history)
-        if self.keeps_lanes:
-            self._check_lane(claim.lane, max_tokens)
+        if not self.has_room(claim.lane, max_tokens):
+            raise OutOfMemory(f"no room for {max_tokens} tokens is left to the {claim.lane} lane")
         kept = list(history) if sampling.needs_history else []
         self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept, claim)
 
@@ -106,14 +106,13 @@ class EngineCore:
         if any(not 0 <= token < self.shard.manifest.vocabulary for token in history):
             raise Refused("the history holds a token id outside the vocabulary")
 
-    def _check_lane(self, lane: Lane, tokens: int) -> None:
-        """raises: OutOfMemory"""
+    def has_room(self, lane: Lane, tokens: int, *, empty: bool = False) -> bool:
+        """Whether a session's lane has room for it now, or would have it if nobody else were here."""
         held = {True: 0, False: 0}
-        for session in self.sessions.values():
+        for session in () if empty else self.sessions.values():
             held[session.claim.lane is Lane.FREE] += session.room.size_tokens
         size_tokens = max(1, -(-tokens // PAGE_TOKENS)) * PAGE_TOKENS
-        if not has_room(lane, size_tokens, held[True], held[False], self.cache.capacity):
-            raise OutOfMemory(f"no room for {tokens} tokens is left to the {lane} lane")
+        return not self.keeps_lanes or has_room(lane, size_tokens, held[True], held[False], self.cache.capacity)
 
     def close(self, session: SessionId) -> None:
         found = self.sessions.pop(session, None)
@@ -275,13 +274,18 @@ class EngineCore:
             return
         took_s = self._clock() - began_s
         self._count(batch, took_s)
+        headless = not has_head(batch.span, self._layers)
+        sound = headless and is_finite(out)  # of all at once: one sum instead of one for each session
         at = 0
         for session, job, count in picked:
-            part = None if has_head(batch.span, self._layers) else out[at : at + count]
+            part = out[at : at + count] if headless else None
             if residual is not None and job.work.wants_residual:
                 job.residuals.append(residual[at : at + count])
             at += count
-            self._advance(session, job, count, part, choices, began_s, took_s)
+            choice = choices.get(job.key)
+            if part is not None and not sound and not is_finite(part):
+                choice = LocalFault(f"{describe(session.span, self._layers)} produced NaN or infinity")
+            self._advance(session, job, count, part, choice, began_s, took_s)
 
     def _splits(self, span: Span) -> bool:
         """Whether something of the span comes before the head."""
@@ -311,13 +315,10 @@ class EngineCore:
         job: Job,
         count: int,
         part: torch.Tensor | None,
-        choices: dict[int, Choice | ShoalError],
+        choice: Choice | ShoalError | None,
         began_s: float,
         took_s: float,
     ) -> None:
-        choice = choices.get(job.key)
-        if part is not None and not is_finite(part):
-            choice = LocalFault(f"{describe(session.span, self._layers)} produced NaN or infinity")
         if isinstance(choice, ShoalError):
             self._drop([(session, job, count)], choice)
             return

@@ -7,9 +7,18 @@ from pathlib import Path
 import msgspec
 
 from shoal.swarm.errors import MalformedMessage, OutOfMemory, UsageError
-from shoal.swarm.manifest import CHUNK_BYTES, MAX_TEXT_FILE_BYTES, TEXT_FILES, FileEntry, Manifest, decode, encode
+from shoal.swarm.manifest import (
+    ADAPTER_CONFIG,
+    CHUNK_BYTES,
+    MAX_TEXT_FILE_BYTES,
+    TEXT_FILES,
+    FileEntry,
+    Manifest,
+    decode,
+    encode,
+)
 
-from .manifest_builder import build_manifest, parse_config
+from .manifest_builder import build_adapter_manifest, build_manifest, parse_config
 from .safetensors_header import read_header
 from .tokenizer_conversion import converted_tokenizer
 
@@ -71,10 +80,11 @@ def folder_manifest(
 
     raises: UsageError, OutOfMemory (no room to keep the manifest)
     """
-    if not (folder / "config.json").is_file():
+    adapter = _is_adapter(folder)
+    if not adapter and not (folder / "config.json").is_file():
         raise UsageError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
     weights = weight_files(folder)
-    extra = converted_tokenizer(folder, tokenizers)
+    extra = None if adapter else converted_tokenizer(folder, tokenizers)
     texts = {text: folder / text for text in TEXT_FILES if (folder / text).is_file()}
     if extra is not None:
         texts["tokenizer.json"] = extra / "tokenizer.json"
@@ -106,6 +116,10 @@ def _hash(folder: Path, name: str, weights: list[str], texts: dict[str, Path], p
                     progress(f"hashing {file}", done, total)
         entries.append(FileEntry(file, (folder / file).stat().st_size, digest.hexdigest()))
         chunks[file] = tuple(parts)
+    small = [text_entry(text, path.read_bytes()) for text, path in texts.items()]
+    if _is_adapter(folder):
+        config = parse_config((folder / ADAPTER_CONFIG).read_bytes(), ADAPTER_CONFIG)
+        return build_adapter_manifest(name, config, places, entries, small, chunks)
     generation = folder / "generation_config.json"
     return build_manifest(
         name,
@@ -113,9 +127,13 @@ def _hash(folder: Path, name: str, weights: list[str], texts: dict[str, Path], p
         parse_config(generation.read_bytes(), generation.name) if generation.is_file() else {},
         places,
         entries,
-        [text_entry(text, path.read_bytes()) for text, path in texts.items()],
+        small,
         chunks,
     )
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def text_entry(name: str, content: bytes) -> FileEntry:

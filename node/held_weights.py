@@ -78,8 +78,8 @@ def held_weights(local: LocalModel) -> HeldWeights:
         kept = PeerFolder(local.folder)
         tables = dict(kept.tables())
         for entry in manifest.weights:
-            chunks = kept.chunks(entry.name)
-            if chunks and entry.name in tables:
+            chunks = kept.chunks(entry.name, tables.get(entry.name, ()))
+            if chunks:
                 files[entry.name] = None if len(chunks) == len(tables[entry.name]) else chunks
     else:
         present = [entry.name for entry in manifest.weights if (local.folder / entry.name).is_file()]

@@ -61,6 +61,17 @@ def from_hub(repository: str, home_cache: Path, revision: str = "main", progress
     return LocalModel(folder, manifest, model_id(manifest), fetch, text_folder, "hub")
 
 
+def kept_hub_models(home_cache: Path) -> list[LocalModel]:
+    """Those that were brought here before, as they are now; nothing can be fetched for them."""
+    found = []
+    for record in sorted((home_cache / "hub").glob("*/*.msgpack")):
+        known = _read(record)
+        if known is not None:
+            manifest = decode(known.manifest)
+            found.append(LocalModel(record.parent / known.commit, manifest, model_id(manifest), origin="hub"))
+    return found
+
+
 def _describe(hub: HubFiles, folder: Path, tokenizers: Path, progress: Progress | None) -> Manifest:
     if "config.json" not in hub.files:
         raise UsageError(f"{hub.repository} has no config.json, so it is not a model that transformers can load")

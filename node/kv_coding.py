@@ -18,7 +18,7 @@ from shoal.compression.kv_block import KvBlock, KvShape, Stored, to_floats
 from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
 from shoal.compression.kv_profile import KvProfile, parse_profile
 from shoal.swarm.errors import BadChunk, Refused, UsageError
-from shoal.swarm.kv_chunks import KvChunk, KvFormat, pack_chunk
+from shoal.swarm.kv_chunks import KvChunk, KvFormat, pack_chunk, parse_chunk
 from shoal.swarm.manifest import KV_PROFILE
 
 from .activation_tensors import TORCH_DTYPES
@@ -30,11 +30,20 @@ class KvCoding:
     def __init__(self, kind: KvFormat, profile: KvProfile | None) -> None:
         self.kind = kind
         self._profile = profile.part(*kind.layers) if profile is not None else None
+        self.is_warm = kind.layers[0] == kind.layers[1]
 
     def check_level(self, level: KvLevel) -> None:
         """raises: Refused"""
         if level != "lossless" and self._profile is None:
             raise Refused(f"this model has no profile for {level} caches; shoal kv calibrate makes one")
+
+    def warm_up(self, heads: int, width: int) -> None:
+        """Load compiled code, and invert the profile's matrices: the first chunk would wait a second for it."""
+        noise = torch.randn(self._shape(0, CHUNK_TOKENS, heads, width).specs[0].shape).to(TORCH_DTYPES[self.kind.dtype])
+        levels: tuple[KvLevel, ...] = ("lossless", "default") if self._profile is not None else ("lossless",)
+        for level in levels:
+            self.decode(parse_chunk(self.encode(0, noise, noise, level)), heads, width)
+        self.is_warm = True
 
     def encode(self, start: int, keys_LTHD: torch.Tensor, values_LTHD: torch.Tensor, level: KvLevel) -> bytes:
         """One chunk, from tensors on the CPU in the arithmetic's dtype."""

@@ -16,7 +16,7 @@ from .attention import attend_packed, running
 from .attention_plan import AttentionPlan, Piece
 from .kv_cache import PagedCache
 from .packed_linear import FastLinear, fast_linear
-from .rotary_table import Rope
+from .rotary_table import Rope, signed_sin
 from .transformers_imports import Untyped
 
 _KNOWN = {
@@ -70,27 +70,18 @@ class LeanLayer:
         self, x_TD: torch.Tensor, cos_T1W: torch.Tensor, sin_T1W: torch.Tensor, plan: AttentionPlan
     ) -> torch.Tensor:
         """sin_T1W: with its first half negated (`signed_sin`). returns: (T, D)"""
-        rows, heads, half = x_TD.shape[0], self._heads, self._width // 2
+        rows, heads, kv_heads = x_TD.shape[0], self._heads, self._kv_heads
         qkv = self._qkv.forward(self._norm(x_TD)).view(rows, -1, self._width)
-        qk = qkv[:, : heads + self._kv_heads]
+        qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), 1)
         if self._head_norm is not None:
             qk = self._head_norm(qk)
-        swapped = torch.cat((qk[..., half:], qk[..., :half]), -1)
-        qk = torch.addcmul(qk * cos_T1W, swapped, sin_T1W)
-        seen = attend_packed(
-            plan, self.index, qk[:, :heads], qk[:, heads:], qkv[:, heads + self._kv_heads :], self._scale, self._window
-        )
+        qk = torch.addcmul(qk * cos_T1W, qk.roll(self._width // 2, -1), sin_T1W)  # rolled by half: halves swapped
+        q, k = qk.split_with_sizes((heads, kv_heads), 1)
+        seen = attend_packed(plan, self.index, q, k, v, self._scale, self._window)
         x_TD = x_TD + self._out.forward(seen.reshape(rows, -1))
-        gate_up = self._gate_up.forward(self._norm_after(x_TD))
-        inner = self._activation(gate_up[:, : self._inner]).mul_(gate_up[:, self._inner :])
+        gate, up = self._gate_up.forward(self._norm_after(x_TD)).split_with_sizes((self._inner, self._inner), 1)
+        inner = self._activation(gate).mul_(up)
         return x_TD + self._down.forward(inner)
-
-
-def signed_sin(rope: Rope) -> Rope:
-    """cos and sin as (T, 1, W); rotate_half(q) * sin equals swap_halves(q) * signed sin, number for number."""
-    cos, sin = rope[0][0][:, None], rope[1][0][:, None]
-    half = sin.shape[-1] // 2
-    return cos, torch.cat((sin[..., :half].neg(), sin[..., half:]), -1)
 
 
 def lean_layer(layer: nn.Module, rope: Rope, hidden: int, *, check: bool) -> LeanLayer | None:

@@ -50,6 +50,9 @@ class SplitCompute:
     def kv_format(self, span: Span) -> KvFormat:
         return next(part for held, part in self._parts.items() if held.covers(span)).kv_format(span)
 
+    async def prepare_kv(self, span: Span) -> None:
+        await next(part for held, part in self._parts.items() if held.covers(span)).prepare_kv(span)
+
     async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
         return await self._sessions[session].export_kv(session, start, stop, level)
 

@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from shoal.swarm.errors import UsageError
-from shoal.swarm.manifest import FileEntry, Manifest, TensorEntry
+from shoal.swarm.manifest import ADAPTER, FileEntry, Manifest, TensorEntry
 
 from .safetensors_header import TensorPlace
 
@@ -48,6 +48,35 @@ def build_manifest(
         weights=tuple(sorted(weights, key=lambda file: file.name)),
         texts=tuple(sorted(texts, key=lambda file: file.name)),
         eos_ids=_eos_ids(config, generation_config),
+        chunks=dict(chunks),
+    )
+
+
+def build_adapter_manifest(
+    name: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Iterable[TensorPlace]],
+    weights: Iterable[FileEntry],
+    texts: Iterable[FileEntry],
+    chunks: Mapping[str, tuple[str, ...]],
+) -> Manifest:
+    """Of an adapter (LoRA and its like), which travels as a model does and is not served. raises: UsageError"""
+    entries = _entries(name, tensors)
+    kind = config.get("peft_type")
+    if not isinstance(kind, str):
+        raise UsageError(f"{name} is no adapter that shoal can carry: its adapter_config.json has no peft_type")
+    return Manifest(
+        name=name,
+        architecture=kind,
+        model_type=ADAPTER,
+        layers=0,
+        hidden=0,
+        vocabulary=0,
+        max_context=0,
+        dtype=_dtype(name, entries),
+        tensors=entries,
+        weights=tuple(sorted(weights, key=lambda file: file.name)),
+        texts=tuple(sorted(texts, key=lambda file: file.name)),
         chunks=dict(chunks),
     )
 

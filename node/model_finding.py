@@ -21,7 +21,8 @@ from shoal.swarm.records import NodeRecord
 from .model_source import EMBEDDED, LocalModel, resolve
 from .options import BY_NEED
 from .peer_folder import PeerFolder
-from .peer_model import Peers, Tell, kept_model, peer_model
+from .peer_model import kept_model, peer_model
+from .peer_weights import Peers, Tell
 from .swarm_models import chosen, find_given, looks_like_id, most_needed
 
 
@@ -92,7 +93,7 @@ class Finder:
             if found is None and not self.peers():
                 raise
             if found is None:
-                raise type(error)(f"{error}; no member of the swarm has a model of this name either") from error
+                raise type(error)(f"no member of the swarm has a model {wanted}, and {error}") from error
             return found
 
     async def _resolved(self, wanted: str) -> LocalModel:

@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 import shoal
+from shoal.swarm.beacon_calls import serve_root
 from shoal.swarm.blobs import serve_blobs
 from shoal.swarm.cache_keeper import CacheKeeper
 from shoal.swarm.cache_streams import CacheReceiver
@@ -34,6 +35,7 @@ from shoal.swarm.invite import read_invite
 from shoal.swarm.invite_store import InviteStore
 from shoal.swarm.joining import connect_any, serve_joining
 from shoal.swarm.latency import LatencyBook
+from shoal.swarm.manifest import ADAPTER
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.node_lock import NodeLock
 from shoal.swarm.pings import Pinger, serve_pings
@@ -46,15 +48,17 @@ from shoal.swarm.transports.libp2p import Libp2pTransport
 from .api_server import ApiServer
 from .auditing import Auditing
 from .books import Books, open_books, start_gossip
+from .fetching import Fetching
 from .hosted_models import HostedModels
 from .kv_control import NodeKv
+from .leaving import AT_ONCE, Leave
 from .local_parts import NodeLocalParts
 from .model_finding import Finder
 from .model_loading import load_hosted, warm_imports
 from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
-from .options import NodeOptions
+from .options import BY_NEED, NodeOptions
 from .peer_folder import PeerFolder
 from .peer_model import kept_model
 from .prefix_board import DhtBoard, chunk_store, trusted
@@ -67,15 +71,8 @@ if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
 
 log = structlog.get_logger(__name__)
+LOOKS, LOOK_S = 3, 0.5  # for what the swarm serves, before a node takes the default
 Report = Callable[[NodeEvent], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """What a node that is asked to stop does for its sessions. waits: also for those that find no successor"""
-
-    limit_s: float
-    waits: bool = False
 
 
 @dataclass(slots=True)
@@ -131,16 +128,20 @@ class Node:
             runs=tuple(sorted(self.runs)),
         )
 
+    def known(self) -> list[NodeRecord]:
+        """Who is there now."""
+        return self.directory.book.live(_now())
+
     def members(self) -> list[PeerId]:
-        """The others that are there now."""
-        return [record.peer for record in self.directory.book.live(_now()) if record.peer != self.transport.me]
+        """The others."""
+        return [record.peer for record in self.known() if record.peer != self.transport.me]
 
     def finder(self, tell: Report | None = None) -> Finder:
         cache, public = self.options.home.cache, self.setup.swarm.public
         return Finder(self.calls, self.members, self.transport.me, cache, public, tell)
 
     def ask_to_stop(self, reason: str, leave: Leave | None = None) -> None:
-        """leave: how its sessions are moved first; None: as a signal does"""
+        """leave: what is done for its sessions first; None: what a signal does"""
         self.stop_reason = reason
         self.leave = leave or Leave(self.options.drain_limit_s)
         self.stop.set()
@@ -200,6 +201,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
             options.api_port,
             node.publications,
             node.trainings,
+            Fetching(node),
             NodeKv(node),
         )
         api = await stack.enter_async_context(server.running(tasks))
@@ -339,6 +341,7 @@ async def _assemble(
     )
     if books is not None and auditing is not None:
         tasks.start_soon(books.ledger.run)
+        await serve_root(calls, books.roots)
         await auditing.start(tasks)
         stack.push_async_callback(auditing.stop)
     invites = InviteStore(options.home.invites, identity, setup.swarm) if owner else None
@@ -410,7 +413,15 @@ async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, re
         else:
             anyio.from_thread.run_sync(report, event)
 
-    model = await node.finder(tell).find(node.options.model, records)
+    finder = node.finder(tell)
+    for _ in range(LOOKS if node.options.model == BY_NEED and node.invites is None else 0):
+        if any(record.hosted for record in records if record.peer != node.transport.me):
+            break
+        await anyio.sleep(LOOK_S)  # a member that has just come may not know the others yet
+        records = await node.loops.look()
+    model = await finder.find(node.options.model, records)
+    if model.manifest.model_type == ADAPTER:
+        raise UsageError(f"{model.manifest.name} is an adapter; shoal carries adapters and does not serve them")
     hosted = await anyio.to_thread.run_sync(
         load_hosted,
         node.options,
@@ -461,7 +472,7 @@ def _now() -> float:
 
 async def _watch_daemon(node: Node) -> None:
     await node.transport.died()
-    node.ask_to_stop("the libp2p daemon died")
+    node.ask_to_stop("the libp2p daemon died", AT_ONCE)
 
 
 async def run_node(options: NodeOptions, report: Report, on_running: Callable[[Node], None] | None = None) -> None:

@@ -12,6 +12,8 @@ from shoal.swarm.invite_store import InviteStore
 from shoal.swarm.records import NodeRecord
 from shoal.swarm.units import describe
 
+from .leaving import Leave
+
 if TYPE_CHECKING:
     from .node import Node
 
@@ -143,6 +145,4 @@ class LiveControl:
         return True
 
     async def shutdown(self, drain_s: float | None) -> None:
-        from .node import Leave
-
         self._node.ask_to_stop("shoal down", None if drain_s is None else Leave(drain_s, waits=True))

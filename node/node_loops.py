@@ -14,6 +14,7 @@ from shoal.swarm.membership_file import Membership
 from shoal.swarm.node_lock import clash, refuse_clash
 from shoal.swarm.records import ANNOUNCE_PERIOD_S, NodeRecord
 
+from .leaving import AT_ONCE
 from .node_events import NodeEvent, Warned
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class NodeLoops:
         other = clash(node.record(), nodes, time.time(), node.earlier_starts)  # noqa: TID251
         if other is not None:
             self._report(Warned(str(refuse_clash(other))))
-            node.ask_to_stop("another node runs with this identity")
+            node.ask_to_stop("another node runs with this identity", AT_ONCE)
         await self._drop_revoked()
         self._remember(nodes)
         peers = {record.peer: record for record in nodes if record.peer != node.transport.me}
@@ -147,7 +148,7 @@ class NodeLoops:
             return
         self._revocations = revocations.version
         if self._node.transport.me in revocations.peers:
-            self._node.ask_to_stop("the owner of the swarm has revoked this node")
+            self._node.ask_to_stop("the owner of the swarm has revoked this node", AT_ONCE)
         for peer in revocations.peers:
             await self._node.transport.disconnect(peer)
         log.info("revocations_updated", version=revocations.version, peers=len(revocations.peers))

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-_PACK_FROM = 1 << 18  # values: smaller weights stay in the cache, where the plain kernel has less overhead
+_BOTH_FROM = 1 << 17  # values: smaller weights stay in the cache, where the plain kernel has less overhead
+_PACK_FROM = 1 << 18  # values: between the two, one session is faster with the plain order and several with the other
+_FEW_ROWS = 2  # up to so many the plain order is as fast or faster
 _PAD_FROM = 1 << 19  # values: from here on reading the weight costs more than three rows of zeros
 _PAD_ROWS = 4
 
@@ -52,6 +54,17 @@ class PlainLinear(nn.Module):
         return F.linear(x, self._weight, self._bias)
 
 
+class BothLinear(nn.Module):
+    """The same interface for weights of half a megabyte to one, held in both orders."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self._plain, self._packed = PlainLinear(weight, bias), PackedLinear(weight, bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self._plain if x.shape[-2] <= _FEW_ROWS else self._packed).forward(x)
+
+
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     return (
         dtype == torch.float32
@@ -63,12 +76,14 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     )
 
 
-FastLinear = PackedLinear | PlainLinear
+FastLinear = PackedLinear | PlainLinear | BothLinear
 
 
 def fast_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> FastLinear:
-    """The better of the two for this size."""
-    return (PackedLinear if weight.numel() >= _PACK_FROM else PlainLinear)(weight, bias)
+    """The best of the three for this size."""
+    if weight.numel() < _BOTH_FROM:
+        return PlainLinear(weight, bias)
+    return (PackedLinear if weight.numel() >= _PACK_FROM else BothLinear)(weight, bias)
 
 
 def pack_linears(module: nn.Module) -> None:

@@ -5,7 +5,7 @@ has not changed since. Without it (kill -9 in the middle) what is here is found 
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,7 @@ from shoal.swarm import manifest as manifests
 from shoal.swarm.errors import MalformedMessage, OutOfMemory
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.manifest import Manifest
-from shoal.swarm.weight_holdings import bits_of, chunks_of
+from shoal.swarm.weight_holdings import bits_of, chunks_of, table_digest
 
 PEERS = "peers"  # below the home's cache
 _MANIFEST = "manifest.msgpack"
@@ -23,7 +23,7 @@ _CHUNKS = "chunks.msgpack"
 
 class _Held(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     changed_ns: int
-    count: int
+    table: bytes  # digest of the chunk hashes by which they were verified
     bits: bytes  # empty: all
 
 
@@ -66,23 +66,24 @@ class PeerFolder:
     def has_texts(self, manifest: Manifest) -> bool:
         return all((self.folder / entry.name).is_file() for entry in manifest.texts)
 
-    def chunks(self, file: str) -> frozenset[int]:
-        """Chunks of a weight file that were verified, if it is still the file that they were verified in."""
+    def chunks(self, file: str, table: Sequence[str]) -> frozenset[int]:
+        """Chunks of a weight file that were verified by these hashes, if the file has not changed since."""
         held = self._record().get(file)
         try:
             changed_ns = (self.folder / file).stat().st_mtime_ns
         except OSError:
             return frozenset()
-        if held is None or held.changed_ns != changed_ns:
+        if held is None or held.changed_ns != changed_ns or held.table != table_digest(table):
             return frozenset()
-        chunks = chunks_of(held.bits, held.count)
-        return frozenset(range(held.count)) if chunks is None else chunks
+        chunks = chunks_of(held.bits, len(table))
+        return frozenset(range(len(table))) if chunks is None else chunks
 
-    def note(self, file: str, chunks: frozenset[int], count: int) -> None:
-        """The chunks of a weight file that are here, as it is now. raises: OutOfMemory"""
+    def note(self, file: str, chunks: frozenset[int], table: Sequence[str]) -> None:
+        """The chunks of a weight file that are here and fit these hashes, as it is now. raises: OutOfMemory"""
         record = self._record()
         try:
-            record[file] = _Held((self.folder / file).stat().st_mtime_ns, count, bits_of(chunks, count))
+            changed_ns = (self.folder / file).stat().st_mtime_ns
+            record[file] = _Held(changed_ns, table_digest(table), bits_of(chunks, len(table)))
             _replace(self.folder / _CHUNKS, msgspec.msgpack.encode(record))
         except OSError as error:
             raise OutOfMemory(f"cannot write {self.folder}: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .attention_plan import Piece
+from .attention_plan import AttentionPlan, Piece
 from .transformers_imports import Untyped
 
 _BLOCK = 1024  # positions by which a table grows
@@ -35,10 +35,26 @@ class RotaryTable:
         )
         self._switches = "longrope" in kinds and self._original > 0
         self._tables: dict[tuple[str, bool], Rope] = {}
+        self._signed: Rope | None = None
 
     def at(self, pieces: Sequence[Piece]) -> dict[str, Rope]:
         """The embeddings of a packed batch by kind of layer ("" when all kinds share them)."""
         return {kind: self._of_kind(kind, pieces) for kind in self._types}
+
+    def signed_at(self, plan: AttentionPlan) -> Rope:
+        """The same for layers of one kind as `signed_sin` gives it, but made once and not in every step."""
+        pieces = plan.pieces
+        if self._switches:
+            return signed_sin(self.at(pieces)[""])
+        stop = max(piece.start + piece.count for piece in pieces)
+        if self._signed is None or self._signed[0].shape[0] < stop:
+            self._signed = signed_sin(self._table("", False, stop))
+        cos, sin = self._signed
+        if len(pieces) == 1:
+            start = pieces[0].start
+            return cos[start:stop], sin[start:stop]
+        positions = plan.positions()
+        return cos.index_select(0, positions), sin.index_select(0, positions)
 
     def first(self, count: int, kind: str) -> Rope:
         """The embeddings of positions 0 to count - 1."""
@@ -69,3 +85,10 @@ class RotaryTable:
             cos, sin = self._rotary(self._x, positions, kind) if self._by_type else self._rotary(self._x, positions)
             table = self._tables[kind, long] = (cos, sin)
         return table
+
+
+def signed_sin(rope: Rope) -> Rope:
+    """cos and sin as (T, 1, W); rotate_half(q) * sin equals swap_halves(q) * signed sin, number for number."""
+    cos, sin = rope[0][0][:, None], rope[1][0][:, None]
+    half = sin.shape[-1] // 2
+    return cos, torch.cat((sin[..., :half].neg(), sin[..., half:]), -1)

@@ -9,11 +9,13 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import anyio.to_thread
 import msgspec
 import structlog
+from anyio.abc import TaskStatus
 
 from shoal.incentives import audit_case, audit_report, work_statement
 from shoal.incentives.audit_case import FALSE, OF_SESSION, SOUND, AuditCase
@@ -22,6 +24,7 @@ from shoal.incentives.audit_threshold import Finding
 from shoal.incentives.bodies import Verdict
 from shoal.incentives.entry import peer_of
 from shoal.incentives.ledger import Ledger
+from shoal.incentives.store import Store
 from shoal.incentives.work_chunks import most_audited
 from shoal.incentives.work_statement import Served
 from shoal.swarm import peer_id
@@ -84,7 +87,7 @@ class SessionAuditor:
         self.dropped_sessions = 0
         self._transport, self._gate, self._ledger = transport, gate, ledger
         self._nodes, self._holds, self._clock = nodes, holds, clock
-        self._driver = AuditDriver(transport, gate, self._holders, hears, known, here)
+        self._driver = AuditDriver(transport, gate, self._holders, hears, known, here, self._addresses)
         self._give, self._take = anyio.create_memory_object_stream[UsedSession | _Heard](MOST_WAITING)
         self._praised: dict[bytes, float] = {}
         self._kinds: dict[bytes, str] = {}  # of device, by server
@@ -102,7 +105,8 @@ class SessionAuditor:
         except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
             self.dropped_sessions += 1
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
@@ -136,10 +140,12 @@ class SessionAuditor:
 
     async def _audit(self, session: UsedSession) -> None:
         secret = secrets.token_bytes(32)
-        for hop in session.hops:
-            if hop.positions and hop.peer != self._transport.me:
-                await self._conclude(self._of(session, hop), secret)
-        self.audited_sessions += 1
+        try:
+            for hop in session.hops:
+                if hop.positions and hop.peer != self._transport.me:
+                    await self._conclude(self._of(session, hop), secret)
+        finally:
+            self.audited_sessions += 1
 
     async def _conclude(self, hop: ServedSession, secret: bytes) -> None:
         was_false = self.known.server(hop.key).convicted
@@ -149,8 +155,12 @@ class SessionAuditor:
         if result.is_false:
             self._unwritten.append(result.case)
         elif not was_false and self._clock() - self._praised.get(hop.key, float("-inf")) >= PRAISE_EVERY_S:
-            self._praised[hop.key] = self._clock()
-            await self._write(result.case, SOUND)
+            try:
+                await self._write(result.case, SOUND)
+            except ShoalError as error:  # praise can wait
+                log.info("verdict_not_written", reason=str(error))
+            else:
+                self._praised[hop.key] = self._clock()
 
     async def _write_false(self) -> None:
         """raises: Unavailable while this node may not sign; what is to be written waits"""
@@ -207,15 +217,21 @@ class SessionAuditor:
             self._kinds[server] = kind  # it may be gone by the time that it is judged
         return [(peer, peer_id.public_key_of(peer)) for peer, device in devices.items() if device == kind]
 
+    def _addresses(self, peer: PeerId) -> Sequence[str]:
+        return next((record.addresses for record in self._nodes() if record.peer == peer), ())
+
     # What others found
 
     async def _look_often(self) -> None:
-        seen = await self._ledger.use(lambda store: store.last())
+        seen: int | None = None
         while True:
-            await anyio.sleep(LOOK_PERIOD_S)
             try:
-                several = await self._ledger.use(lambda store, last=seen: store.after(last))  # type: ignore[misc]
-            except ShoalError:
+                if seen is None:
+                    seen = await self._ledger.use(lambda store: store.last())
+                await anyio.sleep(LOOK_PERIOD_S)
+                several = await self._ledger.use(partial(Store.after, number=seen))
+            except ShoalError:  # the ledger is closed, or the disk fails
+                await anyio.sleep(LOOK_PERIOD_S)
                 continue
             for stored in several:
                 seen, body = stored.number, stored.entry.body
@@ -239,7 +255,9 @@ class SessionAuditor:
         """
         judge = self._ledger.key in self._ledger.store.judges
         accuser = peer_of(heard.author)
-        data = await ask(self._transport, self._gate, accuser, AskCase(heard.verdict.evidence), CASE_S)
+        data = await ask(
+            self._transport, self._gate, accuser, AskCase(heard.verdict.evidence), CASE_S, self._addresses(accuser)
+        )
         examined = await anyio.to_thread.run_sync(audit_case.examined, data, heard.verdict)
         if examined.problem:
             log.warning("verdict_not_borne_out", author=accuser, reason=examined.problem)
@@ -256,7 +274,8 @@ class SessionAuditor:
                 statement.served, statement, each.index, each.evidence, fresh, {accuser}, jury=True
             )
             if [report.auditor for report in reports] == [self._ledger.key]:  # nobody else is left to be asked
-                reports += [audit_report.decode(report) for report in each.reports]
+                told = map(audit_report.decode, each.reports)
+                reports += [report for report in told if report.auditor != self._ledger.key]
             judgement = judged(reports, statement.server)
             self._driver.learn(reports, judgement)
             if judgement.finding is not None:

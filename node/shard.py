@@ -22,7 +22,7 @@ from .attention_plan import AttentionPlan, Piece
 from .free_memory import return_freed_memory
 from .head_transform import embedding_factor, logit_transform
 from .kv_cache import PagedCache
-from .lean_layer import LeanLayer, lean_layer, signed_sin
+from .lean_layer import LeanLayer, lean_layer
 from .manifest_builder import parse_config
 from .model_skeleton import Skeleton, build_skeleton
 from .model_source import LocalModel
@@ -200,14 +200,14 @@ class Shard:
         return (logits if self._logits is None else self._logits(logits)).float()
 
     def _through(self, layers: range, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-        ropes = self._rotary.at(plan.pieces) if self._rotary is not None else {}
-        if self._lean:
-            cos, sin = signed_sin(ropes[""])
+        if self._lean and self._rotary is not None:
+            cos, sin = self._rotary.signed_at(plan)
             for index in layers:
                 x = self.layers[index].forward(x, cos, sin, plan)
             return x
+        ropes = self._rotary.at(plan.pieces) if self._rotary is not None else {}
         shared: Rope | None = ropes.get("")
-        positions = torch.cat([torch.arange(p.start, p.start + p.count, device=self.device) for p in plan.pieces])[None]
+        positions = plan.positions()[None]
         x = x[None]
         for index in layers:
             rope = shared or ropes.get(self._types[index])

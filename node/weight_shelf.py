@@ -12,9 +12,9 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S, BlockDonor, Bundle
+from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S, BlockDonor, Bundle, OnThread, on_thread
 from shoal.swarm.block_transfer_listing import BundleId
-from shoal.swarm.errors import ShoalError
+from shoal.swarm.errors import ShoalError, UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.weight_holdings import Holdings, serve_holdings
@@ -54,9 +54,9 @@ _listed = msgspec.msgpack.Encoder()
 class WeightShelf:
     """The bundle of a model's weights is named by the model's id. rate_byte_s: None gives nothing away"""
 
-    def __init__(self, rate_byte_s: float | None = DEFAULT_RATE_BYTE_S) -> None:
+    def __init__(self, rate_byte_s: float | None = DEFAULT_RATE_BYTE_S, thread: OnThread = on_thread) -> None:
         self._shelved: dict[tuple[ModelId, Source], _Shelved] = {}
-        self._donor = None if rate_byte_s is None else BlockDonor((self,), rate_byte_s)
+        self._donor = None if rate_byte_s is None else BlockDonor((self,), rate_byte_s, thread=thread)
 
     @property
     def gives(self) -> bool:
@@ -82,8 +82,7 @@ class WeightShelf:
         try:
             shelved = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
         except OSError as error:
-            log.warning("weights_not_given", model=local.manifest.name, reason=str(error))
-            raise
+            raise UsageError(f"the files of {local.manifest.name} cannot be read: {error.strerror or error}") from error
         self._shelved[local.model_id, source] = shelved
         return shelved.held
 
@@ -91,7 +90,7 @@ class WeightShelf:
         """As `put`, where a failure only means that nothing is given."""
         try:
             await self.put(local, source)
-        except (ShoalError, OSError) as error:
+        except ShoalError as error:
             log.warning("weights_not_given", model=local.manifest.name, reason=str(error))
 
     def drop(self, model: ModelId, source: Source) -> None:

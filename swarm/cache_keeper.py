@@ -52,6 +52,9 @@ class CacheKeeper:
     def knows(self, name: SessionId) -> bool:
         return name in self._kept
 
+    def names(self) -> tuple[SessionId, ...]:
+        return tuple(self._kept)
+
     def held(self, name: SessionId) -> int:
         """Positions; 0 for an unknown name."""
         kept = self._kept.get(name)

@@ -76,6 +76,12 @@ class Compute(Protocol):
     def kv_format(self, span: Span) -> KvFormat:
         """What the caches of sessions over `span` are, for whoever is to take them in."""
 
+    async def prepare_kv(self, span: Span) -> None:
+        """Do what takes long the first time that caches of `span` are coded, so that no session waits for it.
+
+        raises: Refused, LocalFault
+        """
+
     async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
         """Positions [start, stop) of a session that goes on meanwhile, as chunks cut at multiples of CHUNK_TOKENS.
 

@@ -408,6 +408,7 @@ class Hop:
         if not to.hands_over:
             tasks.start_soon(self._cache.follow, to)
             return
+        self.stranded = ""
         self._handing.cancel()
         self._handing = anyio.CancelScope()
         tasks.start_soon(self._hand_over, to, self._handing)
@@ -416,6 +417,7 @@ class Hop:
         """The session goes on until all but the last chunk are sent; from then on nothing is computed here."""
         with scope:
             try:
+                await self._compute.prepare_kv(self.request.span)
                 sender = await self._cache.sender(to)
                 try:
                     await sender.send_full_chunks(lambda: self.held)

@@ -25,6 +25,7 @@ from .prefix_chain import LINK_BYTES, MAX_LINKS, Link, address
 from .prefix_race import SMALLEST_PIECE, PrefixRace, Step, Wait, frontier_of
 from .prefix_race import Compute as ComputeStep
 from .prefixes import THRESHOLDS, Prefixes
+from .units import has_embed
 
 log = structlog.get_logger()
 
@@ -321,12 +322,12 @@ class HopPrefix:
         self._prefixes.store.used(self._addresses)
 
 
-def begun(prefixes: Prefixes | None, request: Open, driver: PeerId, compute: Compute) -> HopPrefix | None:
+def begun(prefixes: Prefixes | None, request: Open, compute: Compute) -> HopPrefix | None:
     """None: this session computes all of its prompt, and nothing of it is kept. raises: MalformedMessage"""
     wish = request.prefix
     if prefixes is None or wish is None:
         return None
     if len(wish.links) > MAX_LINKS or any(len(link) != LINK_BYTES for link in wish.links):
         raise MalformedMessage("a prefix with too many links, or with links of another length")
-    leads = request.upstream == driver
+    leads = has_embed(request.span)  # the upstream says nothing: a node may drive a session and compute its first part
     return HopPrefix(prefixes, request, wish, compute, leads=leads, alone=leads and request.downstream is None)

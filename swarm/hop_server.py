@@ -12,6 +12,7 @@ from .cache_streams import ATTACH_PATIENCE_S, CacheReceiver
 from .compute import Compute
 from .errors import (
     ContextTooLong,
+    LocalFault,
     MalformedMessage,
     OutOfMemory,
     Refused,
@@ -119,17 +120,19 @@ class HopServer:
         """
         self._leaving = True
         self._moved = self._ended = 0
-        began = len(self._hops)
-        last = Drained(began, waiting=began)
+        asked: set[SessionId] = set()
+        last = Drained(len(self._hops), waiting=len(self._hops))
         told(last)
         async with anyio.create_task_group() as tasks:
-            for hop in self._hops.values():
-                tasks.start_soon(hop.leave, limit_s)
             with anyio.move_on_after(limit_s):
                 while not last.over:
+                    for session, hop in self._hops.items():
+                        if session not in asked:  # one that was just about to open comes later
+                            asked.add(session)
+                            tasks.start_soon(hop.leave, limit_s)
                     await anyio.sleep(DRAIN_LOOK_S)
                     stranded = [hop.stranded for hop in self._hops.values() if hop.stranded]
-                    now = Drained(began, self._moved, self._ended, len(self._hops), next(iter(stranded), ""))
+                    now = Drained(len(asked), self._moved, self._ended, len(self._hops), next(iter(stranded), ""))
                     if now != last:
                         told(now)
                     last = now
@@ -203,6 +206,7 @@ class HopServer:
             return
         try:
             await stream.send(messages.encode(Opened(name)))
+            await compute.prepare_kv(request.span)
             over, held = False, -1
             while not over and keeper.held(name) != held:
                 held = keeper.held(name)
@@ -210,8 +214,8 @@ class HopServer:
                     if await stream.receive() is not None:
                         raise MalformedMessage("a message to a standby")
                     over = True
-        except StreamBroken:
-            return  # the driver is gone
+        except (Unavailable, Refused, LocalFault):
+            return  # the driver is gone, or this node cannot take caches in: the driver sees the stream end
         finally:
             keeper.end(name)
             with anyio.CancelScope(shield=True):
@@ -230,7 +234,9 @@ class HopServer:
             if self._metering is not None:
                 meter = await self._metering.open(stream.peer, request)
             claim = await self._accounts.claim(stream.peer, request)
-            prefix = begun(self._prefixes, request, stream.peer, compute)
+            if request.cache_from is not None:
+                await compute.prepare_kv(request.span)
+            prefix = begun(self._prefixes, request, compute)
             kind = "no_room"
             await compute.open(
                 request.session, request.span, request.max_tokens, request.sampling, request.history, claim

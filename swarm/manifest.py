@@ -13,9 +13,12 @@ from .errors import MalformedMessage
 from .identifiers import ModelId
 
 CHUNK_BYTES = 4 << 20  # shard files are hashed in chunks of this size
+ADAPTER_CONFIG = "adapter_config.json"  # in a folder of PEFT: weights that are added to a model's
+ADAPTER = "adapter"  # the model_type of such a folder
 KV_PROFILE = "kv.profile"  # how caches of exactly these weights are compressed
 TEXT_FILES = (  # small files that go where the model goes; whole files, verified by sha256
     "config.json",
+    ADAPTER_CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -50,6 +50,7 @@ from .session_events import (
     RewireHop,
     SendKept,
     SendProbe,
+    TellStranded,
     Ticked,
     TokenCame,
     WakeAt,
@@ -141,6 +142,8 @@ class Session:
                 hop = self._hop(key)
                 if hop:
                     hop.leaving, hop.hurried = True, within_s < self.patience.hurried_s
+                elif self._is_aside(key):
+                    yield from self._lose_aside(key, "it leaves too")
                 yield from self._tend(now)
             case HopHanded(key):
                 if self._move and self._move.leaver.key == key:
@@ -304,11 +307,14 @@ class Session:
             self.hops.remove(hop)
             yield from self._replace(hop, now)
             return
-        if hop in self._pending and self._loading is not None and self._gap is not None:
+        if hop in self._pending and self._loading is not None and self._gap_span is not None:
+            for other in self._pending:
+                if other is not hop:
+                    yield CloseHop(other.key)
             self._pending.clear()
             yield CloseHop(self._loading.key)
             self._loading = None
-            yield from self._plan(hop.span, 0.0)  # without the snapshot
+            yield from self._plan(self._gap_span, 0.0)  # without the snapshot
             return
         yield from self._standbys.end(hop)
         if hop in self._pending:
@@ -410,6 +416,7 @@ class Session:
             if peer is not None:
                 yield from move.found(peer, self.hops, next(self._keys), now)
             elif move.may_try_again:
+                yield TellStranded(key, reason)  # so far
                 yield from move.seek(self.hops, self.exclude, self.patience.successor_retry_s)
             else:
                 yield from move.stranded(reason)

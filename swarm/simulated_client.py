@@ -51,7 +51,7 @@ class Judge:
         report.lookup_s += now - query.began_at
         report.lookup_s_at_most = max(report.lookup_s_at_most, now - query.began_at)
         self._note_ghosts(listed, now)
-        tries, found = self._try_chains(query, listed)
+        tries, found = self._try_chains(query, listed, now)
         report.tries_at_most = max(report.tries_at_most, tries)
         if not is_covered(self._peers.values(), query.model, query.span, query.announced_before):
             report.uncovered += 1
@@ -71,7 +71,7 @@ class Judge:
                 self._report.listed_dead += 1
                 self._report.oldest_ghost_s = max(self._report.oldest_ghost_s, now - died_at)
 
-    def _try_chains(self, query: Query, listed: Sequence[NodeRecord]) -> tuple[int, bool]:
+    def _try_chains(self, query: Query, listed: Sequence[NodeRecord], now: float) -> tuple[int, bool]:
         """Dial the hops of the cheapest chain; leave out the first that does not answer, and plan anew.
 
         returns: chains planned, and whether the last one leads through live peers only
@@ -96,9 +96,17 @@ class Judge:
             if not silent:
                 self._report.hops += len(chain.hops)
                 self._report.dead_hops += len(lost)
+                self._report.leaving_hops += sum(self._peers[hop.peer].leaving_since <= now for hop in chain.hops)
+                self._report.spared_hops += self._spared(chain, query, listed)
             if not lost:
                 return len(silent) + 1, True
             silent.add(lost[0].peer)
+
+    def _spared(self, chain: Chain, query: Query, listed: Sequence[NodeRecord]) -> int:
+        """Hops that one peer outside the chain could take over: those that find a standby, or a successor."""
+        taken = {hop.peer for hop in chain.hops}
+        spans = [h.span for r in listed if r.peer not in taken for h in r.hosted if h.model == query.model]
+        return sum(any(span.covers(hop.span) for span in spans) for hop in chain.hops)
 
     def _serves(self, peer: PeerId, model: ModelId, span: Span) -> bool:
         known = self._peers[peer]

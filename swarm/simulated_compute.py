@@ -138,6 +138,9 @@ class SimulatedCompute:
         layers = layer_range(span, self.model.layers)
         return KvFormat(model_id(self.model.manifest()), "float32", (layers.start, layers.stop), self.profile)
 
+    async def prepare_kv(self, span: Span) -> None:
+        await checkpoint()
+
     async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
         held = self._known(session)
         if self._fault == "refuse_export":

@@ -36,6 +36,7 @@ class SimulatedPeer:
     clock_skew_s: float
     record: NodeRecord | None = None  # the last announced
     announced_at: float = math.inf  # its first record, or the first since it moved
+    leaving_since: float = math.inf  # it has withdrawn its record, and serves until it dies
     died_at: float = math.inf
 
     @classmethod
@@ -87,12 +88,12 @@ class SimulatedPeer:
         self.record = msgspec.structs.replace(self.record, hosted=(hosted,))
         self.announced_at = math.inf
 
-    def announce(self, now: float, queue: int) -> NodeRecord:
+    def announce(self, now: float, queue: int, *, withdrawn: bool = False) -> NodeRecord:
         """The record, stamped by this peer's own clock."""
         assert self.record is not None
         hosted = msgspec.structs.replace(self.record.hosted[0], queue=queue)
         expires_at = now + self.clock_skew_s + RECORD_TTL_S
-        self.record = msgspec.structs.replace(self.record, hosted=(hosted,), expires_at=expires_at)
+        self.record = msgspec.structs.replace(self.record, hosted=(hosted,), expires_at=expires_at, withdrawn=withdrawn)
         self.announced_at = min(self.announced_at, now)
         return self.record
 

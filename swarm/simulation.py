@@ -44,7 +44,9 @@ class Scenario:
     peers: int = 1000
     layers: tuple[int, ...] = (32, 80)  # a model each; peers choose one by its number of units
     duration_s: float = 300.0  # after the warm-up
-    churn: float = 0.3  # of the first peers: so many are killed, and so many join, at random times
+    churn: float = 0.3  # of the first peers: so many are killed or leave, and so many join, at random times
+    planned: float = 0.0  # of those that go: so many drain first: they withdraw their record and serve on for a while
+    drain_s: float = 5.0
     lookups: int = 1000
     max_hops: int = DEFAULT_MAX_HOPS
     review_s: float = math.inf  # how often a peer asks itself whether to move
@@ -74,7 +76,7 @@ class Simulation:
         self._found_swarm()
         stop = WARM_UP_S + scenario.duration_s
         for _ in range(round(scenario.churn * scenario.peers)):
-            timeline.at(self._random.uniform(WARM_UP_S, stop), self._kill_someone)
+            timeline.at(self._random.uniform(WARM_UP_S, stop), self._lose_someone)
             timeline.at(self._random.uniform(WARM_UP_S, stop), self._join)
         for _ in range(scenario.lookups):
             timeline.at(self._random.uniform(WARM_UP_S, stop), self._look_up)
@@ -152,22 +154,31 @@ class Simulation:
             self._tell(peer)
 
     def _announce(self, peer: SimulatedPeer) -> None:
-        if not peer.alive:
+        if not peer.alive or peer.leaving_since < math.inf:
             return
         self._tell(peer)
         self.timeline.after(next_announcement_s(self._random), self._announce, peer)
 
-    def _tell(self, peer: SimulatedPeer) -> None:
-        record = peer.announce(self.timeline.now, queue=self._random.randint(0, 4))
+    def _tell(self, peer: SimulatedPeer, *, withdrawn: bool = False) -> None:
+        record = peer.announce(self.timeline.now, queue=self._random.randint(0, 4), withdrawn=withdrawn)
         model = record.hosted[0].model
         self._directory.store(record, [node_key(SWARM, peer.peer), model_key(SWARM, model, peer.peer)])
 
-    def _kill_someone(self) -> None:
-        """kill -9: it says nothing, and its copies of other records are gone."""
+    def _lose_someone(self) -> None:
+        """kill -9, which says nothing, or a planned leaving; copies of other records are gone with the peer."""
         victim = self._alive.pop(self._random.randrange(len(self._alive)))
+        if self.scenario.planned and self._random.random() < self.scenario.planned and victim.record is not None:
+            self._tell(victim, withdrawn=True)
+            victim.leaving_since = self.timeline.now
+            self.report.drained += 1
+            self.timeline.after(self.scenario.drain_s, self._end, victim)
+        else:
+            self.report.killed += 1
+            self._end(victim)
+
+    def _end(self, victim: SimulatedPeer) -> None:
         victim.died_at = self.timeline.now
         self._directory.leave(victim.peer)
-        self.report.killed += 1
 
     def _look_up(self) -> None:
         """Half of the lookups want a whole model, half a part of one, as a failing session does."""

@@ -9,6 +9,7 @@ class Report:
 
     peers: int = 0
     killed: int = 0
+    drained: int = 0  # left after withdrawing their records
     joined: int = 0
     alive_at_end: int = 0
     lookups: int = 0
@@ -21,6 +22,8 @@ class Report:
     wrong_chains: int = 0  # with a gap, an overlap, or a unit that its peer does not host
     hops: int = 0  # of the first chains
     dead_hops: int = 0  # of the first chains
+    leaving_hops: int = 0  # of the first chains, at peers that are about to leave
+    spared_hops: int = 0  # of the first chains, with another peer for all of their layers: a standby or successor
     tries_at_most: int = 0  # chains planned for one lookup
     oldest_ghost_s: float = 0.0  # a dead peer that was still listed: seconds since its death
     listed: int = 0  # records seen by all lookups together
@@ -47,6 +50,7 @@ class Report:
             "found_share": self.found / max(1, self.covered),
             "mean_chain": self.hops / first,
             "dead_hop_share": self.dead_hops / max(1, self.hops),
+            "spared_hop_share": self.spared_hops / max(1, self.hops),
             "dead_listed_share": self.listed_dead / max(1, self.listed),
             "mean_listing": self.listed / max(1, self.lookups),
             "mean_lookup_s": self.lookup_s / max(1, self.lookups),

@@ -1,8 +1,10 @@
 """A small proof of work that opens the free lane: hashcash over a beacon of the swarm and the newcomer's key.
 
-The beacon changes every hour and holds the root of a witnessed checkpoint, so stamps cannot be made long before. One
-stamp opens one session at each server; a second is refused as spent. Making one takes 2 ** BITS hashes in the mean
-(some tenths of a second), checking it takes one.
+The beacon changes every hour and holds a root, the hash of what the owner last signed in an hour before: nobody else
+knows it beforehand, so stamps cannot be made long before. Where the owner has signed nothing for hours the root is an
+old one, and stamps can be made as long before as it is old; where there is no ledger only the hour counts. One stamp
+opens one session at each server; a second is refused as spent. Making one takes 2 ** BITS hashes in the mean (some
+tenths of a second), checking it takes one.
 
 source: Back, Hashcash: A Denial of Service Counter-Measure, 2002
 """
@@ -36,7 +38,7 @@ def epoch_of(now: float) -> int:
 
 
 def beacon(swarm: SwarmId, epoch: int, root: bytes) -> bytes:
-    """32 bytes. root: of the newest witnessed checkpoint, b"" where there is none yet"""
+    """32 bytes. root: hash of the owner's last entry before that hour, b"" where there is none yet"""
     return sha256(_BEACON + swarm.encode() + b"\0" + epoch.to_bytes(8, "big") + root).digest()
 
 
@@ -60,7 +62,7 @@ def is_good(stamp: Stamp, beacon_: bytes, key: bytes, bits: int = BITS) -> bool:
 
 
 Roots = Callable[[], Collection[bytes]]
-"""Checkpoints whose beacon is good, the newest first."""
+"""Roots whose beacon is good, the newest first."""
 
 
 class StampMaker:
@@ -87,7 +89,7 @@ class StampGate:
         self._spent: dict[int, set[tuple[bytes, int]]] = {}  # by epoch
 
     def admit(self, data: bytes, key: bytes, now: float, roots: Collection[bytes]) -> None:
-        """roots: checkpoints whose beacon is good, the newest and the ones shortly before it
+        """roots: whose beacon is good, the newest and the one before it
 
         raises: Refused, MalformedMessage
         """

@@ -3,11 +3,13 @@
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
 from . import joining, membership_file
+from .beacon_calls import AskedRoot
 from .chain_planner import DirectoryPlanner
 from .driver import Driver
 from .errors import SwarmUnreachable
@@ -68,6 +70,9 @@ async def thin_driver(
         directory = RemoteDirectory(calls, RecordReader(entered.swarm, entered.revocations), reached, _now)
         pinger = Pinger(transport, calls, LatencyBook(), anyio.current_time)
         planner = DirectoryPlanner(directory, calls, pinger, anyio.current_time, _now)
-        stamping = StampMaker(entered.swarm.id, identity.public_key, _now) if entered.swarm.public else None
+        stamping = None
+        if entered.swarm.public:
+            make = partial(StampMaker, entered.swarm.id, identity.public_key, _now)
+            stamping = AskedRoot(calls, lambda: reached, make, _now)
         audits = auditors(transport, entered.gate, lambda: directory.book.live(_now())) if auditors else None
         yield Driver(transport, entered.gate, planner, tasks, paying=paying, stamping=stamping, audits=audits)

@@ -151,6 +151,7 @@ class DriverStream:
         self._links: dict[events.HopKey, HopLink] = {}
         self._tallies: dict[events.HopKey, _Tally] = {}
         self._since: dict[events.HopKey, int] = {}  # the session's length at its opening, 0 in the first chain
+        self._took_over: set[events.HopKey] = set()  # hops that begin with another's cache
         self._used: list[UsedHop] = []
         self._planned: dict[tuple[str, int, int], PlannedHop] = {}
         tick = payment.tick if payment else bytes
@@ -250,8 +251,8 @@ class DriverStream:
                 case events.SendKept(hold, key, below):
                     tasks.start_soon(self._holds.send_kept, hold, self._links[key].at, below)
                 case events.HandOver(key, successor):
-                    new = self._links[successor].at
-                    handover = SendCache(new.peer, new.session, new.addresses, self._level, hands_over=True)
+                    to = self._links[successor].at
+                    handover = SendCache(to.peer, to.session, to.addresses, self._level, hands_over=True)
                     await self._links[key].tell(handover)
                 case events.KeepOn(key):
                     if key in self._links:
@@ -405,6 +406,7 @@ class DriverStream:
         self._since[effect.hop] = len(self._session.ids) if self._used else 0
         if effect.restore is not None:
             request = replace(request, **self._holds.restoring(effect.restore))
+            self._took_over.add(effect.hop)
         link = HopLink(at, self._transport, self._gate, self._post, self._take_result, self._key_of, self._take_prefix)
         self._links[effect.hop] = link
         self._tallies[effect.hop] = _Tally()
@@ -531,10 +533,11 @@ class DriverStream:
         )
 
     def _note_use(self, link: HopLink, *, stayed: bool) -> None:
-        """One token may be on its way past a hop that is opened in another's place, so the second one counts."""
+        """One token may be on its way past a hop that is opened in another's place, so the second one counts. A hop
+        that took a cache over has not computed all that an audit would have it show."""
         since, length = self._since[link.at.key], len(self._session.ids)
         came = length - (since or len(self._request.ids))
-        shown = length - 1 if came >= (2 if since else 1) else 0
+        shown = length - 1 if came >= (2 if since else 1) and link.at.key not in self._took_over else 0
         self._used.append(UsedHop(link.at.peer, link.at.session, link.at.span, shown, since, stayed))
 
     def _note_hop(self, link: HopLink, *, stayed: bool) -> None:

@@ -22,7 +22,7 @@ METHOD = "/shoal/weights/held/1"
 MAX_HELD_BYTES = 512 << 10
 MAX_FILES = 4096
 ASK_S = 5.0
-AT_ONCE = 16
+SETTLE_S = 1.0  # once somebody has answered, the others have so long
 MAX_ASKED = 64
 
 
@@ -79,23 +79,34 @@ async def serve_holdings(calls: MemberCalls, of: Callable[[ModelId], Holdings | 
 
 
 async def ask_holdings(calls: MemberCalls, peers: Sequence[PeerId], model: ModelId) -> dict[PeerId, Holdings]:
-    """Of those that have something; who does not answer, or strangely, has nothing."""
+    """Of those that have something; who does not answer in time, or strangely, has nothing."""
     found: dict[PeerId, Holdings] = {}
     question = _questions.encode(_Question(model))
-    limiter = anyio.CapacityLimiter(AT_ONCE)
+    asked = list(dict.fromkeys(peers))[:MAX_ASKED]
+    open_ = len(asked)
+    news = anyio.Event()
 
     async def ask(peer: PeerId) -> None:
-        async with limiter:
-            try:
-                held = _holdings.decode(await calls.call(peer, METHOD, question, ASK_S))
-            except ShoalError:
-                return
-        if 0 < len(held.files) <= MAX_FILES:
-            found[peer] = held
+        nonlocal open_
+        try:
+            held = _holdings.decode(await calls.call(peer, METHOD, question, ASK_S))
+            if 0 < len(held.files) <= MAX_FILES:
+                found[peer] = held
+        except ShoalError:
+            pass
+        open_ -= 1
+        if found or not open_:
+            news.set()
 
     async with anyio.create_task_group() as tasks:
-        for peer in list(dict.fromkeys(peers))[:MAX_ASKED]:
+        for peer in asked:
             tasks.start_soon(ask, peer)
+        if asked:
+            await news.wait()
+            with anyio.move_on_after(SETTLE_S):
+                while open_:  # noqa: ASYNC110  a handful of times
+                    await anyio.sleep(SETTLE_S / 50)
+        tasks.cancel_scope.cancel()
     return found
 
 

@@ -33,7 +33,8 @@ class WorkRecords(Protocol):
 class UsedHop:
     """One hop of a session that is over. session: the hop's own name for it
 
-    positions: that it has computed for certain, as a token shows that came through it
+    positions: that it has computed for certain from the first on, as a token shows that came through it; 0 for a hop
+        that began with a cache of another's, which signs for nothing
     since: 0 for a hop of the first chain, else the session's length when it was opened in place of another
     stayed: whether it was part of the chain at the end
     """

@@ -1,5 +1,6 @@
 """Fixtures for every test: virtual time, and the check that a test with real nodes leaves nothing behind."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -59,7 +60,8 @@ def nothing_left_behind(request: pytest.FixtureRequest, tmp_path_factory: pytest
         monkeypatch.undo()
         leftovers = _await_nothing(root, threads)
         for process in _processes(root):
-            process.kill()
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         shutil.rmtree(root, ignore_errors=True)
     assert not leftovers, f"left behind: {', '.join(leftovers)}"
 

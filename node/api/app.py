@@ -28,6 +28,7 @@ from .model_routes import model_routes
 from .publishing import Publisher, publishing_routes
 from .request_count import RequestCount
 from .training import TrainingHost, training_routes
+from .weights import WeightsHost, weights_routes
 
 
 def _unix_time() -> float:
@@ -47,6 +48,7 @@ def create_app(
     unix_s: Callable[[], float] = _unix_time,
     publisher: Publisher | None = None,
     trainings: TrainingHost | None = None,
+    weights: WeightsHost | None = None,
     kv: KvHost | None = None,
 ) -> FastAPI:
     """info: what /health may tell anybody, without a key.
@@ -54,6 +56,7 @@ def create_app(
     control: adds /shoal/v1/status, peers, invites and shutdown
     publisher: adds /shoal/v1/publications
     trainings: adds /shoal/v1/training
+    weights: adds /shoal/v1/weights
     kv: adds /shoal/v1/kv
     """
     gateway = Gateway(TextSource(source), metrics or GatewayMetrics(), unix_s)
@@ -75,6 +78,8 @@ def create_app(
         app.include_router(publishing_routes(publisher))
     if trainings is not None:
         app.include_router(training_routes(trainings))
+    if weights is not None:
+        app.include_router(weights_routes(weights))
     if kv is not None:
         app.include_router(kv_routes(kv))
     _answer_errors(app)

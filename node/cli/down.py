@@ -61,7 +61,7 @@ def down(
     output.note(f"stopping node {name} (pid {pid}) ...")
     if drain and asked_by == "HTTP":
         timeout += drain_limit
-        _follow(api, output, name)
+        _follow(api, output, name, began_s + timeout)
     while _is_alive(pid) or running(place.lock) == live:
         if time.perf_counter() - began_s > timeout:
             raise LocalFault(f"node {name} did not stop within {timeout:.0f} s; end it with: kill -9 {pid}")
@@ -71,12 +71,12 @@ def down(
     output.line(f"node {name} stopped after {seconds:.1f} s")
 
 
-def _follow(api: "NodeApi", output: Output, name: str) -> None:
+def _follow(api: "NodeApi", output: Output, name: str, until_s: float) -> None:
     """Tell how far the node is with its sessions, until it no longer answers."""
     from shoal.swarm.errors import ShoalError
 
     told = None
-    while True:
+    while time.perf_counter() < until_s:
         try:
             leaving = api.get("/status").get("leaving")
         except ShoalError:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import models_export, models_merge, models_publish
+from . import models_export, models_merge, models_publish, models_weights
 from .flags import HomeFlag, JsonFlag
 from .output import Output
 from .table import show_table
@@ -14,7 +14,7 @@ HEADS = ["model", "layers", "context", "dtypes", "holders", "servable", "id"]
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="List the swarm's models; export, merge or publish one.", invoke_without_command=True)
+    group = typer.Typer(help="List the swarm's models; fetch, merge or publish one.", invoke_without_command=True)
 
     @group.callback(epilog="Example: shoal models --json")
     def models(
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
         if context.invoked_subcommand is None:
             show(home, invite, json)
 
-    for module in (models_export, models_merge, models_publish):
+    for module in (models_export, models_merge, models_publish, models_weights):
         module.register(group)
     app.add_typer(group, name="models")
 

@@ -20,6 +20,7 @@ from .last_name import MAX_NAME_LENGTH, is_name, last_name
 from .last_port import last_port
 
 _SOME_BYTES = 1 << 40  # for the syntax of a share of the memory any amount will do
+_ZERO = re.compile(r"\s*0+(\.0*)?\s*[a-zA-Z/]*\s*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/\S+")
 
@@ -79,7 +80,7 @@ def _upload_byte_s(text: str | None) -> float | None:
     """None for nothing. raises: UsageError"""
     if text is None:
         return DEFAULT_RATE_BYTE_S
-    return None if text.strip() == "0" else bits_per_second(text, "--upload-limit") / 8
+    return None if _ZERO.fullmatch(text) else bits_per_second(text, "--upload-limit") / 8
 
 
 def _check_words(settings: Settings) -> None:

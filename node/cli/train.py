@@ -11,6 +11,7 @@ from .node_flags import (
     ApiHostFlag,
     ApiPortFlag,
     HostFlag,
+    LedgerFlag,
     NameFlag,
     NatFlag,
     PortFlag,
@@ -67,6 +68,7 @@ def train(
     api_port: ApiPortFlag = None,
     swarm_name: SwarmNameFlag = None,
     public: PublicFlag = None,
+    ledger: LedgerFlag = None,
     home: HomeFlag = None,
     json: JsonFlag = False,
 ) -> None:
@@ -87,6 +89,7 @@ def train(
         "api_port": api_port,
         "swarm_name": swarm_name,
         "public": public,
+        "ledger": ledger,
     }
     from shoal.node.training.config_file import read_config
     from shoal.swarm.errors import UsageError

@@ -51,12 +51,15 @@ class BatchSettings(Table, frozen=True):
 
 
 class GroupSettings(Table, frozen=True):
-    """As in `RunSpec`. patience: rounds that may be lost in a row before a peer stops training on alone"""
+    """As in `RunSpec`. shards: 0 for as many as suit the model's size
+
+    patience: rounds that may be lost in a row before a peer stops training on alone
+    """
 
     quorum: Annotated[int, Meta(ge=1, le=10_000)] = 2
     grace_s: Seconds = 10.0
     deadline_s: Seconds = 120.0
-    shards: Annotated[int, Meta(ge=1, le=4096)] = 16
+    shards: Annotated[int, Meta(ge=0, le=4096)] = 0
     robust: Literal["mean", "trimmed", "clipped"] = "mean"
     patience: Count = 3
 

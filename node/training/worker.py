@@ -46,6 +46,9 @@ class Keeper(Protocol):
     def applied(self, worker: "Worker", applied: Applied) -> None:
         """On the event loop, at once after a round. raises: OutOfMemory (disk full)"""
 
+    def lost(self, round_: int) -> None:
+        """On the event loop: a round came to nothing, and its work goes into the next one."""
+
     def evaluated(self, worker: "Worker", round_: int, found: HeldOut) -> None: ...
 
     async def rounds_done(self, worker: "Worker") -> None:
@@ -53,6 +56,14 @@ class Keeper(Protocol):
 
     async def catch_up(self, worker: "Worker", loop: OuterLoop, missed: OutOfStep) -> str:
         """Bring strategy, parameters and progress to the group's state. returns: where from. raises: Unavailable"""
+
+
+class StepWatcher(Protocol):
+    """Sees the state before and after each inner step. Neither raises."""
+
+    def before_step(self) -> None: ...
+
+    def after_step(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +99,7 @@ class Worker:
         self._waits = False
         self.traffic: Callable[[], tuple[int, int]] | None = None  # bytes sent and received so far
         self._traffic_before = (0, 0)
+        self.watcher: StepWatcher | None = None  # of each inner step, on its thread
 
     async def run(self) -> events.Finished:
         """Until the rounds of the config are done; cancel it to stop before.
@@ -154,9 +166,16 @@ class Worker:
         """raises: LossNotFinite, OutOfMemory"""
         windows = self.progress.take(share, round_, self._config.batch.sequences)
         batch = self.parts.data.windows.batch(windows)
-        return await anyio.to_thread.run_sync(
-            lambda: self.parts.steps.run(batch, self.strategy.step, moves=not self.strategy.gradients)
-        )
+
+        def run() -> StepResult:
+            if self.watcher is not None:
+                self.watcher.before_step()
+            result = self.parts.steps.run(batch, self.strategy.step, moves=not self.strategy.gradients)
+            if self.watcher is not None:
+                self.watcher.after_step()
+            return result
+
+        return await anyio.to_thread.run_sync(run)
 
     def _outcome_came(self, offer: Offer, outcome: Outcome) -> None:
         self._offered[outcome.round, outcome.fragment] = offer, outcome
@@ -164,6 +183,7 @@ class Worker:
     def _round_ended(self, ended: RoundApplied | RoundLost) -> None:
         match ended:
             case RoundLost():
+                self._keeper.lost(ended.round)
                 self._report(events.RoundLost(ended.round, ended.reason))
                 if ended.stalled and not self._waits:
                     self._waits = True

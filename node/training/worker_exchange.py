@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
+from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.exchange import Exchange, Offer, Outcome, OutOfStep
 
 PATIENCE_S = 8.0  # without a quorum, until it is asked where the others are; then again and again
@@ -27,6 +28,7 @@ class AttentiveExchange:
 
     alone: whether the round lacks peers right now; behind: asks the others, None when nobody is further than we are
     ended: told when an exchange is over, whatever came of it
+    committed: what the peers of a round committed to
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class AttentiveExchange:
         alone: Callable[[], bool],
         behind: Callable[[], Awaitable[OutOfStep | None]],
         ended: Callable[[], None] = lambda: None,
+        committed: Callable[[int], dict[PeerId, bytes]] = lambda _round: {},
     ) -> None:
+        self.committed = committed
         self._exchange, self._alone, self._behind, self._ended = exchange, alone, behind, ended
 
     async def exchange(self, offer: Offer) -> Outcome:

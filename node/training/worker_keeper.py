@@ -129,7 +129,7 @@ class RunKeeper:
                 raise UsageError(f"checkpoint {found.checkpoint.name} cannot be used: {error}") from error
         replayed = await self._catch_up().replay_own_log()
         self._record_replayed()
-        self._parts.parameters.write(0, strategy.outer.values)
+        self._parts.parameters.write(0, strategy.beginning())
         self._saved_at = strategy.outer.rounds
         return strategy.round if found is not None or replayed else None
 
@@ -143,6 +143,9 @@ class RunKeeper:
         roster = self._parts.progress.roster
         self.record.add(round_line(applied.outcome, applied.before, applied.after, roster, applied.loss, _now()))
         self._stand()
+
+    def lost(self, round_: int) -> None:
+        """Nothing was learned that others have: nothing is kept."""
 
     def _keep_update(self, applied: Applied) -> None:
         """The own offer, as an outcome of this peer alone; none when the round went without it."""

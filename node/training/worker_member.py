@@ -20,13 +20,14 @@ from shoal.swarm.errors import Unavailable
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.member_calls import MemberCalls
 from shoal.swarm.rounds.events import RoundOptions
-from shoal.swarm.rounds.exchange import Exchange, OutOfStep
+from shoal.swarm.rounds.exchange import OutOfStep
 from shoal.swarm.rounds.run_identity import run_id
 
 from . import events
 from .config import ConfigFile
 from .limits_transport import ThrottledTransport
 from .limits_watch import LimitWatch
+from .worker_exchange import AttentiveExchange
 from .worker_link import measured_uplink
 from .worker_start import prepared
 
@@ -118,11 +119,18 @@ class Trainer:
         return await preparation.result()
 
     @asynccontextmanager
-    async def _working(self, parts: "WorkerParts", exchange: Exchange, keeper: "RunKeeper") -> AsyncIterator["Worker"]:
+    async def _working(
+        self, parts: "WorkerParts", exchange: AttentiveExchange, keeper: "RunKeeper"
+    ) -> AsyncIterator["Worker"]:
         """The worker, and around it what it needs on the network."""
+        from .credit.credited_run import credited
         from .worker import Worker
 
-        yield Worker(parts, exchange, keeper, self._report, self._options.watch)
+        around = credited(self._node, self._calls, parts, exchange, keeper, self._options.folder)
+        async with around as (kept, watcher):
+            worker = Worker(parts, exchange, kept, self._report, self._options.watch)
+            worker.watcher = watcher
+            yield worker
 
     async def _agreed(self, ready: "Prepared") -> "Agreement":
         """The run as all peers that are there mean it. raises: VersionMismatch"""

@@ -12,6 +12,7 @@ import torch
 from shoal.node.shard import choose_device
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.exchange import RunSpec
+from shoal.swarm.rounds.run_identity import usual_shards
 
 from .config import TrainingConfig
 from .limits_watch import refuse_memory
@@ -134,14 +135,15 @@ def settings_with(config: TrainingConfig, **changes: object) -> TrainingConfig:
 def run_spec(prepared: Prepared, config: TrainingConfig) -> RunSpec:
     """What all peers of the run must agree on. raises: ValueError for a model with too few layers for the fragments"""
     group, strategy = config.group, config.strategy
+    fragments = prepared.parameters.layout.fragments(strategy.fragments)
     return RunSpec(
         name=config.name,
         model=prepared.model_hash,
         data=data_rules(prepared, config),
         strategy=strategy.canonical(),
-        fragments=prepared.parameters.layout.fragments(strategy.fragments),
+        fragments=fragments,
         preset=strategy.preset,
-        shards=group.shards,
+        shards=group.shards or usual_shards(fragments, strategy.preset),
         quorum=group.quorum,
         grace_s=group.grace_s,
         deadline_s=group.deadline_s,

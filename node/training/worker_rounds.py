@@ -100,6 +100,6 @@ async def running_rounds(
         async with RoundExchange(
             transport, node.setup.gate, meeting, spec, first_round=first_round, options=options, on_fact=teller.tell
         ) as exchange:
-            yield AttentiveExchange(exchange, teller.lacks_peers, behind, teller.exchange_ended)
+            yield AttentiveExchange(exchange, teller.lacks_peers, behind, teller.exchange_ended, exchange.committed)
     finally:
         node.runs.discard(key)

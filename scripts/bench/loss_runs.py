@@ -137,7 +137,7 @@ def _runs() -> list[Run]:
         Run("sync", strategy_settings("sync", outer=adamw(LEARNING_RATE, falling())), schedule=falling(), plotted=True),
         Run("diloco", diloco, "sync", schedule=falling(), plotted=True),
         Run("streaming", streaming, "diloco", schedule=falling(), plotted=True),
-        Run("sparse", sparse, "diloco", schedule=cosine(), plotted=True),
+        Run("sparse", sparse, "diloco", schedule=falling(), plotted=True),
         Run("cocktail", strategy_settings("cocktail", outer=adamw(LEARNING_RATE, cosine())), "sync", plotted=True),
     ]
     of_ten = functools.partial(

@@ -15,6 +15,7 @@ from anyio import to_thread
 
 from shoal.swarm.errors import DaemonDied, ShoalError
 from shoal.swarm.handshake import Gate
+from shoal.swarm.identifiers import PeerId
 from shoal.swarm.records import ANNOUNCE_PERIOD_S
 from shoal.swarm.transport import Transport
 
@@ -161,6 +162,11 @@ class RoundExchange:
         if isinstance(waiter.result, Outcome):
             return waiter.result
         raise waiter.result
+
+    def committed(self, round_: int) -> dict[PeerId, bytes]:
+        """The roots that the peers of a decided round committed to; {} for one that is not known (any more)."""
+        roster = self._machine.state.roster_of(round_)
+        return {} if roster is None else {member.peer: member.root for member in roster.members}
 
     def _post(self, event: Event) -> None:
         if self._links.closed:

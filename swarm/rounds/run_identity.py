@@ -1,6 +1,7 @@
 """What makes two peers train the same run: the hash of all that they must agree on, or what differs."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import NewType
 
 import msgspec
@@ -13,6 +14,7 @@ from .robust import ROBUST
 RunId = NewType("RunId", str)  # hex sha256 of the canonical RunSpec, 64 characters
 RunKey = NewType("RunKey", str)  # hex sha256 of the run's name: where its peers meet, whatever their settings
 MAX_SHARDS = 4096
+FEWEST, MOST_FINE, FINE_VALUES = 16, 256, 1 << 20  # of `usual_shards`
 MAX_NAME_LENGTH = 64
 DENSE_BITS = {"none": 32.0, "fp16": 16.0, "int8": 8.1, "fp4": 4.1}  # per value; the sparse ones stay below one
 FRAME_SLACK_BYTES = 4096
@@ -52,6 +54,18 @@ def checked_spec(spec: RunSpec) -> RunSpec:
     if largest * DENSE_BITS.get(spec.preset, 1.0) / 8 > MAX_FRAME_BYTES - FRAME_SLACK_BYTES:
         raise ValueError(f"a shard of {largest} values does not fit into a frame; take more than {spec.shards} shards")
     return spec
+
+
+def usual_shards(fragments: Sequence[int], preset: str) -> int:
+    """How many parts a run is reduced in unless it is told: the same at all peers.
+
+    Owners differ by one part at most, so finer parts share the traffic more evenly however many peers there are; but
+    each part costs its agreement about a kilobyte a peer and round. Large dense parts would not fit into a frame.
+    """
+    largest = max(fragments)
+    framed = -(-largest * DENSE_BITS.get(preset, 1.0) // (8 * (MAX_FRAME_BYTES - FRAME_SLACK_BYTES)))
+    fine = min(largest // FINE_VALUES, MOST_FINE)
+    return min(MAX_SHARDS, max(FEWEST, fine, int(framed) + 1))
 
 
 def largest_payload_bytes(values: int) -> int:

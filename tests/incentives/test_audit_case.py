@@ -4,37 +4,14 @@ import random
 
 import msgspec
 import pytest
-from incentives.work_samples import CLIENT, SECRET, SERVER, session, signed
+from incentives.case_samples import AUDITORS, CHUNKS, LIMIT, SERVER, STATEMENT, against, chunk, praise
+from incentives.work_samples import CLIENT, signed
 
-from shoal.incentives import audit_case, audit_evidence, audit_report
-from shoal.incentives.audit_case import FALSE, SOUND, AuditCase, CaseChunk, case_against, case_for, examined, verdict_of
-from shoal.incentives.audit_evidence import audited_hash, of_chunk
-from shoal.incentives.audit_report import AuditReport
-from shoal.incentives.audit_threshold import Finding, Threshold
+from shoal.incentives import audit_case, audit_report
+from shoal.incentives.audit_case import FALSE, SOUND, AuditCase, examined, verdict_of
+from shoal.incentives.audit_evidence import audited_hash
+from shoal.incentives.audit_threshold import Finding
 from shoal.incentives.bodies import Verdict
-from shoal.swarm.identity import Identity
-
-AUDITORS = [Identity(bytes([40 + n]) * 32) for n in range(4)]
-LIMIT = Threshold(0.01, 1000, 0.008)
-CHUNKS = session(150)
-STATEMENT, LEAVES = signed(CHUNKS)
-
-
-def reports(index: int, *distances: float) -> list[AuditReport]:
-    name = audited_hash(STATEMENT, index)
-    found = [(d, LIMIT.finding(d)) for d in distances]
-    return [audit_report.write(AUDITORS[n], name, d, LIMIT.limit, 0, f) for n, (d, f) in enumerate(found)]
-
-
-def chunk(index: int, *distances: float) -> CaseChunk:
-    evidence = audit_evidence.encode(of_chunk(STATEMENT, LEAVES, CHUNKS, index))
-    return audit_case.chunk(index, reports(index, *distances), evidence)
-
-
-def against(*indexes: int) -> AuditCase | None:
-    found = {n: (Finding.SOUND, chunk(n, 0.001)) for n in range(STATEMENT.count)}
-    found |= {n: (Finding.GROSS, chunk(n, 1.0, 1.1, 0.9)) for n in indexes}
-    return case_against(STATEMENT, SECRET, found)
 
 
 def bears_out(case: AuditCase, outcome: int) -> str:
@@ -59,7 +36,7 @@ def test_one_false_chunk_makes_no_case_and_neither_do_two_that_lie_far_apart() -
 
 
 def test_a_case_for_a_server_shows_nothing_of_the_session() -> None:
-    case = case_for(STATEMENT, SECRET, [chunk(0, 0.001), chunk(3, 0.002)])
+    case = praise()
     assert bears_out(case, SOUND) == ""
     assert len(audit_case.encode(case)) < 1500
     assert bears_out(case, FALSE) != ""

@@ -1,15 +1,22 @@
-"""The free lane's proof of work, and who is paid for free work."""
+"""The free lane's proof of work."""
 
-from collections import Counter
+from functools import partial
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from swarm.bundles import member
 
-from shoal.incentives.free_work import assigned, is_drawn, minted
+from shoal.incentives import entry as entries
+from shoal.incentives.bodies import Ack
+from shoal.incentives.store import Store
+from shoal.swarm.beacon_calls import AskedRoot, serve_root
 from shoal.swarm.errors import MalformedMessage, Refused
-from shoal.swarm.identifiers import SwarmId
-from shoal.swarm.stamp import EPOCH_S, Stamp, StampGate, beacon, epoch_of, is_good, make_stamp, stamps
+from shoal.swarm.identifiers import PeerId, SwarmId
+from shoal.swarm.identity import Identity
+from shoal.swarm.stamp import EPOCH_S, Stamp, StampGate, StampMaker, beacon, epoch_of, is_good, make_stamp, stamps
+from shoal.swarm.transports.memory import MemoryNetwork
 
 SWARM, KEY, OTHER = SwarmId("swarm"), b"k" * 32, b"o" * 32
 NOW, BITS = 1_800_000_000.0, 8
@@ -65,19 +72,28 @@ def test_one_nonce_in_so_many_is_good() -> None:
     assert not is_good(Stamp(5, 1 << 64), known, KEY, 0)
 
 
-def test_newcomers_are_spread_evenly_and_a_server_that_leaves_moves_only_its_own() -> None:
-    servers = [bytes([number]) * 32 for number in range(20)]
-    clients = [number.to_bytes(32, "big") for number in range(3000)]
-    before = {client: assigned(b"hour", client, servers) for client in clients}
-    load = Counter(server for chosen in before.values() for server in chosen)
-    assert max(load.values()) < 1.3 * min(load.values())
-    for client, chosen in before.items():
-        after = assigned(b"hour", client, servers[1:])
-        assert servers[0] in chosen or after == chosen
-    assert any(assigned(b"next hour", client, servers) != chosen for client, chosen in before.items())
+def test_the_root_is_what_the_owner_signed_last_in_an_hour_before() -> None:
+    owner = Identity(bytes([81]) * 32)
+    store = Store(None, judges=frozenset({owner.public_key}))
+    assert store.roots(NOW) == ()
+    hour = int(NOW) // 3600 * 3600
+    for at in (hour - 7200, hour - 3600, hour - 1800, hour + 60):
+        store.append_own(owner, [Ack(bytes(32), 0)], at)
+    known = [entries.hash_of(entry) for entry in store.of(owner.public_key)]
+    assert store.roots(hour + 120) == (known[2], known[0]), "not what it signed in this very hour"
+    assert store.roots(hour + 3600) == (known[3], known[2])
+    store.append_own(Identity(bytes([82]) * 32), [Ack(bytes(32), 0)], hour - 100)
+    assert store.roots(hour + 120) == (known[2], known[0])
 
 
-def test_free_work_mints_its_worth_in_the_mean_and_nothing_where_it_was_not_drawn() -> None:
-    drawn = sum(is_drawn(b"beacon", number.to_bytes(32, "big"), 0.05) for number in range(20_000))
-    assert 900 < drawn < 1100
-    assert minted(512, 7, 5) == 20 * 512 * 7
+def test_a_thin_client_asks_for_the_root_and_its_stamp_is_taken() -> None:
+    async def run() -> None:
+        async with MemoryNetwork(0) as network:
+            server, client = (Identity(bytes([n]) * 32) for n in (83, 84))
+            await serve_root(member(network.join(server.peer_id)), lambda: (ROOT, b"older" * 6 + b"xx"))
+            make = partial(StampMaker, SWARM, client.public_key, lambda: NOW, bits=BITS)
+            peers = [PeerId(Identity(bytes([85]) * 32).peer_id), server.peer_id]  # the first is not there
+            asked = AskedRoot(member(network.join(client.peer_id)), lambda: peers, make, lambda: NOW)
+            StampGate(SWARM, BITS).admit(await asked.stamp(), client.public_key, NOW, [ROOT])
+
+    anyio.run(run)

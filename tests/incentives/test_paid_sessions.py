@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import pytest
 from incentives.paid_world import CLIENT, CREDIT, PRICE, PaidWorld, paid_world
 from simulation.session_world import MANIFEST, MODEL, MODEL_ID
 
+from shoal.incentives import offer as offers
 from shoal.incentives.bodies import Close
 from shoal.incentives.open_limiter import OpenLimiter
 from shoal.swarm.errors import ShoalError
@@ -214,6 +215,35 @@ async def test_a_free_session_waits_for_no_receipt_and_leaves_one_all_the_same(n
             (close,) = ledger.store.of(ledger.key)
             assert isinstance(close.body, Close)
             assert close.body.ticks == (len(PROMPT) + new - 1) // 32
+
+
+@pytest.mark.anyio
+async def test_a_forged_receipt_ends_a_free_session_that_has_begun() -> None:
+    def flipped(raw: bytes) -> bytes:
+        return raw[:-1] + bytes([raw[-1] ^ 1])
+
+    def paying(inner: Paying) -> Paying:
+        return ForgingPaying(inner, flipped, free=True)
+
+    async with paid_world(*TWO, credit=0, wrapped=paying) as swarm:
+        got: list[int] = []
+        with pytest.raises(ShoalError, match="unsigned"):
+            await swarm.generate(60, PROMPT, tokens=got)
+        assert EXPECTED[: len(got)] == got
+        await settled(swarm)
+
+
+@pytest.mark.anyio
+async def test_a_payment_that_cannot_be_judged_is_served_free_and_its_prompt_does_not_wait_for_ever() -> None:
+    def after_a_gap(raw: bytes) -> bytes:
+        offer = offers.decode(raw)
+        return offers.encode(replace(offer, seq=offer.seq + 9, before=()))
+
+    async with paid_world(*TWO, wrapped=lambda inner: ForgingPaying(inner, after_a_gap)) as swarm:
+        tokens, _ = await swarm.generate(60, PROMPT)
+        assert tokens == EXPECTED
+        await settled(swarm)
+        assert all(not swarm.account(n).contributed for n in (1, 2))
 
 
 @pytest.mark.anyio

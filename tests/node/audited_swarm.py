@@ -32,6 +32,7 @@ from shoal.swarm.messages import Open
 from shoal.swarm.records import Hosted, NodeRecord
 from shoal.swarm.session_events import Plan
 from shoal.swarm.transports.memory import MemoryNetwork
+from shoal.swarm.transports.memory_link import Conditions
 from shoal.swarm.units import Span
 from shoal.swarm.work_records import WorkRecord
 
@@ -39,6 +40,7 @@ MODEL = ModelId("ab" * 32)
 WHOLE, FRONT, BACK = Span(0, 6), Span(0, 3), Span(3, 6)
 PROMPT = tuple((7 * i + 3) % VOCABULARY for i in range(40))
 NEW = 60
+NEAR = Conditions(latency_s=(0.0, 0.001))
 LIMIT = Threshold(rounding_floor("float32", "float32"), 1000, 0.0)
 
 
@@ -129,7 +131,7 @@ class Planner:
 
 @asynccontextmanager
 async def swarm(model: LocalModel, lazy: int | None, count: int = 5) -> AsyncIterator[tuple[MemoryNetwork, list[Peer]]]:
-    async with MemoryNetwork(seed=1) as network:
+    async with MemoryNetwork(1, NEAR) as network:
         peers = [Peer(number, model, network, lazy=number == lazy) for number in range(count)]
         try:
             for each in peers:
@@ -153,14 +155,13 @@ async def served(
     async with anyio.create_task_group() as tasks:
         driver = Driver(transport, OpenGate(), Planner(model, hops), tasks, seed=3)
         async with driver.generate(TokenRequest(MODEL, PROMPT, NEW)) as stream:
-            opened = {}
             async for _ in stream:
-                opened = opened or {link.at.peer: link.at.session for link in stream.links()}
+                pass
         keys = {each.peer: (each.key, span) for each, span in hops}
-        for peer, session in opened.items():
-            key, span = keys[peer]
+        for hop in stream.used().hops:
+            key, span = keys[hop.peer]
             about = Served(bytes.fromhex(MODEL), "float32", "float32", span)
-            sessions.append(ServedSession(peer, key, session, about, len(PROMPT) + NEW - 1))
+            sessions.append(ServedSession(hop.peer, key, hop.session, about, len(PROMPT) + NEW - 1))
     holders = [(each.peer, each.key) for each, _ in hops]
     return AuditDriver(transport, OpenGate(), lambda *_: holders, heard.append, AuditMemory(None)), sessions
 

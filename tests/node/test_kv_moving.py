@@ -219,6 +219,18 @@ async def test_other_sessions_step_on_while_a_chunk_is_coded(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("span", [WHOLE, Span(0, 1)])
+async def test_what_is_slow_the_first_time_can_be_done_before(model: LocalModel, span: Span) -> None:
+    engine = Engine(Shard.load(model, span, "float32", CPU), 256)
+    try:
+        await engine.prepare_kv(span)
+        assert engine._coding(span).is_warm  # noqa: SLF001
+        await engine.prepare_kv(span)
+    finally:
+        engine.stop()
+
+
+@pytest.mark.anyio
 async def test_a_stopped_engine_moves_nothing(model: LocalModel) -> None:
     engine = Engine(Shard.load(model, WHOLE, "float32", CPU), 256)
     await opened(engine, A)

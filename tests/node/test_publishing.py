@@ -12,7 +12,7 @@ from node.tiny_models import greedy, make_model, save_model
 
 from shoal.node.node import Node, running_node
 from shoal.node.options import NodeOptions
-from shoal.node.swarm_models import find_given, looks_like_id
+from shoal.node.swarm_models import find_given
 from shoal.swarm.errors import UsageError
 from shoal.swarm.generation import TokenRequest
 from shoal.swarm.home import Home
@@ -30,16 +30,9 @@ def options(folder: Path, name: str, model: str | None = None, invite: str | Non
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("model", "is_id"), [("a1b2c3d4e5f6", True), ("0" * 64, True), ("novels-6m", False), ("abc", False)]
-)
-def test_an_id_is_told_from_a_name(model: str, is_id: bool) -> None:
-    assert looks_like_id(model) == is_id
-
-
 @pytest.mark.network
 def test_a_published_model_is_fetched_by_another_node_and_served(tmp_path: Path) -> None:
-    made = make_model("llama", hidden_size=64, vocab_size=5000)
+    made = make_model("llama", hidden_size=64, vocab_size=5000, num_hidden_layers=2)
     folder = save_model(made, tmp_path / "model")
     (folder / KV_PROFILE).write_bytes(profile().packed)
 

@@ -63,6 +63,23 @@ def test_the_gathered_batch_of_a_gpu_gives_what_single_steps_give(family: str, t
     assert torch.allclose(results[0], results[1], atol=2e-4 * float(results[0].abs().max()))
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "qwen3"])
+def test_steps_of_several_sessions_give_what_each_gives_alone(family: str, tmp_path: Path) -> None:
+    wide = {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 8}  # down: a weight in both orders
+    shard = loaded(family, tmp_path, **wide)
+    assert isinstance(shard.layers[0], LeanLayer) == (family != "gemma2")
+    for lengths in ((9, 30), (9, 30, 17, 1, 5)):
+        cache = shard.new_cache(1024)
+        rooms = [cache.reserve(64) for _ in lengths]
+        for room, length in zip(rooms, lengths, strict=True):
+            shard.run(WHOLE, torch.tensor(IDS[:length]), shard.plan(cache, (Piece(room, 0, length),)), ())
+            room.length = length
+        steps, ids = [Piece(room, room.length, 1) for room in rooms], torch.arange(1, len(rooms) + 1)
+        alone = [shard.run(WHOLE, ids[i : i + 1], shard.plan(cache, (step,)), (0,)) for i, step in enumerate(steps)]
+        together = shard.run(WHOLE, ids, shard.plan(cache, steps), range(len(steps)))
+        assert torch.allclose(together, torch.cat(alone), atol=1e-4 * float(together.abs().max()))
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_the_lean_layer_gives_what_transformers_layer_gives(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

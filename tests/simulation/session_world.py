@@ -98,8 +98,9 @@ class World:
         self.drains.setdefault(name, [])
         return await self.servers[name].drain(limit_s, self.drains[name].append, waits=waits)
 
-    def start_driver(self, patience: Patience | None = None) -> None:
-        transport = self.network.join(DRIVER)
+    def start_driver(self, patience: Patience | None = None, within: str = "") -> None:
+        """within: the volunteer whose node also drives"""
+        transport = self.transports[PeerId(within)] if within else self.network.join(DRIVER)
         self.driver = Driver(transport, OpenGate(), self, self.tasks, patience=patience, seed=1)
 
     # The planner

@@ -67,6 +67,19 @@ async def test_every_hop_of_a_chain_fetches_its_own_layers() -> None:
 
 
 @pytest.mark.anyio
+async def test_the_driver_may_be_the_node_of_the_first_hop() -> None:
+    async with prefix_world(("front", "embed+0:3"), ("back", "3:6+head")) as swarm:
+        swarm.start_driver(within="front")
+        await swarm.ask(NEW)
+        await swarm.kept("front", CHUNKS)
+        await swarm.kept("back", CHUNKS)
+        tokens, route = await swarm.ask(NEW)
+        assert tokens == EXPECTED
+        assert [hop.stored for hop in route.hops] == [CHUNKS * CHUNK_TOKENS] * 2
+        assert not route.failovers
+
+
+@pytest.mark.anyio
 async def test_a_hop_that_finds_nothing_makes_the_hops_before_it_compute() -> None:
     async with prefix_world(*TWO_CHAINS) as swarm:
         await swarm.ask(NEW, without=FIRST_CHAIN)

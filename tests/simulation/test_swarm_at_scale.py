@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -153,3 +154,15 @@ def test_the_judge_lists_no_record_past_its_time() -> None:
     assert peers[0].record is not None
     peers[0].record = msgspec.structs.replace(peers[0].record, withdrawn=True)
     assert judged(peers, peers).listed == 0
+
+
+def test_peers_that_leave_with_notice_are_in_no_chain_soon_after_and_most_hops_have_a_standby() -> None:
+    """The same churn with and without notice: a withdrawn record goes out of the listings at once."""
+    scenario = Scenario(peers=150, layers=(32,), churn=1.0, lookups=150, seed=3)
+    silent = Simulation(scenario).run()
+    noticed = Simulation(replace(scenario, planned=1.0)).run()
+    assert noticed.drained + noticed.killed == silent.killed == 150
+    assert noticed.killed < 5, "some had no record yet"
+    assert noticed.missed == 0
+    assert noticed.dead_hops == 0 < silent.dead_hops
+    assert noticed.spared_hops / noticed.hops > 0.5

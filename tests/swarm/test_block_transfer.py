@@ -61,6 +61,7 @@ class Donor:
     silent_from: float = float("inf")
     dead_from: float = float("inf")
     later_until: float = 0.0
+    have: frozenset[Block] | None = None
     free_at: float = 0.0
     asked: int = 0
 
@@ -80,8 +81,8 @@ class World:
     def run(self, until: float = 600.0) -> "World":
         for file in self.transfer.listing.files:
             self.stored.setdefault(file.name, bytearray(file.size_bytes))
-        for peer in self.donors:
-            self.tell(Joined(peer))
+        for peer, donor in self.donors.items():
+            self.tell(Joined(peer, donor.have))
         self.timeline.run(until)
         return self
 
@@ -107,6 +108,9 @@ class World:
 
     def _ask(self, ask: Ask) -> None:
         donor, now = self.donors[ask.donor], self.timeline.now
+        index = [file.name for file in self.transfer.listing.files].index(ask.file)
+        block = Block(index, ask.offset // self.transfer.listing.block_bytes)
+        assert donor.have is None or block in donor.have, "asked for what it has not"
         donor.asked += 1
         begins = max(now + donor.latency_s, donor.free_at)
         if now >= donor.dead_from:
@@ -227,6 +231,64 @@ def test_what_comes_after_its_donor_was_dropped_changes_nothing() -> None:
     assert transfer.stuck
 
 
+EVERY = frozenset(block_transfer.all_blocks(listing_of(FILES)))
+
+
+def test_donors_that_hold_parts_make_up_the_whole() -> None:
+    odd = frozenset(block for block in EVERY if block.number % 2)
+    run = world({ALICE: Donor(FILES, have=odd), BOB: Donor(FILES, have=EVERY - odd)}).run()
+    assert_complete(run)
+    assert not run.dropped
+
+
+def test_what_nobody_holds_is_waited_for_until_somebody_has_it() -> None:
+    first = frozenset(block for block in EVERY if block.file == 0)
+    run = world({ALICE: Donor(FILES, have=first)})
+    run.run(5.0)
+    assert run.transfer.stuck
+    assert run.transfer.kept_blocks == first
+    run.donors[ALICE].have = EVERY
+    run.tell(Joined(ALICE, EVERY))
+    assert not run.transfer.stuck
+    run.timeline.run(10.0)
+    assert_complete(run)
+
+
+def test_only_the_blocks_that_are_wanted_are_asked_for() -> None:
+    wanted = {Block(0, 3), Block(0, 7), Block(1, 10)}
+    run = World(BlockTransfer(listing_of(FILES), {Block(0, 7)}, wanted), {ALICE: Donor(FILES)}).run()
+    assert run.transfer.done
+    assert (run.transfer.total_bytes, run.transfer.kept_bytes) == (2 * BLOCK + 44_641, BLOCK)
+    assert run.transfer.kept_blocks == wanted
+    assert run.donors[ALICE].asked <= 2
+
+
+def test_receivers_that_begin_together_ask_for_different_blocks_first() -> None:
+    firsts = set()
+    for seed in range(8):
+        transfer = BlockTransfer(listing_of(FILES), order=random.Random(seed))
+        ask = next(effect for effect in transfer.handle(Joined(ALICE), 0.0) if isinstance(effect, Ask))
+        firsts.add((ask.file, ask.offset))
+    assert len(firsts) > 4
+
+
+def test_the_last_block_of_a_slow_donor_is_taken_over_before_it_is_late() -> None:
+    run = World(
+        BlockTransfer(listing_of({"f": content(3 << 20)}, 1 << 20)),
+        {ALICE: Donor({"f": content(3 << 20)}, byte_s=8e6), BOB: Donor({"f": content(3 << 20)}, byte_s=2e5)},
+    ).run()
+    assert run.transfer.done
+    assert run.done_at < 1.0, "the slow one would need 5 s for its block, and lateness begins after 1 s"
+
+
+def test_two_donors_that_fall_silent_together_cost_less_than_two_seconds() -> None:
+    gone = [Donor(FILES, byte_s=1e6, silent_from=0.3) for _ in range(2)]
+    run = world({ALICE: Donor(FILES, byte_s=1e6), BOB: gone[0], CAROL: gone[1]}).run()
+    assert_complete(run)
+    alone = world({ALICE: Donor(FILES, byte_s=1e6)}).run().done_at
+    assert run.done_at < alone + 2.0
+
+
 def test_an_empty_file_needs_no_donor() -> None:
     transfer = BlockTransfer(listing_of({"empty": b""}))
     assert transfer.done
@@ -247,10 +309,37 @@ def test_whatever_the_donors_do_the_honest_one_brings_it_home(seed: int) -> None
             dead_from=draw.choice([float("inf"), draw.uniform(0, 2)]),
             later_until=draw.choice([0.0, draw.uniform(0, 2)]),
         )
+        if draw.random() < 0.4:
+            donors[PeerId(f"donor{number}")].have = frozenset(draw.sample(sorted(EVERY), draw.randint(0, len(EVERY))))
     run = world(donors).run()
     assert_complete(run)
     liars = {peer for peer, gone in run.dropped.items() if gone.fault}
     assert all(donors[peer].files is wrong for peer in liars)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000))
+def test_without_an_honest_donor_a_transfer_is_done_with_the_right_bytes_or_stuck(seed: int) -> None:
+    draw = random.Random(seed)
+    wrong = {name: bytes(len(data)) for name, data in FILES.items()}
+    donors = {
+        PeerId(f"donor{number}"): Donor(
+            draw.choice([FILES, wrong]),
+            byte_s=draw.uniform(1e4, 5e6),
+            latency_s=draw.uniform(0.001, 0.2),
+            silent_from=draw.choice([float("inf"), draw.uniform(0, 4)]),
+            dead_from=draw.choice([float("inf"), draw.uniform(0, 4)]),
+            later_until=draw.choice([0.0, draw.uniform(0, 2), float("inf")]),
+            have=frozenset(draw.sample(sorted(EVERY), draw.randint(0, len(EVERY)))),
+        )
+        for number in range(draw.randint(0, 5))
+    }
+    run = world(donors).run(1200.0)
+    assert run.transfer.done or run.transfer.stuck
+    for block in run.transfer.kept_blocks:
+        name = run.transfer.listing.files[block.file].name
+        part = slice(block.number * BLOCK, (block.number + 1) * BLOCK)
+        assert bytes(run.stored[name][part]) == FILES[name][part]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from swarm.bundles import BLOCK, AtOnce, OneShelf, donor_of, member
+from swarm.bundles import BLOCK, AtOnce, OneShelf, donor_of, member, read_at_once
 
-from shoal.swarm.block_transfer_donor import RateLimit
-from shoal.swarm.block_transfer_fetch import BlockFetcher
+from shoal.swarm.block_transfer import Dropped
+from shoal.swarm.block_transfer_donor import BlockDonor, Bundle, RateLimit
+from shoal.swarm.block_transfer_fetch import BlockFetcher, Holders, Search, Waiting
 from shoal.swarm.block_transfer_folder import BlockFolder
 from shoal.swarm.block_transfer_listing import BundleId, Listing, blocked_file, bundle_id, encode_listing
 from shoal.swarm.block_transfer_messages import ANSWERS, METHOD, REQUESTS, BlockAnswer, BlockRequest
@@ -183,6 +184,80 @@ async def test_a_donors_rate_limit_is_kept(model: Path, tmp_path: Path) -> None:
         report = await fetcher(network).bring(bundle, listing, [ALICE], BlockFolder(tmp_path / "in", listing))
     assert 3.5e6 / 5e5 - 1 < report.seconds < 3.5e6 / 5e5 + 1
     assert not report.dropped
+
+
+async def test_a_donor_serves_so_many_at_once_and_tells_the_others_to_come_again(model: Path) -> None:
+    shelf = OneShelf()
+    bundle, _ = shelf.put(model)
+    now = 0.0
+    donor = BlockDonor((shelf,), 1e9, lambda: now, read_at_once, readers=2)
+
+    async def ask(peer: PeerId) -> BlockAnswer:
+        return ANSWERS.decode(
+            await donor.answer(peer, REQUESTS.encode(BlockRequest(bundle, "part0.safetensors", 0, 9)))
+        )
+
+    assert [len((await ask(peer)).data) for peer in (ALICE, BOB, CAROL)] == [9, 9, 0]
+    assert 0 < (await ask(CAROL)).wait_s <= 3.0
+    now = 2.0
+    assert len((await ask(ALICE)).data) == 9
+    now = 3.5
+    assert len((await ask(CAROL)).data) == 9, "bob has not asked for 3 s"
+
+
+async def test_a_part_that_a_donor_does_not_hold_is_refused(model: Path) -> None:
+    shelf = OneShelf()
+    bundle, _ = shelf.put(model)
+    whole = shelf.bundles[bundle]
+    held = {"part0.safetensors": [(0, BLOCK), (3 * BLOCK, 5 * BLOCK)]}
+    shelf.bundles[bundle] = Bundle(whole.listing, whole.files, held)
+    donor = donor_of(shelf)
+    for start, here in ((0, True), (BLOCK - 5, False), (BLOCK, False), (3 * BLOCK, True), (5 * BLOCK - 10, True)):
+        request = REQUESTS.encode(BlockRequest(bundle, "part0.safetensors", start, 10))
+        if here:
+            assert len(ANSWERS.decode(await donor.answer(ALICE, request)).data) == 10
+        else:
+            with pytest.raises(Refused, match="not here"):
+                await donor.answer(ALICE, request)
+
+
+async def test_a_transfer_waits_for_a_donor_and_goes_on_when_one_comes(model: Path, tmp_path: Path) -> None:
+    async with MemoryNetwork(conditions=LINKS) as network:
+        bundle, listing = await donors_of(network, model, ALICE, BOB)
+        there: list[PeerId] = []
+        told: list[Dropped | Waiting] = []
+
+        async def holders() -> Holders:
+            return dict.fromkeys(there)
+
+        async def come_and_go() -> None:
+            await anyio.sleep(0.3)
+            network.kill(ALICE)
+            await anyio.sleep(30)
+            there.append(BOB)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(come_and_go)
+            into, search = BlockFolder(tmp_path / "in", listing), Search(holders, 60.0)
+            report = await fetcher(network).bring(bundle, listing, [ALICE], into, search=search, told=told.append)
+    assert same_files(model, tmp_path / "in")
+    assert [type(what) for what in told] == [Dropped, Waiting]
+    assert set(report.given_bytes) == {ALICE, BOB}
+
+
+async def test_a_transfer_that_nobody_comes_to_ends_after_its_patience(model: Path, tmp_path: Path) -> None:
+    async with MemoryNetwork(conditions=LINKS) as network:
+        bundle, listing = await donors_of(network, model)
+
+        async def nobody() -> Holders:
+            return {}
+
+        began = anyio.current_time()
+        with pytest.raises(Unavailable, match="none was known"):
+            await fetcher(network).bring(
+                bundle, listing, [], BlockFolder(tmp_path / "in", listing), search=Search(nobody, 60.0)
+            )
+        assert 60 < anyio.current_time() - began < 65
 
 
 async def test_a_listing_larger_than_agreed_on_is_not_taken(model: Path) -> None:

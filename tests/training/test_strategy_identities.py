@@ -187,3 +187,16 @@ def test_every_strategy_finds_the_minimum_through_its_own_codec(
     before = float(np.mean((initial(4000) - 1) ** 2))
     after = float(np.mean((four[0].outer[-1] - 1) ** 2))
     assert after < before / 4, f"mean squared distance {before:.3f} -> {after:.3f}"
+
+
+def test_a_lone_peer_that_goes_ahead_loses_nothing_by_a_lossy_preset() -> None:
+    """What was left out stays in the local parameters, so that they are those of training alone."""
+    settings = strategy_settings("sparse", interval=3, feedback=1.0, ahead=1.0)
+    alone = initial()
+    for step in range(12):
+        alone -= np.float32(RATE) * noisy_gradient(0, step, alone)
+    spec = spec_of(settings, (COUNT,))
+    [replica] = replicas(settings, spec, initial(), 1, RATE)
+    train(LocalGroup(spec, peers(1)), [replica], noisy_gradient, 12)
+    np.testing.assert_allclose(replica.live[-1], alone, atol=1e-5)
+    assert np.abs(replica.outer[-1] - alone).max() > 0.1

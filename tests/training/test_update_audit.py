@@ -8,8 +8,9 @@ from training.tiny_run import tiny_config
 
 from shoal.compression.update_codec import Values
 from shoal.incentives.audit_threshold import Finding, Threshold
-from shoal.incentives.step_statement import StepStatement, decode, drawn_interval, encode, is_signed, leads, signed
-from shoal.incentives.training_value import calibrated, centred, first_order, leave_one_out, quality_units
+from shoal.incentives.step_statement import StepStatement, decode, encode, is_signed, leads, signed
+from shoal.incentives.training_draw import quality_percent
+from shoal.incentives.training_value import calibrated, centred, first_order, leave_one_out
 from shoal.node.training.data.assignment import DataOrder, Roster, Share, share_of
 from shoal.node.training.parameters import ModelParameters
 from shoal.node.training.update_audit import StepLog, StepState, batches_of, state_now, step_distance, taken_again
@@ -23,7 +24,7 @@ TRAINER = Identity(bytes([31]) * 32)
 PEERS = tuple(PeerId(name) for name in ("anna", "bert", "carl", "dora"))
 SEQUENCES, EVERY, INTERVALS = 4, 3, 3
 LIMIT = Threshold(1e-3, 100, 0.0)
-OUTER, DECISION = bytes([1]) * 32, bytes([2]) * 32
+OUTER = bytes([1]) * 32
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def worked(
         log.stepped(who.steps, who.parameters)
         if len(log.ends) == len(states):
             states.append(state_now(who.steps, who.parameters))
-    return signed(TRAINER, log.statement(b"tiny", 1, OUTER, 0, bytes(32))), log, states
+    return signed(TRAINER, log.statement(b"tiny", 1, OUTER, 0, bytes(32), (bytes(32), bytes(32)))), log, states
 
 
 def audited(auditor: Prepared, share: Share, start: StepState, claimed: Values, interval: int) -> Finding:
@@ -131,13 +132,6 @@ def test_a_trainer_cannot_show_other_states_than_it_signed_for(trainer: Prepared
     assert is_signed(decode(encode(statement)))
 
 
-def test_the_decision_of_the_round_draws_the_interval(trainer: Prepared, initial: StepState) -> None:
-    statement, _, _ = worked(trainer, initial, share_for(trainer.data.order, PEERS[0]))
-    drawn = [drawn_interval(statement, bytes([n]) * 32) for n in range(200)]
-    assert {drawn.count(interval) > 40 for interval in range(INTERVALS)} == {True}
-    assert drawn_interval(statement, DECISION) == drawn_interval(decode(encode(statement)), DECISION)
-
-
 class Round:
     """Four peers' updates of one round, and what held-out text says of them."""
 
@@ -167,7 +161,8 @@ def test_honest_updates_are_worth_something_and_flipped_ones_less_than_nothing(o
     flipped = [-one_round.updates[0], *one_round.updates[1:]]
     values = first_order(one_round.gradient, flipped, [1.0] * 4)
     assert values[0] == pytest.approx(-honest[0])
-    assert quality_units(values[0]) < 0 < quality_units(values[1])
+    mean = sum(values)  # each is weighted by a quarter
+    assert [quality_percent(4 * value, mean) for value in values] == [0, 100, 100, 100]
 
 
 def test_the_first_order_of_a_small_step_is_the_fall_of_the_loss(one_round: Round) -> None:
@@ -196,7 +191,7 @@ def test_an_update_that_is_no_number_is_worth_nothing(one_round: Round) -> None:
     values = first_order(one_round.gradient, [broken, one_round.updates[1], broken[:-1]], [1.0] * 3)
     assert np.isnan(values[0])
     assert np.isnan(values[2])
-    assert quality_units(values[0]) == 0
+    assert quality_percent(values[0], 1.0) == 0
 
 
 def test_weighing_held_out_text_leaves_the_trainer_as_it_was(trainer: Prepared, one_round: Round) -> None:

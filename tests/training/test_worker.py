@@ -48,6 +48,9 @@ class Remembered:
     def applied(self, worker: Worker, applied: Applied) -> None:
         self.rounds.append(applied)
 
+    def lost(self, round_: int) -> None:
+        return
+
     def evaluated(self, worker: Worker, round_: int, found: HeldOut) -> None:
         self.found.append((round_, found.loss))
 

@@ -15,7 +15,6 @@ from shoal.node.training.worker_data import check_files
 from shoal.node.training.worker_member import Preparation, Report, Trainer, TrainingOptions, other_nodes
 from shoal.swarm.errors import UsageError
 from shoal.swarm.rounds.events import RoundOptions
-from shoal.swarm.rounds.exchange import Exchange
 from shoal.swarm.rounds.meeting import Attendee
 from shoal.swarm.rounds.run_identity import run_key
 
@@ -24,6 +23,7 @@ from .stage_choice import StageChooser
 
 if TYPE_CHECKING:
     from shoal.node.training.worker import Worker, WorkerParts
+    from shoal.node.training.worker_exchange import AttentiveExchange
     from shoal.node.training.worker_keeper import RunKeeper
     from shoal.node.training.worker_parts import Prepared
     from shoal.swarm.pipeline.step_driver import Redone
@@ -86,7 +86,9 @@ class StageTrainer(Trainer):
         return True
 
     @asynccontextmanager
-    async def _working(self, parts: "WorkerParts", exchange: Exchange, keeper: "RunKeeper") -> AsyncIterator["Worker"]:
+    async def _working(
+        self, parts: "WorkerParts", exchange: "AttentiveExchange", keeper: "RunKeeper"
+    ) -> AsyncIterator["Worker"]:
         from shoal.swarm.pipeline.messages import Hop, protocol_of
         from shoal.swarm.pipeline.roll_call import RollCall
         from shoal.swarm.pipeline.stage_server import MAX_TENSOR_BYTES, StageServer

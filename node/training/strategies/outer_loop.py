@@ -143,7 +143,7 @@ class OuterLoop:
             self._report_applied(pending.offer, outcome, 0.0)
         if not in_step or strategy.round != round_:
             strategy.rejoin(round_)
-            self.parameters.write(0, strategy.outer.values)
+            self.parameters.write(0, strategy.beginning())
 
     async def _offer(self) -> None:
         start, stop = self.strategy.outer.bounds[self.strategy.fragment]

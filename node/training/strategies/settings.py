@@ -10,7 +10,7 @@ what is offered, how it is compressed, and which optimiser applies the outcome.
 | sparse | the same, the signs of its largest values | H steps | at once, by plain SGD |
 
 source: Wang et al., CocktailSGD, ICML 2023; Douillard et al., DiLoCo, arXiv:2311.08105, and Streaming DiLoCo,
-arXiv:2501.18512; Sarfi et al., SparseLoCo, arXiv:2508.15706
+arXiv:2501.18512; Sarfi et al., SparseLoCo, arXiv:2508.15706; Xu et al., Step-Ahead Error Feedback, arXiv:2008.05823
 """
 
 from typing import Any, Literal
@@ -27,6 +27,7 @@ class StrategySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delay: tau, inner steps between offering a fragment and applying the outcome; the exchange runs meanwhile
     merge: alpha, share of the local parameters that is kept when the outcome is applied
     feedback: decay of the sender's error feedback, 0 for none; reducer_decay: of the reducers'
+    ahead: share of what the encoder left out by which the local parameters go on ahead of the outer ones
     """
 
     name: str
@@ -37,6 +38,7 @@ class StrategySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     merge: float = 0.0
     preset: str = "none"
     feedback: float = 0.0
+    ahead: float = 0.0
     reducer_decay: float = 1.0
     outer: OuterSettings = OuterSettings()
 
@@ -51,11 +53,13 @@ class StrategySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"delay is {self.delay}; at most {self.interval // self.fragments} steps, as one exchange must be "
                 "applied before the next is offered"
             )
-        for name in ("merge", "feedback", "reducer_decay"):
+        for name in ("merge", "feedback", "ahead", "reducer_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, not between 0 and 1")
         if self.update == "gradient" and (self.fragments, self.interval, self.merge) != (1, 1, 0):
             raise ValueError("gradients are exchanged whole and each step: interval 1, fragments 1, merge 0")
+        if self.ahead and (self.update == "gradient" or self.delay or self.merge):
+            raise ValueError("ahead is for pseudo-gradients whose outcome is applied at once: delay 0, merge 0")
         preset(self.preset)
         self.outer.check()
 
@@ -94,7 +98,8 @@ STRATEGIES: dict[str, StrategySettings] = {
             "sparse",
             "pseudo-gradient",
             preset="sparse",
-            feedback=0.95,
+            feedback=1.0,
+            ahead=1.0,
             outer=OuterSettings("sgd", learning_rate=1.0),
         ),
     )

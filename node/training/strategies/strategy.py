@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shoal.compression.error_feedback import ErrorFeedback, send
 from shoal.compression.update_codec import Values
 from shoal.node.training.optimizers.outer import State
-from shoal.swarm.rounds.exchange import Offer, Outcome, RunSpec, seed_of
+from shoal.swarm.rounds.exchange import Offer, Outcome, RunSpec
 
+from .encoding import encoded
 from .outer_parameters import OuterParameters, part_of
 from .pending_round import PendingRound
 from .settings import StrategySettings
@@ -74,6 +74,10 @@ class Strategy:
     def must_offer(self) -> bool:
         return self.pending is None and self.step >= self._next_offer
 
+    def residual(self, fragment: int) -> Values | None:
+        """What the encoder has left out so far, (F,); None when nothing was."""
+        return self._residuals.get(fragment)
+
     @property
     def fragment(self) -> int:
         """Whose turn it is in the next round."""
@@ -90,7 +94,7 @@ class Strategy:
         outer = self.outer.fragment(fragment)
         if work.shape != outer.shape or work.dtype != np.float32:
             raise ValueError(f"{work.dtype} {work.shape} for a fragment of {outer.shape}")
-        update = self._with_unsent(work, tokens) if self.gradients else outer - work
+        update = self._with_unsent(work, tokens) if self.gradients else self._begun(fragment) - work
         payloads, residual = self._encoded(fragment, update)
         if self.gradients:
             self._unsent = update, tokens  # until it has arrived
@@ -122,11 +126,15 @@ class Strategy:
         self._tokens[fragment] -= min(pending.offer.tokens, self._tokens[fragment])
         if pending.residual is not None:
             self._residuals[fragment] = pending.residual
-        outer = self.outer.fragment(fragment)
+        outer = self._begun(fragment)
         if self.settings.merge == 0:
-            return outer.copy()
+            return outer
         merge = np.float32(self.settings.merge)
         return (np.float32(1) - merge) * outer + merge * local
+
+    def beginning(self) -> Values:
+        """(N,) what the local parameters are set to by whoever has no work of its own: after `rejoin` or `restore`."""
+        return np.concatenate([self._begun(fragment) for fragment in range(self.settings.fragments)])
 
     def skip(self) -> None:
         """The pending round was lost: nothing is applied, all work goes into the next one."""
@@ -156,7 +164,7 @@ class Strategy:
         self.rejoin(max(self.round, outcome.round + 1))
 
     def rejoin(self, round_: int) -> None:
-        """Go on with this round, from the outer parameters: the caller sets the local ones to them.
+        """Go on with this round, from the outer parameters: the caller sets the local ones to `beginning`.
 
         What was learned and not yet sent is lost ("at most the own current round"); the error feedback is kept. The
         count of inner steps is moved to where the group stands when this peer is behind.
@@ -210,6 +218,13 @@ class Strategy:
             raise LookupError("no round is under way")
         return self.pending
 
+    def _begun(self, fragment: int) -> Values:
+        """(F,) a copy of the outer parameters, ahead of them by a part of what this peer has not sent yet."""
+        outer, residual = self.outer.fragment(fragment), self._residuals.get(fragment)
+        if residual is None or not self.settings.ahead:
+            return outer.copy()
+        return outer - np.float32(self.settings.ahead) * residual
+
     def _with_unsent(self, gradient: Values, tokens: int) -> Values:
         """The mean of this gradient and those of skipped rounds, by tokens."""
         if self._unsent is None:
@@ -221,20 +236,4 @@ class Strategy:
         return share * unsent + (np.float32(1) - share) * gradient
 
     def _encoded(self, fragment: int, update: Values) -> tuple[tuple[bytes, ...], Values | None]:
-        """The payloads, shard by shard, and what they leave out. raises: ValueError for values that are not finite"""
-        codec, payloads = self.spec.codec(), []
-        residual = np.zeros_like(update) if self.settings.feedback else None
-        before = self._residuals.get(fragment)
-        for shard, (start, stop) in enumerate(self.spec.sharding(fragment).bounds()):
-            seed = seed_of(self.round, fragment, shard)
-            part = np.ascontiguousarray(update[start:stop])
-            if residual is None:
-                payloads.append(codec.encode(part, seed))
-                continue
-            decay = self.settings.feedback
-            empty = ErrorFeedback.empty(stop - start, decay)
-            feedback = empty if before is None else ErrorFeedback(before[start:stop], decay)
-            sent = send(codec, feedback, part, seed)
-            payloads.append(sent.payload)
-            residual[start:stop] = sent.feedback.residual
-        return tuple(payloads), residual
+        return encoded(self.spec, self.settings.feedback, self.round, fragment, update, self._residuals.get(fragment))

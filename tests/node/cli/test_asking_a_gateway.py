@@ -46,6 +46,7 @@ class ScriptedNode:
         self.owner = owner
         self.asked: list[tuple[str, Any]] = []
         self.tokens = 0
+        self.leaving: dict[str, Any] | None = None
 
     async def status(self) -> dict[str, Any]:
         self.tokens += 50
@@ -73,6 +74,7 @@ class ScriptedNode:
                 }
             ],
             "sessions": [],
+            "leaving": self.leaving,
             "peers": await self.peers(),
         }
 
@@ -97,7 +99,7 @@ class ScriptedNode:
         return peer == BEN
 
     async def shutdown(self, drain_s: float | None) -> None:
-        self.asked.append(("shutdown", None))
+        self.asked.append(("shutdown", drain_s))
 
 
 @contextmanager
@@ -291,6 +293,17 @@ def test_down_gives_up_after_its_time_and_says_what_to_do(shoal: Here) -> None:
     assert node.asked == [("shutdown", None)]
     assert ran.code == 1
     assert f"kill -9 {os.getpid()}" in ran.complaint
+
+
+def test_down_with_drain_says_how_far_the_node_is(shoal: Here) -> None:
+    node = ScriptedNode()
+    node.leaving = {"sessions": 3, "moved": 1, "ended": 1, "waiting": 1, "stranded": "no peer holds layers 4:8"}
+    with node_of(shoal.home, scripted_novels(), node):
+        ran = shoal("down", "--drain", "--drain-limit", "0.2", "--timeout", "0.3")
+    assert node.asked[0] == ("shutdown", 0.2)
+    assert "1 of 3 sessions moved, 1 ended, 1 still here (no successor: no peer holds layers 4:8)" in ran.err
+    assert "the time is up; 1 sessions were still here" in ran.err
+    assert ran.code == 1
 
 
 @pytest.mark.network

@@ -5,13 +5,17 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from incentives import case_samples
 from node.cli.shoal_process import Here
 
+from shoal.incentives import audit_case
 from shoal.incentives import entry as entries
-from shoal.incentives.bodies import Ack, Close, Open
+from shoal.incentives.bodies import Ack, Close, Open, Verdict
 from shoal.incentives.entry import NO_HASH
+from shoal.incentives.explanation import short
 from shoal.incentives.payword import PayWords
 from shoal.incentives.store import Store
+from shoal.node.audit_memory import AuditMemory
 from shoal.swarm.home import Home
 from shoal.swarm.identity import Identity
 
@@ -90,7 +94,8 @@ def test_the_explanation_needs_no_glossary(shoal: Here, node: Identity) -> None:
 def test_a_sound_ledger_verifies_and_a_tampered_one_does_not(shoal: Here, node: Identity, home: Path) -> None:
     ran = shoal("ledger", "verify", "--json")
     assert ran.code == 0
-    assert ran.events == [{"schema": 1, "event": "verified", "entries": 4, "peers": 2, "sound": True}]
+    counts = {"entries": 4, "peers": 2, "verdicts": 0, "with_evidence": 0}
+    assert ran.events == [{"schema": 1, "event": "verified", **counts, "sound": True}]
     with sqlite3.connect(home / "ledger.sqlite") as database:
         ((number, data),) = database.execute("SELECT id, data FROM entries ORDER BY id DESC LIMIT 1").fetchall()
         database.execute("UPDATE entries SET data = ? WHERE id = ?", (data[:-1] + bytes([data[-1] ^ 1]), number))
@@ -99,6 +104,35 @@ def test_a_sound_ledger_verifies_and_a_tampered_one_does_not(shoal: Here, node: 
     assert ran.code == 1
     assert f"entry 2 of {node.peer_id}: refused: unsigned" in ran.out
     assert "4 entries of 2 peers, 1 wrong" in ran.out
+
+
+def test_verdicts_are_told_in_words_and_their_evidence_is_looked_at(shoal: Here, node: Identity, home: Path) -> None:
+    """One that the node wrote itself, and one about it by somebody whose evidence is not here."""
+    case = case_samples.against(0, 1)
+    assert case is not None
+    own, data = audit_case.verdict_of(case, audit_case.FALSE), audit_case.encode(case)
+    memory, store = AuditMemory(Home(home).audits), Store(Home(home).ledger)
+    memory.keep_case(own.evidence, data)
+    store.append_own(node, [own], NOW + 60)
+    other = Identity(bytes([9]) * 32)
+    store.receive(entries.write(other, 0, NO_HASH, NOW, Verdict(node.public_key, 0, bytes(32), 0, bytes(32))), NOW)
+    told = shoal("ledger", "explain").out
+    assert (
+        f"had work of a session by peer {short(case_samples.SERVER.public_key)} computed again and found it false"
+        in told
+    )
+    assert (
+        f"Peer {short(other.public_key)} had work of a session by this node computed again and found it sound" in told
+    )
+    checked = shoal("ledger", "verify")
+    assert checked.code == 0
+    assert "2 verdicts on work in sessions; the evidence of 1 is kept here" in checked.out
+    memory.keep_case(own.evidence, data[:-1] + bytes([data[-1] ^ 1]))
+    spoilt = shoal("ledger", "verify")
+    assert spoilt.code == 1
+    assert "does not bear it out" in spoilt.out
+    memory.close()
+    store.close()
 
 
 def test_the_export_holds_every_byte(shoal: Here, node: Identity, tmp_path: Path) -> None:

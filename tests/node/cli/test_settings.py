@@ -38,7 +38,7 @@ def test_lists_are_written_in_each_place_own_way(file: Path, monkeypatch: pytest
 
 def test_other_variables_of_shoal_are_not_settings(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOAL_VENV", "/somewhere")
-    assert load_settings(Home(file.parent), {}).model == "novels-6m"
+    assert load_settings(Home(file.parent), {}).model == "auto"
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,17 @@ def test_a_run_that_cannot_be_is_refused_at_once(change: dict[str, object]) -> N
         checked_spec(run_spec(**change))
 
 
+@pytest.mark.parametrize("preset", ["none", "fp4", "sparse"])
+@pytest.mark.parametrize("values", [1, 8 << 20, 134_000_000, 7_000_000_000])
+def test_the_usual_shards_fit_into_frames_and_are_finer_for_large_models(preset: str, values: int) -> None:
+    from shoal.swarm.rounds.run_identity import checked_spec, usual_shards
+
+    shards = usual_shards((values,), preset)
+    checked_spec(run_spec(fragments=(values,), preset=preset, shards=shards))
+    assert shards >= 16
+    assert values < 100_000_000 or shards > 100
+
+
 async def test_streamed_fragments_have_residuals_of_their_own() -> None:
     spec = run_spec(fragments=(4096, 2 * 4096), shards=2)
     with anyio.fail_after(300):

@@ -1,0 +1,244 @@
+"""The session's machine where standbys and successors come in: what it asks for, and in which order it believes."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from shoal.swarm.compute import Choice
+from shoal.swarm.generation import Exactness
+from shoal.swarm.identifiers import PeerId
+from shoal.swarm.session import Session
+from shoal.swarm.session_events import (
+    AdoptUpstream,
+    CacheCame,
+    CacheFailed,
+    CloseHop,
+    Event,
+    HandOver,
+    HopHanded,
+    HopLeaves,
+    HopLost,
+    HopOpened,
+    KeepOn,
+    OpenHold,
+    OpenHop,
+    PeerSought,
+    Plan,
+    Planned,
+    ProgressCame,
+    Repaired,
+    Restore,
+    RewireHop,
+    SeekPeer,
+    SendSnapshots,
+    TellStranded,
+    Ticked,
+    TokenCame,
+)
+from shoal.swarm.session_hop import Patience
+from shoal.swarm.units import Span
+
+A, B, C, S, T = (PeerId(name) for name in "ABCST")
+SPANS = (Span(0, 3), Span(3, 5), Span(5, 8))
+PROMPT = tuple(range(200))
+
+
+class Running:
+    """A session over A, B and C with its first token. `now` goes on by a millisecond with each event."""
+
+    def __init__(self, exactness: Exactness = "exact") -> None:
+        self.session = Session(
+            PROMPT, Span(0, 8), 100, frozenset(), frozenset(), Patience(), max_hops=8, exactness=exactness
+        )
+        self.now = 0.0
+        list(self.session.start())
+        self.say(Planned(1, tuple(zip((A, B, C), SPANS, strict=True))))
+        for key in (1, 2, 3):
+            self.say(HopOpened(key))
+
+    def say(self, event: Event) -> list[Any]:
+        self.now += 0.001
+        return list(self.session.handle(event, self.now))
+
+    def token(self) -> list[Any]:
+        return self.say(TokenCame(len(self.session.ids), Choice(7, 0.0)))
+
+    def with_standby_of_b(self) -> int:
+        """returns: the key of the hold"""
+        self.token()
+        (hold,) = of(self.say(PeerSought(2, S)), OpenHold)
+        assert (hold.peer, hold.sender) == (S, 2)
+        assert of(self.say(HopOpened(hold.hold)), SendSnapshots) == [SendSnapshots(2, hold.hold)]
+        return int(hold.hold)
+
+
+def of(effects: Iterable[Any], kind: type) -> list[Any]:
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def test_standbys_are_sought_after_the_first_token_and_never_among_the_chain() -> None:
+    running = Running()
+    seeks = of(running.token(), SeekPeer)
+    assert [seek.hop for seek in seeks] == [1, 2, 3]
+    assert all({A, B, C} <= seek.exclude for seek in seeks)
+    assert [(seek.before, seek.after) for seek in seeks] == [(None, B), (A, C), (B, None)]
+    assert not of(running.token(), SeekPeer), "once is enough while an answer is out"
+
+
+def test_a_session_that_wants_to_replay_seeks_none() -> None:
+    assert not of(Running("replay").token(), SeekPeer)
+
+
+def test_a_standby_begins_with_what_the_next_hop_has_and_is_fed_the_rest() -> None:
+    running = Running()
+    hold = running.with_standby_of_b()
+    effects = running.say(HopLost(2, "gone"))
+    (opened,) = of(effects, OpenHop)
+    assert not of(effects, Plan), "who stands ready need not be looked for"
+    assert opened.peer == S
+    assert opened.restore == Restore(S, hold, len(PROMPT))  # C has computed as far as the last token shows
+    assert not of(running.say(HopOpened(opened.hop)), RewireHop), "its cache is not in yet"
+    effects = running.say(CacheCame(opened.hop, 192))
+    assert of(effects, CloseHop) == [CloseHop(hold)]
+    assert of(effects, AdoptUpstream) == [AdoptUpstream(3, S)]
+    assert of(effects, RewireHop) == [RewireHop(1, opened.hop, 192)]
+    (repaired,) = of(running.token(), Repaired)
+    assert (repaired.loaded, repaired.planned) == (192, False)
+
+
+def test_the_last_position_is_always_computed_again_and_none_that_the_next_hop_lacks_is_skipped() -> None:
+    running = Running()
+    running.say(ProgressCame(3, 90))
+    running.session._gap = 1  # noqa: SLF001
+    running.session.hops.pop(1)
+    assert running.session._loadable() == 90  # noqa: SLF001
+    running.session.hops.pop(1)
+    assert running.session._loadable() == len(PROMPT) - 1  # noqa: SLF001
+
+
+def test_a_standby_that_dies_while_it_loads_leaves_the_second_rung() -> None:
+    running = Running()
+    hold = running.with_standby_of_b()
+    (opened,) = of(running.say(HopLost(2, "gone")), OpenHop)
+    effects = running.say(HopLost(opened.hop, "gone too"))
+    assert CloseHop(hold) in effects
+    (plan,) = of(effects, Plan)
+    assert plan.span == SPANS[1], "the chain is kept"
+    assert {B, S} <= plan.exclude
+    (opened,) = of(running.say(Planned(plan.number, ((T, SPANS[1]),))), OpenHop)
+    assert opened.restore is None
+    assert of(running.say(HopOpened(opened.hop)), RewireHop) == [RewireHop(1, opened.hop, 0)]
+
+
+def test_a_lost_standby_is_replaced_a_while_later_and_the_chain_does_not_notice() -> None:
+    running = Running()
+    hold = running.with_standby_of_b()
+    assert of(running.say(HopLost(hold, "gone")), CloseHop) == [CloseHop(hold)]
+    assert running.session.phase == "running"
+    assert not running.session.exclude
+    running.now += Patience().standby_retry_s
+    (seek,) = [seek for seek in of(running.token(), SeekPeer) if seek.hop == 2]
+    assert S in seek.exclude
+
+
+def moving(running: Running) -> int:
+    """B leaves, S is to take its place. returns: the key of the successor"""
+    running.token()
+    (seek,) = of(running.say(HopLeaves(2, 60.0)), SeekPeer)
+    assert {A, B, C} <= seek.exclude
+    (opened,) = of(running.say(PeerSought(2, S)), OpenHop)
+    assert opened.restore == Restore(B)
+    assert (opened.upstream, opened.downstream) == (A, 3)
+    assert of(running.say(HopOpened(opened.hop)), HandOver) == [HandOver(2, opened.hop)]
+    return int(opened.hop)
+
+
+@pytest.mark.parametrize("handed_first", [True, False])
+def test_the_chain_is_rewired_when_both_sides_have_said_that_all_is_over(handed_first: bool) -> None:
+    running = Running("replay")
+    successor = moving(running)
+    running.token()  # the leaving hop works on
+    events: list[Event] = [HopHanded(2, 202), CacheCame(successor, 202)]
+    first, second = events if handed_first else reversed(events)
+    assert not of(running.say(first), RewireHop)
+    effects = running.say(second)
+    assert of(effects, AdoptUpstream) == [AdoptUpstream(3, S)]
+    assert of(effects, RewireHop) == [RewireHop(1, successor, 202)]
+    assert CloseHop(2) in effects
+    assert [hop.peer for hop in running.session.hops] == [A, S, C]
+    (moved,) = of(running.token(), Repaired)
+    assert moved.planned
+    assert moved.loaded == 202
+    assert not running.session.exclude
+
+
+def test_a_successor_that_fails_sends_the_leaver_back_to_work_and_another_is_sought() -> None:
+    running = Running("replay")
+    successor = moving(running)
+    running.say(HopHanded(2, 201))
+    effects = running.say(HopLost(successor, "gone"))
+    assert KeepOn(2) in effects
+    (seek,) = of(effects, SeekPeer)
+    assert S in seek.exclude
+    assert running.session.phase == "running"
+    assert [hop.peer for hop in running.session.hops] == [A, B, C]
+    assert not of(running.say(CacheCame(successor, 201)), RewireHop), "too late"
+
+
+def test_a_move_ends_when_a_neighbour_is_lost_and_begins_anew_when_that_is_repaired() -> None:
+    running = Running("replay")
+    successor = moving(running)
+    effects = running.say(HopLost(1, "gone"))
+    assert KeepOn(2) in effects
+    assert CloseHop(successor) in effects
+    (plan,) = of(effects, Plan)
+    (opened,) = of(running.say(Planned(plan.number, ((T, SPANS[0]),))), OpenHop)
+    running.say(HopOpened(opened.hop))
+    assert [seek.hop for seek in of(running.token(), SeekPeer)] == [2]
+
+
+def test_a_move_that_takes_too_long_is_given_up() -> None:
+    running = Running("replay")
+    successor = moving(running)
+    running.token()
+    running.now += Patience().prefill_s
+    running.session._waiting_since_s = running.now  # noqa: SLF001  tokens have come all the while
+    running.session._deadline_s = running.now + 30.0  # noqa: SLF001
+    running.session._wake_s = running.now + 0.001  # noqa: SLF001
+    effects = running.say(Ticked())
+    assert CloseHop(successor) in effects
+    assert KeepOn(2) in effects
+
+
+def test_a_cache_that_cannot_be_moved_is_computed_again_by_another() -> None:
+    running = Running("replay")
+    successor = moving(running)
+    effects = running.say(CacheFailed(2, successor, "no memory"))
+    assert {CloseHop(2), CloseHop(successor)} <= set(of(effects, CloseHop))
+    assert of(effects, Plan)
+
+
+def test_who_finds_no_successor_is_told_and_the_search_ends_after_a_few_tries_or_at_once_for_the_hurried() -> None:
+    running = Running("replay")
+    running.token()
+    effects = running.say(HopLeaves(2, 60.0))
+    tries = 0
+    while of(effects, SeekPeer):
+        tries += 1
+        effects = running.say(PeerSought(2, None, "nobody"))
+        assert of(effects, TellStranded) == [TellStranded(2, "nobody")]
+    assert tries == Patience().successor_tries
+    assert not of(running.token(), SeekPeer)
+    running.say(HopLeaves(3, 5.0))
+    assert of(running.say(PeerSought(3, None, "nobody")), TellStranded) == [TellStranded(3, "nobody")]
+
+
+def test_all_is_closed_at_the_end() -> None:
+    running = Running()
+    hold = running.with_standby_of_b()
+    effects = running.say(HopLeaves(3, 60.0))
+    (opened,) = of(running.say(PeerSought(3, T)), OpenHop)
+    running.session.max_new = len(running.session.ids) - len(PROMPT) + 1
+    effects = running.token()
+    assert {1, 2, 3, hold, opened.hop} <= {closed.hop for closed in of(effects, CloseHop)}
