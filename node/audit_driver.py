@@ -18,6 +18,7 @@ from enum import Enum, auto
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from shoal.incentives import audit_case, audit_draw, audit_evidence, audit_report, work_links, work_statement
 from shoal.incentives.audit_case import AuditCase, CaseChunk
@@ -35,6 +36,7 @@ from shoal.swarm.transport import Transport
 from .audit_calls import AskEvidence, AskLink, AskReplay, AskStatement, ask
 from .audit_memory import AuditMemory
 
+log = structlog.get_logger(__name__)
 ANSWER_S = 30.0  # for a server to show its work
 REPLAY_S = 180.0  # for an auditor: it may have to find the limits of the class first
 ENDING_S = 10.0  # until a hop has heard that the session is over
@@ -170,12 +172,12 @@ class AuditDriver:
         if answer is Answer.SHOWN:
             try:
                 statement = _checked(work_statement.decode(data), session, secret)
-            except RemoteFault:
-                answer = Answer.FALSE
+            except RemoteFault as error:
+                answer, reason = Answer.FALSE, str(error)
             else:
                 self.known.answered(session.key, refused=False)
                 return statement
-        self._missed(session, answer)
+        self._missed(session, answer, reason)
         return None
 
     async def _asked(self, peer: PeerId, question: AskStatement | AskEvidence | AskLink) -> tuple[Answer, bytes, str]:
@@ -187,7 +189,8 @@ class AuditDriver:
         except (Refused, Unavailable) as error:
             return Answer.EXCUSED, b"", str(error)
 
-    def _missed(self, session: ServedSession, answer: Answer) -> None:
+    def _missed(self, session: ServedSession, answer: Answer, reason: str) -> None:
+        log.info("work_not_shown", peer=session.peer, false=answer is Answer.FALSE, reason=reason)
         if answer is Answer.FALSE:
             self.known.found(session.key, Finding.FAR)
         else:
@@ -204,16 +207,16 @@ class AuditDriver:
     async def _one(
         self, session: ServedSession, statement: WorkStatement, secret: bytes, index: int
     ) -> tuple[Finding, CaseChunk] | None:
-        answer, data, _ = await self._asked(session.peer, AskEvidence(session.session, index))
+        answer, data, reason = await self._asked(session.peer, AskEvidence(session.session, index))
         evidence: ChunkEvidence | None = None
         if answer is Answer.SHOWN:
             try:
                 evidence = await anyio.to_thread.run_sync(_read, data, statement, index)
                 _check_ends(evidence, session)
-            except RemoteFault:
-                answer, evidence = Answer.FALSE, None
+            except RemoteFault as error:
+                answer, evidence, reason = Answer.FALSE, None, str(error)
         if evidence is None:
-            self._missed(session, answer)
+            self._missed(session, answer, reason)
             return None
         await self._compare(session, statement, evidence)
         reports = await self.reports(session.served, statement, index, data, secret, {session.peer})

@@ -13,7 +13,6 @@ from functools import partial
 
 import anyio
 import anyio.to_thread
-import msgspec
 import structlog
 from anyio.abc import TaskStatus
 
@@ -32,6 +31,7 @@ from shoal.swarm.errors import ShoalError
 from shoal.swarm.handshake import Gate
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.records import NodeRecord
+from shoal.swarm.sampling import encoded
 from shoal.swarm.transport import Transport
 from shoal.swarm.units import has_embed, has_head
 from shoal.swarm.work_records import UsedHop, UsedSession
@@ -189,7 +189,7 @@ class SessionAuditor:
             most_chunks=most_audited(session.manifest.hidden, session.dtype),
             ids=session.ids if head or has_embed(hop.span) else (),
             answers_from=(hop.since + 1 if hop.since else len(request.ids) - 1) if head else None,
-            sampling=msgspec.msgpack.encode(request.sampling) if head else None,
+            sampling=encoded(request.sampling) if head else None,
             next=self._neighbour(session, hop, after) if after is not None and hop.stayed else None,
         )
 
