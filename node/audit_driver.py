@@ -28,7 +28,7 @@ from shoal.incentives.audit_report import SECOND_LOOK, AuditReport, Judgement, i
 from shoal.incentives.audit_threshold import Finding
 from shoal.incentives.work_chunks import CHUNK_POSITIONS
 from shoal.incentives.work_statement import Served, WorkStatement
-from shoal.swarm.errors import MalformedMessage, Refused, RemoteFault, ShoalError, Unavailable
+from shoal.swarm.errors import MalformedMessage, NotSpoken, Refused, RemoteFault, ShoalError, Unavailable
 from shoal.swarm.handshake import Gate
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.transport import Transport
@@ -114,6 +114,7 @@ class Answer(Enum):
 
     SHOWN = auto()
     EXCUSED = auto()  # it may have been started again, or is gone
+    WITHOUT = auto()  # it speaks of no audits, as a node without a ledger
     FALSE = auto()  # what no honest server says
 
 
@@ -128,6 +129,8 @@ class AuditDriver:
 
     hears: called with each outcome; here: computes evidence again in this process, for a node that holds the class
     addresses: of a peer, where they are known
+    keeps_ledger: whether a server has ever signed an entry; who has not earns nothing, and is not blamed for having
+    no work to show
     """
 
     transport: Transport
@@ -137,6 +140,7 @@ class AuditDriver:
     known: AuditMemory
     here: Here | None = None
     addresses: Callable[[PeerId], Sequence[str]] = lambda _: ()
+    keeps_ledger: Callable[[bytes], bool] = lambda _: True
     secret: Callable[[], bytes] = lambda: secrets.token_bytes(32)
 
     async def audit(self, session: ServedSession, secret: bytes | None = None) -> SessionAudit:
@@ -186,6 +190,8 @@ class AuditDriver:
             return Answer.SHOWN, await ask(self.transport, self.gate, peer, question, ANSWER_S, addresses), ""
         except RemoteFault as error:
             return Answer.FALSE, b"", str(error)
+        except NotSpoken as error:
+            return Answer.WITHOUT, b"", str(error)
         except (Refused, Unavailable) as error:
             return Answer.EXCUSED, b"", str(error)
 
@@ -193,7 +199,7 @@ class AuditDriver:
         log.info("work_not_shown", peer=session.peer, false=answer is Answer.FALSE, reason=reason)
         if answer is Answer.FALSE:
             self.known.found(session.key, Finding.FAR)
-        else:
+        elif answer is not Answer.WITHOUT or self.keeps_ledger(session.key):
             self.known.answered(session.key, refused=True)
 
     def _next(self, session: ServedSession, statement: WorkStatement, secret: bytes, done: set[int]) -> int | None:

@@ -87,7 +87,9 @@ class SessionAuditor:
         self.dropped_sessions = 0
         self._transport, self._gate, self._ledger = transport, gate, ledger
         self._nodes, self._holds, self._clock = nodes, holds, clock
-        self._driver = AuditDriver(transport, gate, self._holders, hears, known, here, self._addresses)
+        self._driver = AuditDriver(
+            transport, gate, self._holders, hears, known, here, self._addresses, self._keeps_ledger
+        )
         self._give, self._take = anyio.create_memory_object_stream[UsedSession | _Heard](MOST_WAITING)
         self._praised: dict[bytes, float] = {}
         self._kinds: dict[bytes, str] = {}  # of device, by server
@@ -219,6 +221,9 @@ class SessionAuditor:
 
     def _addresses(self, peer: PeerId) -> Sequence[str]:
         return next((record.addresses for record in self._nodes() if record.peer == peer), ())
+
+    def _keeps_ledger(self, key: bytes) -> bool:
+        return key in self._ledger.store.chains
 
     # What others found
 
