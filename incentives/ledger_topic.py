@@ -250,7 +250,7 @@ class LedgerTopic:
         try:
             effects = await self._use(lambda: self.gossip.handle(event, self._parts.clock()))
         except ShoalError as error:  # a full disk does not stop the node; what was missed is found by comparing
-            self._parts.ledger.failure = error
+            self._parts.ledger.failed(error)
             return
         for effect in effects:
             match effect:
@@ -304,7 +304,7 @@ class LedgerTopic:
         try:
             asks = await self._use(lambda: list(step()))
         except ShoalError as error:
-            self._parts.ledger.failure = error
+            self._parts.ledger.failed(error)
             return
         for ask in asks:
             self._start(self._fetch_own, ask)
