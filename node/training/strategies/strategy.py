@@ -220,10 +220,7 @@ class Strategy:
 
     def _begun(self, fragment: int) -> Values:
         """(F,) a copy of the outer parameters, ahead of them by a part of what this peer has not sent yet."""
-        outer, residual = self.outer.fragment(fragment), self._residuals.get(fragment)
-        if residual is None or not self.settings.ahead:
-            return outer.copy()
-        return outer - np.float32(self.settings.ahead) * residual
+        return begun(self.outer.fragment(fragment), self._residuals.get(fragment), self.settings.ahead)
 
     def _with_unsent(self, gradient: Values, tokens: int) -> Values:
         """The mean of this gradient and those of skipped rounds, by tokens."""
@@ -237,3 +234,8 @@ class Strategy:
 
     def _encoded(self, fragment: int, update: Values) -> tuple[tuple[bytes, ...], Values | None]:
         return encoded(self.spec, self.settings.feedback, self.round, fragment, update, self._residuals.get(fragment))
+
+
+def begun(outer: Values, residual: Values | None, ahead: float) -> Values:
+    """(F,) where the local parameters begin a round. residual: what the encoder has left out so far"""
+    return outer.copy() if residual is None or not ahead else outer - np.float32(ahead) * residual
