@@ -61,6 +61,12 @@ class SessionWork:
                 last, self.broken = None, str(error)
             self._take([last] if last and not self.broken else [])
 
+    def gave_up(self) -> None:
+        self.broken = "it began with a cache that was not computed in it"
+        self.chunks.clear()
+        self.held_bytes = 0
+        self.ended()
+
     def _take(self, chunks: Iterable[Chunk]) -> None:
         for chunk in chunks:
             self.leaves.add(chunk)

@@ -100,9 +100,9 @@ class ClassLimits:
         except (KeyError, ValueError):
             raise Refused(f"nothing is known of how far honest {served.dtype} computations lie apart") from None
         layers = hosted.manifest.layers
-        body = Span(served.span.start, min(served.span.stop, layers + 1))
-        if served.span.start > layers or body == Span(0, 1):
+        if served.span.start > layers or served.span == Span(0, 1):
             return Threshold(floor, FEWEST, 0.0)  # the head passes its input on, the embedding is a table
+        body = Span(served.span.start, min(served.span.stop, layers + 1))
         if hosted.engine.free_tokens - SEQUENCES * LENGTH < hosted.engine.kv_tokens // 4:
             raise Refused("the cache is needed for sessions now; ask somebody else")
         distances: list[float] = []

@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 LIST_METHOD = "/shoal/publications/2"
 WEIGHTS_METHOD = "/shoal/weights/1"
 MAX_GIVEN = 64
+MAX_READERS = 8  # receivers of weights that are served at once
 MAX_LISTED_BYTES = 64 << 10
 
 Source = Literal["published", "hosted", "kept"]
@@ -56,7 +57,9 @@ class WeightShelf:
 
     def __init__(self, rate_byte_s: float | None = DEFAULT_RATE_BYTE_S, thread: OnThread = on_thread) -> None:
         self._shelved: dict[tuple[ModelId, Source], _Shelved] = {}
-        self._donor = None if rate_byte_s is None else BlockDonor((self,), rate_byte_s, thread=thread)
+        self._donor = (
+            None if rate_byte_s is None else BlockDonor((self,), rate_byte_s, thread=thread, readers=MAX_READERS)
+        )
 
     @property
     def gives(self) -> bool:

@@ -22,7 +22,6 @@ from .identifiers import PeerId
 from .member_calls import MemberCalls
 
 DEFAULT_RATE_BYTE_S = 8 << 20
-MAX_READERS = 8  # receivers that are served at once
 READER_S = 3.0  # who has asked for nothing for so long is served no longer
 BURST_S = 0.25  # of the rate may be given at once
 Read = Callable[[Path, int, int], bytes]
@@ -114,10 +113,11 @@ class BlockDonor:
         rate_byte_s: float = DEFAULT_RATE_BYTE_S,
         clock: Callable[[], float] = anyio.current_time,
         thread: OnThread = on_thread,
-        readers: int = MAX_READERS,
+        readers: int | None = None,
     ) -> None:
+        """readers: how many receivers are served at once; None for any number. raises: ValueError, for no rate"""
         self._shelves = list(shelves)
-        self._readers = Readers(readers)
+        self._readers = None if readers is None else Readers(readers)
         self._limit = RateLimit(rate_byte_s)
         self._clock = clock
         self._thread = thread
@@ -148,7 +148,8 @@ class BlockDonor:
         if part is not None and not bundle.has(request.file, request.offset, request.offset + length):
             raise Refused("this part of the file is not here")
         now = self._clock()
-        wait_s = self._readers.admit(peer, now) or self._limit.take(length, now)
+        busy_s = 0.0 if self._readers is None else self._readers.admit(peer, now)
+        wait_s = busy_s or self._limit.take(length, now)
         if wait_s > 0:
             return ANSWERS.encode(BlockAnswer(total_bytes, b"", wait_s))
         if part is None:

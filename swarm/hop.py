@@ -289,7 +289,7 @@ class Hop:
             if self._meter is not None:
                 self._meter.computed(self.held - before)
             if self._record is not None:
-                self._record.ended()
+                self._record.gave_up()
                 self._record = None
         return self.held >= stop
 
@@ -399,7 +399,7 @@ class Hop:
         if self._meter is not None and held:
             self._meter.computed(held)  # the word that the driver gives covers them
         if self._record is not None and held:
-            self._record.ended()  # what was not computed here cannot be audited here
+            self._record.gave_up()
             self._record = None
         self._restored.set()
         await self._tell(Restored(held))

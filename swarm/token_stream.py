@@ -537,7 +537,9 @@ class DriverStream:
         that took a cache over has not computed all that an audit would have it show."""
         since, length = self._since[link.at.key], len(self._session.ids)
         came = length - (since or len(self._request.ids))
-        shown = length - 1 if came >= (2 if since else 1) and link.at.key not in self._took_over else 0
+        key = link.at.key
+        from_elsewhere = key in self._took_over or (self._prefix is not None and key in self._prefix.reused)
+        shown = length - 1 if came >= (2 if since else 1) and not from_elsewhere else 0
         self._used.append(UsedHop(link.at.peer, link.at.session, link.at.span, shown, since, stayed))
 
     def _note_hop(self, link: HopLink, *, stayed: bool) -> None:

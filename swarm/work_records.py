@@ -23,6 +23,9 @@ class WorkRecord(Protocol):
     def ended(self) -> None:
         """The session is over; no more positions come."""
 
+    def gave_up(self) -> None:
+        """Positions came from elsewhere: what was not computed here cannot be shown, nor what depends on it."""
+
 
 class WorkRecords(Protocol):
     def begin(self, request: Open, driver: PeerId) -> WorkRecord | None:

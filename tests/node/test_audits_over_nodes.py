@@ -113,7 +113,7 @@ async def test_a_liar_is_found_told_of_avoided_and_loses_what_it_earned(folder: 
     async with three(tmp_path, folder) as (owner, liar, honest):
         await give_income(owner, liar, 1000)
         (hosted,) = liar.hosted
-        hosted.engine.shard.layers[2] = Missing()  # type: ignore[assignment]
+        hosted.engine.shard.layers[2] = Missing()
         for session in range(3):
             await generate(owner, asking(owner, session, through=[liar]))
 

@@ -80,6 +80,8 @@ def test_limits_are_found_once_kept_and_never_below_what_was_measured(
         assert found(limits, span, dtype) is limit
         assert found(limits_of(model, engine, dtype, known), span, dtype) == limit, "from the home folder"
     assert engine.sessions == 0
+    for span in (Span(0, 1), Span(5, 6)):  # the embedding alone, the head alone: nothing to compute in another order
+        assert found(limits, span, dtype).limit >= MEASURED[dtype]
 
 
 def test_a_class_that_is_not_computed_here_or_of_which_nothing_is_known_is_refused(model: LocalModel) -> None:

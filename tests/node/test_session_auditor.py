@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import NoReturn
 
 import anyio
 import msgspec
@@ -232,6 +233,9 @@ class TwoFaced:
             def ended(self) -> None:
                 record.ended()
 
+            def gave_up(self) -> None:
+                record.gave_up()
+
         return Recording()
 
 
@@ -302,11 +306,11 @@ def test_a_server_killed_in_the_middle_of_its_audit_is_not_blamed_and_stops_noth
         async with swarm(model, None, 4) as (network, peers):
             user = client(5, network, peers)
 
-            def killed(*_: object) -> None:
+            def killed(*_: object) -> NoReturn:
                 network.kill(peers[0].peer)
                 raise Refused("gone")
 
-            peers[0].records.evidence = killed  # type: ignore[assignment]
+            peers[0].records.evidence = killed  # type: ignore[method-assign]
             async with user.running():
                 await user.use(Planner(model, [(peers[0], FRONT), (peers[1], BACK)]))
                 assert user.known.server(peers[0].key).most == 0

@@ -134,6 +134,8 @@ def test_canonical_settings_name_every_setting_and_differ_when_one_does(name: st
         ({"delay": 31}, "delay"),
         ({"merge": 1.5}, "merge"),
         ({"feedback": -0.1}, "feedback"),
+        ({"ahead": 2.0}, "ahead"),
+        ({"ahead": 1.0, "delay": 1}, "ahead"),
         ({"preset": "zip"}, "zip"),
         ({"colour": 1}, "colour"),
         ({"interval": "often"}, "interval"),

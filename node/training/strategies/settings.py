@@ -59,7 +59,9 @@ class StrategySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.update == "gradient" and (self.fragments, self.interval, self.merge) != (1, 1, 0):
             raise ValueError("gradients are exchanged whole and each step: interval 1, fragments 1, merge 0")
         if self.ahead and (self.update == "gradient" or self.delay or self.merge):
-            raise ValueError("ahead is for pseudo-gradients whose outcome is applied at once: delay 0, merge 0")
+            raise ValueError(
+                f"ahead is {self.ahead}; 0 unless pseudo-gradients are exchanged and applied at once (delay 0, merge 0)"
+            )
         preset(self.preset)
         self.outer.check()
 
