@@ -276,7 +276,9 @@ class Prefixes:
         coder = self.coder_of(chunk.label.model)
         if coder is None:
             return None
-        made = self._made[address, level] = await coder.recode_kv(chunk.payload, level)
+        made = await coder.recode_kv(chunk.payload, level)
+        self._made_bytes -= len(self._made.pop((address, level), b""))  # another may have asked for it meanwhile
+        self._made[address, level] = made
         self._made_bytes += len(made)
         while self._made_bytes > MADE_BYTES:
             self._made_bytes -= len(self._made.popitem(last=False)[1])
