@@ -12,6 +12,7 @@ from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm import chunk_wire
 from shoal.swarm.errors import UsageError
 from shoal.swarm.handshake import receive_greeting
+from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.kv_chunks import pack_chunk, parse_chunk
 from shoal.swarm.prefix_chain import LINK_BYTES, Address, chain
@@ -351,3 +352,30 @@ async def test_a_level_that_several_ask_for_at_once_is_made_room_for_once() -> N
             for _ in range(6):
                 tasks.start_soon(prefixes._given, next(iter(prefixes.store.labels())), "small")  # noqa: SLF001
         assert prefixes._made_bytes == sum(map(len, prefixes._made.values()))  # noqa: SLF001
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("session", ["my own name", ""])
+@pytest.mark.parametrize(("lost", "spare"), [("front", ("spare", "embed+0:3")), ("back", ("spare", "3:6+head"))])
+async def test_who_takes_a_lost_hops_place_hears_of_the_prefix_and_goes_on(
+    lost: str, spare: tuple[str, str], session: str
+) -> None:
+    """It was not told the links, so what the driver says of them is nothing to it."""
+    long = 2 * CHUNK_TOKENS
+    async with prefix_world(("front", "embed+0:3"), ("back", "3:6+head"), spare) as swarm:
+        swarm.volunteers[lost].compute.fail("break_down", after=20)
+        tokens, route = await swarm.ask(long, share=not session, session=session)
+        assert tokens == MODEL.expected_tokens(PROMPT, long)
+        assert len(route.failovers) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("session", ["my own name", ""])
+async def test_hops_that_keep_nothing_serve_requests_that_allow_it(session: str) -> None:
+    long = 2 * CHUNK_TOKENS
+    async with prefix_world(("front", "embed+0:3"), ("back", "3:6+head")) as swarm:
+        for volunteer in swarm.volunteers.values():
+            await HopServer(swarm.transports[volunteer.peer], OpenGate(), volunteer).start()
+        tokens, route = await swarm.ask(long, share=not session, session=session)
+        assert tokens == MODEL.expected_tokens(PROMPT, long)
+        assert not route.failovers
