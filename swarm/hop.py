@@ -493,7 +493,7 @@ class Hop:
                 await self._paying.wait()
 
     def _hear_of_prefix(self, said: Skippable | Keep) -> None:
-        """The driver tells all hops, also one that took another's place, or that keeps nothing. raises: MalformedMessage"""
+        """All hops are told, also one that took another's place, or keeps nothing. raises: MalformedMessage"""
         if self.prefix is None:
             return
         if isinstance(said, Skippable):

@@ -379,3 +379,18 @@ async def test_hops_that_keep_nothing_serve_requests_that_allow_it(session: str)
         tokens, route = await swarm.ask(long, share=not session, session=session)
         assert tokens == MODEL.expected_tokens(PROMPT, long)
         assert not route.failovers
+
+
+@pytest.mark.anyio
+async def test_what_waits_to_be_taken_in_has_a_bound_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk is decoded when it is its turn; until then a donor could send as much as a frame holds."""
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        size = swarm.prefixes["one"].store.memory.used_bytes // CHUNKS
+        monkeypatch.setattr("shoal.swarm.hop_prefix.STAGED_BYTES", 3 * size + size // 2)
+        tokens, route = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        assert 0 < route.hops[0].fetched <= 3 * CHUNK_TOKENS
+        assert swarm.prefixes["other"].staged_bytes == 0
+        assert not swarm.prefixes["other"].is_banned(PeerId("one"))
