@@ -95,10 +95,9 @@ class ChunkFetch:
         self._last_s = now
         return asked.level
 
-    def gone(self, number: int) -> None:
-        """The donor has not got it (any more)."""
-        self._asked.pop(number, None)
-        self._wanted.discard(number)
+    def gone(self, number: int) -> bool:
+        """The donor has not got it (any more). returns: whether it was asked for"""
+        return self._asked.pop(number, None) is not None
 
     def _level(self, now: float) -> KvLevel:
         """The best that meets the deadline; the smallest while nothing is known of the link."""

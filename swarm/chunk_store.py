@@ -52,6 +52,7 @@ class ChunkStore:
         self._files = ChunkFiles(folder) if folder is not None and disk_bytes > 0 else None
         self._warn = warn
         self._may_write = True
+        self._unwritten: dict[Address, Label] = {}
         self._writing = anyio.Lock()
 
     @property
@@ -92,6 +93,8 @@ class ChunkStore:
         if kept is None or self._files is None:
             return None
         payload = await anyio.to_thread.run_sync(self._files.read, address)
+        if self._disk.find(address) is not kept:
+            return None  # it was dropped, or made room for another, meanwhile
         if payload is None:
             self._disk.remove(address)
             return None
@@ -105,6 +108,7 @@ class ChunkStore:
         if known is not None and known.quality == "lossless" and (known.shared or not label.shared):
             return
         self._remember(address, label, payload)
+        self._unwritten[address] = label
         await self._write(address, label, payload)
 
     def used(self, prefix: Sequence[Address]) -> None:
@@ -132,8 +136,12 @@ class ChunkStore:
             self._memory.remove(address)
             self._payloads.pop(address, None)
             self._disk.remove(address)
-            if self._files is not None:
-                await anyio.to_thread.run_sync(self._files.remove, address)
+        for address in [address for address, label in self._unwritten.items() if wanted(address, label)]:
+            del self._unwritten[address]
+        async with self._writing:  # a file that is just being written would appear after its removal
+            for address in going if self._files is not None else ():
+                if self._disk.find(address) is None:
+                    await anyio.to_thread.run_sync(self._files.remove, address)
         return len(going)
 
     def labels(self) -> dict[Address, Label]:
@@ -151,7 +159,8 @@ class ChunkStore:
     async def _write(self, address: Address, label: Label, payload: bytes) -> None:
         async with self._writing:  # the order on disk is that of the index
             files = self._files
-            if files is None or not self._may_write:
+            dropped = self._unwritten.pop(address, None) is not label
+            if files is None or not self._may_write or dropped:
                 return
             fits, going = self._disk.add(address, Kept(label, len(payload)))
             for old, _ in going:

@@ -111,8 +111,11 @@ class Taker:
             number = numbers.get(Address(answer.address), -1)
             match answer:
                 case Missing():
-                    fetch.gone(number)
+                    if not fetch.gone(number):
+                        raise MalformedMessage("an answer about a chunk that was not asked for")
                 case Given(_, level, data):
+                    if not data:
+                        raise BadChunk("a chunk without a byte")
                     asked = fetch.arrived(number, len(data), self._clock())
                     if asked is None or asked != level:
                         raise MalformedMessage("a chunk, or a level, that was not asked for")

@@ -482,10 +482,8 @@ class Hop:
                     self.stranded = text
                 case Tick(word):
                     await self._take_word(word)
-                case Skippable() as said if self.prefix is not None:
-                    self.prefix.others_hold(said)
-                case Keep() as told if self.prefix is not None:
-                    self.prefix.grow(told)
+                case Skippable() | Keep() as said:
+                    self._hear_of_prefix(said)
                 case Pay(payment):
                     self._begin_late(payment, tasks)
                 case other:
@@ -493,6 +491,15 @@ class Hop:
         if self._paying is not None:
             with anyio.move_on_after(PAY_S):
                 await self._paying.wait()
+
+    def _hear_of_prefix(self, said: Skippable | Keep) -> None:
+        """All hops are told, also one that took another's place, or keeps nothing. raises: MalformedMessage"""
+        if self.prefix is None:
+            return
+        if isinstance(said, Skippable):
+            self.prefix.others_hold(said)
+        else:
+            self.prefix.grow(said)
 
     def _begin_late(self, payment: bytes, tasks: TaskGroup) -> None:
         """Nothing waits for it: in the free lane no position is owed for."""

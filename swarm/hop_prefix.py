@@ -18,13 +18,13 @@ from .chunk_index import Label
 from .chunk_ranges import numbers_in, ranges_of
 from .compute import Compute
 from .donor_link import EXACT, FAST, Donor
-from .errors import BadChunk, MalformedMessage, RemoteFault, ShoalError
+from .errors import BadChunk, MalformedMessage, OutOfMemory, RemoteFault, ShoalError
 from .identifiers import PeerId
 from .messages import Keep, Open, Prefix, Reused, Skippable, Staged
 from .prefix_chain import LINK_BYTES, MAX_LINKS, Link, address
 from .prefix_race import SMALLEST_PIECE, PrefixRace, Step, Wait, frontier_of
 from .prefix_race import Compute as ComputeStep
-from .prefixes import THRESHOLDS, Prefixes
+from .prefixes import STAGED_BYTES, THRESHOLDS, Prefixes
 from .units import has_embed
 
 log = structlog.get_logger()
@@ -159,15 +159,24 @@ class HopPrefix:
     async def _stage(self, donor: PeerId, number: int, level: KvLevel, data: bytes) -> None:
         self._prefixes.counts.fetched += 1
         self._prefixes.counts.fetched_bytes += len(data)
+        if self._prefixes.staged_bytes + len(data) > STAGED_BYTES:
+            raise OutOfMemory(f"{STAGED_BYTES >> 20} MiB wait to be taken in already")  # nobody has looked inside yet
+        self._prefixes.staged_bytes += len(data)
         self._staged[number] = HeldChunk(donor, level, data)
         self._note_common(fetched=True)
         if self._tell is not None:
             await self._tell(self.staged(fetched=True))
 
+    def _unstage(self, number: int) -> None:
+        held = self._staged.pop(number, None)
+        if held is not None and held.data is not None:
+            self._prefixes.staged_bytes -= len(held.data)
+
     async def _distrust(self, donor: PeerId, reason: str) -> None:
         """Nothing that it gave is used from here on."""
         self._prefixes.counts.false += 1
-        self._staged = {number: held for number, held in self._staged.items() if held.maker != donor}
+        for number in [number for number, held in self._staged.items() if held.maker == donor]:
+            self._unstage(number)
         self._note_common(fetched=False)
         if self._tell is not None:
             await self._tell(self.staged())
@@ -199,7 +208,7 @@ class HopPrefix:
             held = self._staged.get(number)
             data = await self._data_of(number, held)
             if held is None or data is None:
-                self._staged.pop(number, None)
+                self._unstage(number)
                 self._note_common(fetched=False)
                 break
             try:
@@ -224,7 +233,8 @@ class HopPrefix:
     async def give_up(self, error: ShoalError) -> None:
         """What is held cannot be taken in here: it counts as not held."""
         log.warning("prefix_not_taken_in", reason=str(error))
-        self._staged.clear()
+        for number in tuple(self._staged):
+            self._unstage(number)
         self._note_common(fetched=False)
         if self._tell is not None:
             await self._tell(self.staged())
@@ -239,6 +249,8 @@ class HopPrefix:
         """So that the next session here need not fetch it; with the name of its maker, it is not passed on."""
         if held.data is not None:
             await self._prefixes.store.put(self._addresses[number], self._label(number, held.level, held.maker), data)
+            self._unstage(number)
+            self._staged[number] = HeldChunk(held.maker, held.level, None)
 
     def _label(self, number: int, quality: KvLevel, maker: PeerId) -> Label:
         return Label(self._request.model, quality, maker, self._wish.shared, self._addresses[0], number)
@@ -318,6 +330,8 @@ class HopPrefix:
                 await self.keep()
 
     def close(self) -> None:
+        for number in tuple(self._staged):
+            self._unstage(number)
         self._prefixes.store.unpin(self._addresses[: self._chunks])
         self._prefixes.store.used(self._addresses)
 

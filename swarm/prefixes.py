@@ -37,6 +37,7 @@ AUDIT_SHARE = 0.1  # of the prompts with fetched chunks: one of those is compute
 ANNOUNCE_PERIOD_S = ANNOUNCEMENT_TTL_S / 3
 BAN_S = 3600.0
 MADE_BYTES = 64 << 20
+STAGED_BYTES = 512 << 20  # of chunks that were fetched and not taken in yet, for all sessions together
 SILENCE_S = 15.0  # a peer that asks for nothing does not keep its stream
 MOST_STREAMS = 8  # of peers that fetch at a time
 FIND_S = 3.0
@@ -104,6 +105,7 @@ class Prefixes:
         self._paces: dict[tuple[ModelId, tuple[int, int]], PrefillPace] = {}
         self._banned: dict[PeerId, float] = {}
         self._streams = 0
+        self.staged_bytes = 0
         self._news = anyio.Event()
         self._fresh_roots: set[Address] = set()
 
@@ -276,7 +278,9 @@ class Prefixes:
         coder = self.coder_of(chunk.label.model)
         if coder is None:
             return None
-        made = self._made[address, level] = await coder.recode_kv(chunk.payload, level)
+        made = await coder.recode_kv(chunk.payload, level)
+        self._made_bytes -= len(self._made.pop((address, level), b""))  # another may have asked for it meanwhile
+        self._made[address, level] = made
         self._made_bytes += len(made)
         while self._made_bytes > MADE_BYTES:
             self._made_bytes -= len(self._made.popitem(last=False)[1])

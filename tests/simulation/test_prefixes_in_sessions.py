@@ -2,16 +2,21 @@
 
 from collections.abc import Callable
 
+import anyio
 import msgspec
 import pytest
 from simulation.prefix_world import PROMPT, PrefixWorld, prefix_world
-from simulation.session_world import MODEL, MODEL_ID
+from simulation.session_world import MODEL, MODEL_ID, OpenGate
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
+from shoal.swarm import chunk_wire
 from shoal.swarm.errors import UsageError
+from shoal.swarm.handshake import receive_greeting
+from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.kv_chunks import pack_chunk, parse_chunk
-from shoal.swarm.prefix_chain import Address, chain
+from shoal.swarm.prefix_chain import LINK_BYTES, Address, chain
+from shoal.swarm.transport import Stream
 from shoal.swarm.units import Span
 
 NEW = 12
@@ -298,3 +303,94 @@ async def test_a_prompt_is_either_shared_or_a_sessions_own() -> None:
             await swarm.ask(NEW, share=True, session="my own name")
         with pytest.raises(UsageError, match="8 to 128"):
             await swarm.ask(NEW, share=False, session="short")
+
+
+@pytest.mark.anyio
+async def test_an_empty_chunk_is_a_fault_of_the_donor_and_not_the_end_of_the_session() -> None:
+    """Its size would be divided by, where it is the first that comes."""
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        make_donor_lie(swarm, "one", lambda _: b"", after=0)
+        tokens, route = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        assert not route.failovers
+        assert swarm.prefixes["other"].is_banned(PeerId("one"))
+
+
+@pytest.mark.anyio
+async def test_a_donor_that_denies_what_nobody_asked_for_is_left() -> None:
+    """Each answer keeps the wait for the next one alive, so it could go on for ever."""
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        denied = 0
+
+        async def deny(stream: Stream) -> None:
+            nonlocal denied
+            await receive_greeting(stream, OpenGate())
+            while await stream.receive() is not None:
+                for _ in range(100):
+                    denied += 1
+                    await stream.send(chunk_wire.encode(chunk_wire.Missing(bytes(LINK_BYTES))))
+
+        await swarm.transports[PeerId("one")].serve(chunk_wire.PROTOCOL, deny)
+        tokens, _ = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        assert swarm.prefixes["other"].is_banned(PeerId("one"))
+        assert denied < 1000
+
+
+@pytest.mark.anyio
+async def test_a_level_that_several_ask_for_at_once_is_made_room_for_once() -> None:
+    """Bytes that are counted and not there would in the end leave no room for anything that is made."""
+    async with prefix_world(("one", "all")) as swarm:
+        await swarm.ask(NEW)
+        await swarm.kept("one", CHUNKS)
+        prefixes = swarm.prefixes["one"]
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(prefixes._given, next(iter(prefixes.store.labels())), "small")  # noqa: SLF001
+        assert prefixes._made_bytes == sum(map(len, prefixes._made.values()))  # noqa: SLF001
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("session", ["my own name", ""])
+@pytest.mark.parametrize(("lost", "spare"), [("front", ("spare", "embed+0:3")), ("back", ("spare", "3:6+head"))])
+async def test_who_takes_a_lost_hops_place_hears_of_the_prefix_and_goes_on(
+    lost: str, spare: tuple[str, str], session: str
+) -> None:
+    """It was not told the links, so what the driver says of them is nothing to it."""
+    long = 2 * CHUNK_TOKENS
+    async with prefix_world(("front", "embed+0:3"), ("back", "3:6+head"), spare) as swarm:
+        swarm.volunteers[lost].compute.fail("break_down", after=20)
+        tokens, route = await swarm.ask(long, share=not session, session=session)
+        assert tokens == MODEL.expected_tokens(PROMPT, long)
+        assert len(route.failovers) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("session", ["my own name", ""])
+async def test_hops_that_keep_nothing_serve_requests_that_allow_it(session: str) -> None:
+    long = 2 * CHUNK_TOKENS
+    async with prefix_world(("front", "embed+0:3"), ("back", "3:6+head")) as swarm:
+        for volunteer in swarm.volunteers.values():
+            await HopServer(swarm.transports[volunteer.peer], OpenGate(), volunteer).start()
+        tokens, route = await swarm.ask(long, share=not session, session=session)
+        assert tokens == MODEL.expected_tokens(PROMPT, long)
+        assert not route.failovers
+
+
+@pytest.mark.anyio
+async def test_what_waits_to_be_taken_in_has_a_bound_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk is decoded when it is its turn; until then a donor could send as much as a frame holds."""
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        size = swarm.prefixes["one"].store.memory.used_bytes // CHUNKS
+        monkeypatch.setattr("shoal.swarm.hop_prefix.STAGED_BYTES", 3 * size + size // 2)
+        tokens, route = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        assert 0 < route.hops[0].fetched <= 3 * CHUNK_TOKENS
+        assert swarm.prefixes["other"].staged_bytes == 0
+        assert not swarm.prefixes["other"].is_banned(PeerId("one"))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from shoal.swarm.chunk_index import Label
@@ -174,3 +175,23 @@ async def test_many_writers_at_once_keep_to_the_budget(tmp_path: Path) -> None:
     files = list((tmp_path / "kv").iterdir())
     assert store.disk.chunks == len(files)
     assert store.disk.used_bytes <= 3000
+
+
+@pytest.mark.anyio
+async def test_what_is_dropped_while_it_is_written_or_read_does_not_come_back(tmp_path: Path) -> None:
+    store = ChunkStore(1000, tmp_path / "kv", 10_000)
+    await store.restore()
+    for _ in range(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.put, place(0), label(), bytes(100))
+            await anyio.lowlevel.checkpoint()
+            await store.drop(lambda _, __: True)
+        assert not list((tmp_path / "kv").iterdir())
+    await store.put(place(0), label(), bytes(100))
+    again = ChunkStore(1000, tmp_path / "kv", 10_000)
+    await again.restore()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(again.get, place(0))
+        await anyio.lowlevel.checkpoint()
+        await again.drop(lambda _, __: True)
+    assert again.find(place(0)) is None

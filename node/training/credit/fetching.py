@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from shoal.compression.update_codec import Values
+from shoal.node.training.strategies.encoding import begun
 from shoal.node.training.strategies.settings import StrategySettings
-from shoal.node.training.strategies.strategy import begun
 from shoal.node.training.update_audit import StepState, moments_digest, values_digest
 from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import PeerId
@@ -46,12 +46,10 @@ class Showing:
         marks, residual = claim.marks, None
         if settings.feedback and any(claim.residuals[0]):
             residual = await self._values(RESIDUAL, claim.residuals[0])
-        first = begun(facts.before, residual, settings.ahead)
-        if values_digest(first) != marks[0][0]:
-            raise MalformedMessage("its work did not begin where the round did")
-        start = first
-        if interval:
-            start = await self._values(parameters_name(interval), marks[interval][0])
+        begin = begun(facts.before, settings.ahead, residual)
+        if values_digest(begin) != marks[0][0]:
+            raise MalformedMessage("its work did not begin at the state of the round")
+        start = await self._values(parameters_name(interval), marks[interval][0]) if interval else begin
         state = StepState(start, moments_of(await self._file(moments_name(interval), self._most_moments)))
         if moments_digest(state.moments) != marks[interval][1]:
             raise MalformedMessage("other moments than those that were signed for")
@@ -64,7 +62,7 @@ class Showing:
         root = Commitment(run_id(self.spec), self.round, fragment, self.peer, payloads).root if payloads else b""
         if root != facts.roots.get(self.peer):
             raise MalformedMessage("other payloads than those that it committed to")
-        return Shown(interval, first, state, end, last, residual, payloads)
+        return Shown(interval, begin, state, end, last, residual, payloads)
 
     @property
     def _values_bytes(self) -> int:

@@ -18,7 +18,7 @@ from shoal.compression.update_codec import Values
 from shoal.node.training.optimizers.outer import State
 from shoal.swarm.rounds.exchange import Offer, Outcome, RunSpec
 
-from .encoding import encoded
+from .encoding import begun, encoded
 from .outer_parameters import OuterParameters, part_of
 from .pending_round import PendingRound
 from .settings import StrategySettings
@@ -219,8 +219,7 @@ class Strategy:
         return self.pending
 
     def _begun(self, fragment: int) -> Values:
-        """(F,) a copy of the outer parameters, ahead of them by a part of what this peer has not sent yet."""
-        return begun(self.outer.fragment(fragment), self._residuals.get(fragment), self.settings.ahead)
+        return begun(self.outer.fragment(fragment), self.settings.ahead, self._residuals.get(fragment))
 
     def _with_unsent(self, gradient: Values, tokens: int) -> Values:
         """The mean of this gradient and those of skipped rounds, by tokens."""
@@ -234,8 +233,3 @@ class Strategy:
 
     def _encoded(self, fragment: int, update: Values) -> tuple[tuple[bytes, ...], Values | None]:
         return encoded(self.spec, self.settings.feedback, self.round, fragment, update, self._residuals.get(fragment))
-
-
-def begun(outer: Values, residual: Values | None, ahead: float) -> Values:
-    """(F,) where the local parameters begin a round. residual: what the encoder has left out so far"""
-    return outer.copy() if residual is None or not ahead else outer - np.float32(ahead) * residual
