@@ -68,8 +68,7 @@ class OwnHead:
     def ticked(self, now: float) -> Iterator[AskForOwn]:
         if self.may_sign or self.forked is not None:
             return
-        self._decide()  # whoever was waited for may be gone
-        if self.may_sign:
+        if self._decide():  # whoever was waited for may be gone
             return
         for peer in self._targets():
             rested = now - self._failed.get(peer, -AGAIN_S) >= AGAIN_S
@@ -106,11 +105,12 @@ class OwnHead:
             self._without.add(peer)
         self._decide()
 
-    def _decide(self) -> None:
+    def _decide(self) -> bool:
         """Not before all that were asked have answered or failed: the one that knows more may be the slowest."""
         keeping = len(set(self._members) - self._without)
         enough = len(self._answered) >= max(1, min(self._needed, keeping))
         self.may_sign = self.forked is None and enough and not self._asked
+        return self.may_sign
 
     def _targets(self) -> Sequence[PeerId]:
         """Witnesses first: they keep what they sign."""

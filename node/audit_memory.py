@@ -19,6 +19,7 @@ from shoal.incentives.audit_threshold import Finding, Threshold
 from shoal.incentives.refusals import Refusals
 from shoal.incentives.sequential_test import Suspicion
 from shoal.incentives.work_links import is_distrusted
+from shoal.swarm.errors import LocalFault
 
 log = structlog.get_logger(__name__)
 KEEP_CASES_S = 30 * 86_400
@@ -31,25 +32,21 @@ def _now() -> float:
 
 
 class AuditMemory:
-    """path: None keeps all in memory. What cannot be read or written costs the memory of it and nothing else."""
+    """path: None keeps all in memory. What cannot be read or written costs the memory of it and nothing else; a damaged
+    file is put aside.
+    """
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = _now, *, read_only: bool = False) -> None:
+        """raises: LocalFault with `read_only`, when the file is damaged"""
         self._clock = clock
         self._database: sqlite3.Connection | None = None
-        try:
-            if read_only:
-                self._database = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None)
-            else:
-                where = str(path) if path else ":memory:"
-                self._database = sqlite3.connect(where, isolation_level=None, check_same_thread=False)
-                self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute(
-                    "CREATE TABLE IF NOT EXISTS memory (kind TEXT, key BLOB, value BLOB NOT NULL, at REAL NOT NULL, "
-                    "PRIMARY KEY (kind, key)) WITHOUT ROWID"
-                )
-        except sqlite3.Error as error:
-            log.warning("audit_memory_unusable", reason=str(error))
-            self.close()
+        if path is not None and read_only:
+            self._database = _read_only(path)
+        else:
+            try:
+                self._database = _opened(path)
+            except sqlite3.Error as error:
+                log.warning("audit_memory_unusable", reason=str(error))
         self.servers: dict[bytes, Suspicion] = self._all("server", Suspicion)
         self.auditors: dict[bytes, Suspicion] = self._all("auditor", Suspicion)
         self.refusals: dict[bytes, Refusals] = self._all("refusals", Refusals)
@@ -152,3 +149,44 @@ class AuditMemory:
         except sqlite3.Error as error:
             log.warning("audit_memory_unusable", reason=str(error))
             return []
+
+
+def _opened(path: Path | None) -> sqlite3.Connection:
+    """raises: sqlite3.Error"""
+    try:
+        return _prepared(str(path or ":memory:"))
+    except sqlite3.DatabaseError as error:
+        if path is None or error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+        log.warning("audit_memory_begun_anew", reason=str(error))
+    path.replace(path.with_name(f"{path.name}.damaged"))
+    for more in ("-wal", "-shm"):
+        path.with_name(path.name + more).unlink(missing_ok=True)
+    return _prepared(str(path))
+
+
+def _prepared(where: str) -> sqlite3.Connection:
+    """raises: sqlite3.Error"""
+    database = sqlite3.connect(where, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")  # no write waits for the disk: they are made on the event loop
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS memory (kind TEXT, key BLOB, value BLOB NOT NULL, at REAL NOT NULL, "
+            "PRIMARY KEY (kind, key)) WITHOUT ROWID"
+        )
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    """raises: LocalFault"""
+    database = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None)
+    try:
+        database.execute("SELECT max(at) FROM memory")
+    except sqlite3.Error as error:
+        database.close()
+        raise LocalFault(f"cannot read the audits in {path}: {error}; a node that starts begins it anew") from error
+    return database

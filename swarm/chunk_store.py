@@ -139,8 +139,8 @@ class ChunkStore:
         for address in [address for address, label in self._unwritten.items() if wanted(address, label)]:
             del self._unwritten[address]
         async with self._writing:  # a file that is just being written would appear after its removal
-            for address in going if self._files is not None else ():
-                if self._disk.find(address) is None:
+            for address in going:
+                if self._files is not None and self._disk.find(address) is None:
                     await anyio.to_thread.run_sync(self._files.remove, address)
         return len(going)
 

@@ -39,7 +39,7 @@ def opened_ledger(folder: Path | None, peer: str | None = None) -> Iterator[tupl
 
 @contextmanager
 def kept_cases(folder: Path | None) -> Iterator[Callable[[bytes], bytes | None]]:
-    """Evidence behind verdicts, by its hash, as far as this node keeps it."""
+    """Evidence behind verdicts, by its hash, as far as this node keeps it. raises: LocalFault"""
     home = Home.find(folder)
     if not home.audits.exists():
         yield lambda _: None

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 import anyio
@@ -33,7 +34,7 @@ from shoal.node.model_source import LocalModel
 from shoal.node.session_auditor import SessionAuditor
 from shoal.swarm.compute import Done, Work
 from shoal.swarm.driver import Driver
-from shoal.swarm.errors import Refused
+from shoal.swarm.errors import LocalFault, Refused
 from shoal.swarm.generation import TokenRequest
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.identity import Identity
@@ -442,6 +443,20 @@ def test_what_was_found_outlives_a_restart(tmp_path_factory: pytest.TempPathFact
     assert again.case(b"e" * 32) == b"case"
     assert msgspec.msgpack.encode(again.servers) == msgspec.msgpack.encode(memory.servers)
     again.close()
+
+
+def test_a_damaged_memory_is_put_aside_and_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "audits.sqlite"
+    path.write_bytes(b"rubbish " * 600)
+    with pytest.raises(LocalFault, match="cannot read the audits"):
+        AuditMemory(path, read_only=True)
+    memory = AuditMemory(path)
+    memory.keep_case(b"e" * 32, b"case")
+    memory.close()
+    again = AuditMemory(path, read_only=True)
+    assert again.case(b"e" * 32) == b"case"
+    again.close()
+    assert (tmp_path / "audits.sqlite.damaged").read_bytes() == b"rubbish " * 600
 
 
 def test_a_memory_that_cannot_be_used_costs_the_memory_and_nothing_else(

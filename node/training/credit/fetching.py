@@ -16,7 +16,7 @@ from shoal.swarm.rounds.run_identity import largest_payload_bytes, run_id
 from . import messages
 from .examination import RoundFacts, Shown
 from .kept_work import PAYLOADS, RESIDUAL, moments_name, moments_of, parameters_name, payloads_of, values_of
-from .messages import Claim, ClaimWanted, PieceWanted
+from .messages import PIECE_BYTES, Claim, ClaimWanted, PieceWanted
 
 ANSWER_S = 10.0
 MOMENTS = 4  # of a parameter at most, of eight bytes each
@@ -90,6 +90,8 @@ class Showing:
             piece = messages.piece.decode(await self.calls.call(self.peer, messages.PIECE, body, ANSWER_S))
             if piece.size > most_bytes:
                 raise MalformedMessage(f"{name} has {piece.size} bytes, more than it can have")
+            if len(piece.data) < min(PIECE_BYTES, piece.size - len(data)):  # a byte at a time would never end
+                raise MalformedMessage(f"{name} came in smaller pieces than were asked for")
             data += piece.data
-            if len(data) >= piece.size or not piece.data:
+            if len(data) >= piece.size:
                 return bytes(data)

@@ -116,6 +116,7 @@ class Judge:
             await self._ask(facts, peer, tokens, share, percent, when)
         finally:
             self._heard[round_] -= 1
+            self._heard += Counter()  # without the rounds of which all is heard
             self._news.set()
 
     async def _ask(
