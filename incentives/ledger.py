@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from shoal.swarm.errors import ShoalError, Unavailable
 from shoal.swarm.identity import Identity
@@ -24,6 +25,9 @@ from .store import Owed, Store
 
 TOGETHER_S = 1.0  # sessions that end within this time are settled in one write
 BRIEF_ENTRIES = 4
+MOST_UNWRITTEN = 4096  # settlements that wait for a disk with room
+
+log = structlog.get_logger(__name__)
 
 Result = TypeVar("Result")
 Settled = Callable[[Entry], None]
@@ -122,6 +126,12 @@ class Ledger:
             wanted.entry = entry
         self._tell(self.on_written, entries)
 
+    def failed(self, error: ShoalError) -> None:
+        """What no session may wait for or die of. Told once, until a write succeeds or something else fails."""
+        if str(error) != str(self.failure) and not isinstance(error, Unavailable):
+            log.warning("ledger_failed", reason=str(error))
+        self.failure = error
+
     def allow(self) -> None:
         """This node knows all that it has ever signed: from now on it may sign."""
         self.may_sign = True
@@ -177,7 +187,7 @@ class Ledger:
             try:
                 self.store.owe_all([owed])  # 20 us; a thread would take longer to be asked
             except ShoalError as error:
-                self.failure = error
+                self.failed(error)
             return
         self._words[opened] = owed
         self._more.set()
@@ -189,7 +199,10 @@ class Ledger:
 
     async def run(self) -> None:
         """Write what sessions handed over, for ever; first what a process before this one left unsettled."""
-        self._left = {owed.open for owed in await self.use(Store.owed)}
+        try:
+            self._left = {owed.open for owed in await self.use(Store.owed)}
+        except ShoalError as error:
+            self.failed(error)
         self._more.set()
         while True:
             await self._more.wait()
@@ -198,7 +211,7 @@ class Ledger:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what was handed over until now. A failure is kept and does not stop the next."""
+        """Write what was handed over until now. What cannot be written waits for the next, as far as there is room."""
         words, self._words = self._words, {}
         closes, now = self._closes, self.now()
         if not self.may_sign:  # then they wait here, and on the disk as what is owed
@@ -206,22 +219,29 @@ class Ledger:
             try:
                 await self.use(lambda store: store.owe_all([*words.values(), *late]))
             except ShoalError as error:
-                self.failure = error
+                self.failed(error)
             return
         self._closes = []
         left, self._left = self._left, set()
 
         def write(store: Store) -> list[Entry]:
             store.owe_all(list(words.values()))
-            if left:  # of a process that was killed: its sessions are over, unless our own chain settles them
-                closes.extend(Close(owed.open, owed.ticks, owed.word) for owed in store.owed() if owed.open in left)
-            return store.append_own(self.identity, closes, now) if closes else []
+            # of a process that was killed: its sessions are over, unless our own chain settles them
+            late = (
+                [Close(owed.open, owed.ticks, owed.word) for owed in store.owed() if owed.open in left] if left else []
+            )
+            return store.append_own(self.identity, [*closes, *late], now) if closes or late else []
 
         try:
             settled = await self.use(write)
         except ShoalError as error:
-            self.failure = error
+            self.failed(error)
+            self._closes = [*closes, *self._closes][:MOST_UNWRITTEN]
+            self._left |= left
+            settled_now = {close.open for close in self._closes}
+            self._words = {open_: owed for open_, owed in {**words, **self._words}.items() if open_ not in settled_now}
             return
+        self.failure = None
         self._tell(self.on_written, settled)
         for entry in settled:
             for tell in self.on_settled:

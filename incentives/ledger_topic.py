@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from shoal.swarm.canonical import Canonical
-from shoal.swarm.errors import MalformedMessage, ShoalError, Unavailable
+from shoal.swarm.errors import MalformedMessage, NotSpoken, ShoalError, Unavailable
 from shoal.swarm.identifiers import PeerId, SwarmId
 from shoal.swarm.identity import Identity
 from shoal.swarm.member_calls import MemberCalls
@@ -250,7 +250,7 @@ class LedgerTopic:
         try:
             effects = await self._use(lambda: self.gossip.handle(event, self._parts.clock()))
         except ShoalError as error:  # a full disk does not stop the node; what was missed is found by comparing
-            self._parts.ledger.failure = error
+            self._parts.ledger.failed(error)
             return
         for effect in effects:
             match effect:
@@ -304,7 +304,7 @@ class LedgerTopic:
         try:
             asks = await self._use(lambda: list(step()))
         except ShoalError as error:
-            self._parts.ledger.failure = error
+            self._parts.ledger.failed(error)
             return
         for ask in asks:
             self._start(self._fetch_own, ask)
@@ -316,15 +316,15 @@ class LedgerTopic:
         try:
             wanted = messages.entries_wanted.encode(ask.question)
             answer = await self._exchange(ask.peer, ENTRIES, wanted, messages.page)
-        except ShoalError:
-            await self._ask_for_own(partial(self._no_answer, ask.peer))
+        except ShoalError as error:
+            await self._ask_for_own(partial(self._no_answer, ask.peer, keeps_none=isinstance(error, NotSpoken)))
             return
         await self._ask_for_own(partial(self.own_head.answered, ask.peer, answer, self._parts.clock()))
         if self.own_head.forked is not None:
             await self._handle(Caught(self.own_head.forked))
 
-    def _no_answer(self, peer: PeerId) -> Iterable[AskForOwn]:
-        self.own_head.unanswered(peer, self._parts.clock())
+    def _no_answer(self, peer: PeerId, *, keeps_none: bool) -> Iterable[AskForOwn]:
+        self.own_head.unanswered(peer, self._parts.clock(), keeps_none=keeps_none)
         return ()
 
     async def _cosigned(self, ask: AskWitness) -> messages.Cosigned:

@@ -55,6 +55,7 @@ class OwnHead:
         self._asked: set[PeerId] = set()  # and neither answered nor failed yet
         self._failed: dict[PeerId, float] = {}  # when that was
         self._answered: set[PeerId] = set()
+        self._without: set[PeerId] = set()  # a ledger: they cannot know, and are not waited for
 
     def listed(self, members: Collection[PeerId], now: float) -> Iterator[AskForOwn]:
         """Who lives now. Nobody beside us: there is nobody who could have more, and nobody to cheat."""
@@ -67,6 +68,9 @@ class OwnHead:
     def ticked(self, now: float) -> Iterator[AskForOwn]:
         if self.may_sign or self.forked is not None:
             return
+        self._decide()  # whoever was waited for may be gone
+        if self.may_sign:
+            return
         for peer in self._targets():
             rested = now - self._failed.get(peer, -AGAIN_S) >= AGAIN_S
             if peer not in self._answered and peer not in self._asked and rested:
@@ -76,6 +80,7 @@ class OwnHead:
         if peer not in self._asked:
             return
         self._asked.discard(peer)
+        self._without.discard(peer)
         before = self._book.chain(self._author).length
         worth = self._adopt(answer, now)
         length = self._book.chain(self._author).length
@@ -90,15 +95,21 @@ class OwnHead:
             self._failed[peer] = now
         self._decide()
 
-    def unanswered(self, peer: PeerId, now: float) -> None:
-        """It is asked again in a while, or, when the directory says that it is gone, another is."""
+    def unanswered(self, peer: PeerId, now: float, *, keeps_none: bool = False) -> None:
+        """It is asked again in a while, or, when the directory says that it is gone, another is.
+
+        keeps_none: it said that it has no ledger
+        """
         self._asked.discard(peer)
         self._failed[peer] = now
+        if keeps_none:
+            self._without.add(peer)
         self._decide()
 
     def _decide(self) -> None:
         """Not before all that were asked have answered or failed: the one that knows more may be the slowest."""
-        enough = len(self._answered) >= min(self._needed, len(self._members))
+        keeping = len(set(self._members) - self._without)
+        enough = len(self._answered) >= max(1, min(self._needed, keeping))
         self.may_sign = self.forked is None and enough and not self._asked
 
     def _targets(self) -> Sequence[PeerId]:

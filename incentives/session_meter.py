@@ -105,7 +105,7 @@ class LedgerMetering:
         except MalformedMessage as error:
             raise Refused(f"the payment cannot be read: {error}") from error
         except ShoalError as error:
-            self._ledger.failure = error  # a ledger that cannot be written does not stop the serving
+            self._ledger.failed(error)  # a ledger that cannot be written does not stop the serving
             return None
 
     async def _open(self, driver: PeerId, request: SessionOpen, offer: Offer, *, late: bool) -> LedgerMeter | None:

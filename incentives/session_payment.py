@@ -48,7 +48,7 @@ class LedgerPayment:
             start = max(0, min(first, entry.seq - 1))  # the entry before it, in any case
             held = await self._ledger.use(lambda store: store.of(entry.author, start, entry.seq), brief=True)
         except ShoalError as error:
-            self._ledger.failure = error  # the session goes on, without receipts
+            self._ledger.failed(error)  # the session goes on, without receipts
             return b""
         self._telling[server] = entry.seq + 1
         ticks, word = self._payer.for_a_new_hop() if self.in_advance else (0, b"")

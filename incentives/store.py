@@ -9,9 +9,10 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from shoal.swarm.errors import LocalFault, OutOfMemory, ShoalError, UsageError
+from shoal.swarm.errors import LocalFault, MalformedMessage, OutOfMemory, ShoalError, UsageError
 from shoal.swarm.identity import Identity
 
 from . import entry as entries
@@ -60,12 +61,14 @@ class Owed:
 
 
 class Store:
-    """drifted: whether the balances on the disk were not those that the entries give; they are now"""
+    """Every method raises, beside what it says, LocalFault when the file was damaged since it was opened.
+
+    drifted: whether the balances on the disk were not those that the entries give; they are now"""
 
     def __init__(self, path: Path | None, *, read_only: bool = False, judges: frozenset[bytes] = frozenset()) -> None:
         """path: None keeps all in memory. read_only: beside a node that runs. judges: see `Balances`.
 
-        raises: UsageError, OutOfMemory (disk full), MalformedMessage, LocalFault (the file is not what was written)
+        raises: UsageError, OutOfMemory (disk full), LocalFault (the file is not what was written)
         """
         self.judges = judges
         self.balances = Balances(judges)
@@ -88,6 +91,9 @@ class Store:
         except sqlite3.Error as error:
             self._database.close()
             raise self._told(error) from error
+        except (LocalFault, MalformedMessage) as error:
+            self._database.close()
+            raise self._damaged(error) from error
         except ShoalError:
             self._database.close()
             raise
@@ -192,12 +198,21 @@ class Store:
 
     def last(self) -> int:
         """Number of the entry that came last, 0 before the first."""
-        return int(self._database.execute("SELECT coalesce(max(id), 0) FROM entries").fetchone()[0])
+        return int(self._read("SELECT coalesce(max(id), 0) FROM entries")[0][0])
 
     def _rows(self, where: str, values: Sequence[int]) -> Iterator[Stored]:
         query = f"SELECT e.id, p.key, e.received, e.data FROM entries e JOIN peers p ON p.id = e.peer {where}"  # noqa: S608  ours
-        for number, key, received, data in self._database.execute(query, values):
-            yield Stored(number, received, entries.decode(data[:_AUTHOR_AT] + key + data[_AUTHOR_AT:]))
+        try:
+            for number, key, received, data in self._database.execute(query, values):
+                yield Stored(number, received, entries.decode(data[:_AUTHOR_AT] + key + data[_AUTHOR_AT:]))
+        except sqlite3.Error as error:
+            raise self._told(error) from error
+
+    def _read(self, query: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise self._told(error) from error
 
     # Writing
 
@@ -252,7 +267,10 @@ class Store:
                         run("DELETE FROM owed WHERE open = ?", (entry.body.open,))
                 self._write_rows()
         except sqlite3.Error as error:
-            self._replay()  # what is in memory goes back to what is on the disk
+            try:
+                self._replay()  # what is in memory goes back to what is on the disk
+            except sqlite3.Error as again:
+                raise self._told(again) from error
             raise self._told(error) from error
         return movements
 
@@ -295,21 +313,28 @@ class Store:
             raise self._told(error) from error
 
     def owed(self) -> list[Owed]:
-        return [Owed(*row) for row in self._database.execute("SELECT open, ticks, word FROM owed")]
+        return [Owed(*row) for row in self._read("SELECT open, ticks, word FROM owed")]
 
     def _told(self, error: sqlite3.Error) -> ShoalError:
-        code = getattr(error, "sqlite_errorcode", None)
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what SQLite adds to it
         if code == sqlite3.SQLITE_FULL:
             return OutOfMemory(f"the disk is full: the ledger {self._path} cannot be written")
         if code == sqlite3.SQLITE_CANTOPEN:
             return UsageError(f"there is no ledger at {self._path}")
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return self._damaged(error)
         return UsageError(f"cannot use the ledger {self._path}: {error}")
+
+    def _damaged(self, why: Exception) -> LocalFault:
+        return LocalFault(
+            f"cannot use the ledger {self._path}, it is damaged: {why}; move it away, with its -wal and -shm, "
+            "and the node gets its own entries back from the others when it starts"
+        )
 
     def size_bytes(self) -> int:
         """Of the database without its write-ahead log."""
         pages, free, size = (
-            self._database.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
+            self._read(f"PRAGMA {name}")[0][0] for name in ("page_count", "freelist_count", "page_size")
         )
         return int((pages - free) * size)
 

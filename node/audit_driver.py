@@ -18,6 +18,7 @@ from enum import Enum, auto
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from shoal.incentives import audit_case, audit_draw, audit_evidence, audit_report, work_links, work_statement
 from shoal.incentives.audit_case import AuditCase, CaseChunk
@@ -27,7 +28,7 @@ from shoal.incentives.audit_report import SECOND_LOOK, AuditReport, Judgement, i
 from shoal.incentives.audit_threshold import Finding
 from shoal.incentives.work_chunks import CHUNK_POSITIONS
 from shoal.incentives.work_statement import Served, WorkStatement
-from shoal.swarm.errors import MalformedMessage, Refused, RemoteFault, ShoalError, Unavailable
+from shoal.swarm.errors import MalformedMessage, NotSpoken, Refused, RemoteFault, ShoalError, Unavailable
 from shoal.swarm.handshake import Gate
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.transport import Transport
@@ -35,6 +36,7 @@ from shoal.swarm.transport import Transport
 from .audit_calls import AskEvidence, AskLink, AskReplay, AskStatement, ask
 from .audit_memory import AuditMemory
 
+log = structlog.get_logger(__name__)
 ANSWER_S = 30.0  # for a server to show its work
 REPLAY_S = 180.0  # for an auditor: it may have to find the limits of the class first
 ENDING_S = 10.0  # until a hop has heard that the session is over
@@ -112,6 +114,7 @@ class Answer(Enum):
 
     SHOWN = auto()
     EXCUSED = auto()  # it may have been started again, or is gone
+    WITHOUT = auto()  # it speaks of no audits, as a node without a ledger
     FALSE = auto()  # what no honest server says
 
 
@@ -126,6 +129,8 @@ class AuditDriver:
 
     hears: called with each outcome; here: computes evidence again in this process, for a node that holds the class
     addresses: of a peer, where they are known
+    keeps_ledger: whether a server has ever signed an entry; who has not earns nothing, and is not blamed for having
+    no work to show
     """
 
     transport: Transport
@@ -135,6 +140,7 @@ class AuditDriver:
     known: AuditMemory
     here: Here | None = None
     addresses: Callable[[PeerId], Sequence[str]] = lambda _: ()
+    keeps_ledger: Callable[[bytes], bool] = lambda _: True
     secret: Callable[[], bytes] = lambda: secrets.token_bytes(32)
 
     async def audit(self, session: ServedSession, secret: bytes | None = None) -> SessionAudit:
@@ -170,12 +176,12 @@ class AuditDriver:
         if answer is Answer.SHOWN:
             try:
                 statement = _checked(work_statement.decode(data), session, secret)
-            except RemoteFault:
-                answer = Answer.FALSE
+            except RemoteFault as error:
+                answer, reason = Answer.FALSE, str(error)
             else:
                 self.known.answered(session.key, refused=False)
                 return statement
-        self._missed(session, answer)
+        self._missed(session, answer, reason)
         return None
 
     async def _asked(self, peer: PeerId, question: AskStatement | AskEvidence | AskLink) -> tuple[Answer, bytes, str]:
@@ -184,13 +190,16 @@ class AuditDriver:
             return Answer.SHOWN, await ask(self.transport, self.gate, peer, question, ANSWER_S, addresses), ""
         except RemoteFault as error:
             return Answer.FALSE, b"", str(error)
+        except NotSpoken as error:
+            return Answer.WITHOUT, b"", str(error)
         except (Refused, Unavailable) as error:
             return Answer.EXCUSED, b"", str(error)
 
-    def _missed(self, session: ServedSession, answer: Answer) -> None:
+    def _missed(self, session: ServedSession, answer: Answer, reason: str) -> None:
+        log.info("work_not_shown", peer=session.peer, false=answer is Answer.FALSE, reason=reason)
         if answer is Answer.FALSE:
             self.known.found(session.key, Finding.FAR)
-        else:
+        elif answer is not Answer.WITHOUT or self.keeps_ledger(session.key):
             self.known.answered(session.key, refused=True)
 
     def _next(self, session: ServedSession, statement: WorkStatement, secret: bytes, done: set[int]) -> int | None:
@@ -204,16 +213,16 @@ class AuditDriver:
     async def _one(
         self, session: ServedSession, statement: WorkStatement, secret: bytes, index: int
     ) -> tuple[Finding, CaseChunk] | None:
-        answer, data, _ = await self._asked(session.peer, AskEvidence(session.session, index))
+        answer, data, reason = await self._asked(session.peer, AskEvidence(session.session, index))
         evidence: ChunkEvidence | None = None
         if answer is Answer.SHOWN:
             try:
                 evidence = await anyio.to_thread.run_sync(_read, data, statement, index)
                 _check_ends(evidence, session)
-            except RemoteFault:
-                answer, evidence = Answer.FALSE, None
+            except RemoteFault as error:
+                answer, evidence, reason = Answer.FALSE, None, str(error)
         if evidence is None:
-            self._missed(session, answer)
+            self._missed(session, answer, reason)
             return None
         await self._compare(session, statement, evidence)
         reports = await self.reports(session.served, statement, index, data, secret, {session.peer})

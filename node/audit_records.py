@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import msgspec
-
 from shoal.compression import activations
 from shoal.compression.errors import MalformedPayload
 from shoal.incentives import work_links
@@ -18,6 +16,7 @@ from shoal.swarm.identifiers import ModelId, PeerId, SessionId
 from shoal.swarm.identity import Identity
 from shoal.swarm.manifest import Manifest
 from shoal.swarm.messages import Feed, Open
+from shoal.swarm.sampling import encoded
 
 KEEP_BYTES = 256 << 20  # of all sessions together; the oldest that are over go first
 KEEP_S = 600.0  # after the end of a session
@@ -117,8 +116,8 @@ class SessionRecords:
             request = work.request
             wire = activations.dtype_of(work.chunks[0].made.hidden)
             served = Served(bytes.fromhex(request.model), request.dtype, wire, request.span)
-            sampling = msgspec.msgpack.encode(request.sampling) if work.head else b""
-            work.statement = work.leaves.statement(self._identity, session.encode(), served, draw, sampling)
+            chosen = encoded(request.sampling) if work.head else b""
+            work.statement = work.leaves.statement(self._identity, session.encode(), served, draw, chosen)
         return work.statement
 
     def evidence(self, driver: PeerId, session: SessionId, index: int) -> ChunkEvidence:

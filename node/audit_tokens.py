@@ -14,13 +14,12 @@ from shoal.incentives.work_chunks import Made
 from shoal.swarm.compute import Choice, Work
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.lanes import Claim, Lane
-from shoal.swarm.sampling import MAX_TOP_LOGPROBS, Sampling, checked
+from shoal.swarm.sampling import MAX_TOP_LOGPROBS, Sampling, decoded
 from shoal.swarm.units import Span
 
 from .engine import Engine
 
 NEAR = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}  # nats
-_samplings = msgspec.msgpack.Decoder(Sampling)
 
 
 async def wrong_tokens(engine: Engine, made: Made, first: int, count: int, sampling: bytes) -> int:
@@ -30,8 +29,8 @@ async def wrong_tokens(engine: Engine, made: Made, first: int, count: int, sampl
     raises: Unproven for a sampling that is none
     """
     try:
-        chosen = checked(_samplings.decode(sampling))
-    except (msgspec.MsgspecError, ValueError) as error:
+        chosen = decoded(sampling)
+    except ValueError as error:
         raise Unproven(f"the statement's sampling is none: {error}") from error
     if chosen.needs_history or len(made.tokens) != count:
         return count if not chosen.needs_history and made.tokens else 0

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from shoal.swarm.transports.dht_directory import DhtDirectory
 
 log = structlog.get_logger(__name__)
+LAST_LOOK_S = 0.3
 LOOKS, LOOK_S = 3, 0.5  # for what the swarm serves, before a node takes the default
 Report = Callable[[NodeEvent], None]
 
@@ -154,6 +155,8 @@ class Node:
         await self.loops.leave()
         log.info("drain_begins", sessions=len(self.hops.sessions()), limit_s=leave.limit_s)
         self.drained = await self.hops.drain(leave.limit_s, self._note_drained, waits=leave.waits)
+        if leave.waits:
+            await anyio.sleep(LAST_LOOK_S)  # `shoal down --drain` asks how it ended
 
     def _note_drained(self, drained: Drained) -> None:
         self.drained = drained

@@ -13,7 +13,6 @@ from functools import partial
 
 import anyio
 import anyio.to_thread
-import msgspec
 import structlog
 from anyio.abc import TaskStatus
 
@@ -32,6 +31,7 @@ from shoal.swarm.errors import ShoalError
 from shoal.swarm.handshake import Gate
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.records import NodeRecord
+from shoal.swarm.sampling import encoded
 from shoal.swarm.transport import Transport
 from shoal.swarm.units import has_embed, has_head
 from shoal.swarm.work_records import UsedHop, UsedSession
@@ -87,7 +87,9 @@ class SessionAuditor:
         self.dropped_sessions = 0
         self._transport, self._gate, self._ledger = transport, gate, ledger
         self._nodes, self._holds, self._clock = nodes, holds, clock
-        self._driver = AuditDriver(transport, gate, self._holders, hears, known, here, self._addresses)
+        self._driver = AuditDriver(
+            transport, gate, self._holders, hears, known, here, self._addresses, self._keeps_ledger
+        )
         self._give, self._take = anyio.create_memory_object_stream[UsedSession | _Heard](MOST_WAITING)
         self._praised: dict[bytes, float] = {}
         self._kinds: dict[bytes, str] = {}  # of device, by server
@@ -189,7 +191,7 @@ class SessionAuditor:
             most_chunks=most_audited(session.manifest.hidden, session.dtype),
             ids=session.ids if head or has_embed(hop.span) else (),
             answers_from=(hop.since + 1 if hop.since else len(request.ids) - 1) if head else None,
-            sampling=msgspec.msgpack.encode(request.sampling) if head else None,
+            sampling=encoded(request.sampling) if head else None,
             next=self._neighbour(session, hop, after) if after is not None and hop.stayed else None,
         )
 
@@ -219,6 +221,9 @@ class SessionAuditor:
 
     def _addresses(self, peer: PeerId) -> Sequence[str]:
         return next((record.addresses for record in self._nodes() if record.peer == peer), ())
+
+    def _keeps_ledger(self, key: bytes) -> bool:
+        return key in self._ledger.store.chains
 
     # What others found
 

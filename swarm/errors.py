@@ -45,6 +45,10 @@ class PeerUnreachable(Unavailable):
     """No connection to the peer could be made within the time allowed."""
 
 
+class NotSpoken(PeerUnreachable):
+    """The peer is there, and runs without what this protocol belongs to."""
+
+
 class StreamBroken(Unavailable):
     """A stream ended without END: the peer died, the link died, or the tail was lost."""
 

@@ -162,7 +162,8 @@ class HopServer:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hop.connect_downstream)
                 tasks.start_soon(hop.end_when_idle, tasks.cancel_scope)
-                tasks.start_soon(hop.run_prefix)
+                if hop.prefix is not None:
+                    tasks.start_soon(hop.run_prefix)
                 if request.kept_as is not None:
                     tasks.start_soon(hop.load_kept, self.receiver.keeper)
                 elif request.cache_from is not None:

@@ -70,6 +70,7 @@ class Scene:
             self.opens.append((opened, words))
             closed = write(self.server, Close(entries.hash_of(opened), CAME, words.word(CAME)))
             write(self.client, Ack(entries.hash_of(closed), 0))
+        self.genuine = {receipt.raw for receipt in self.receipts}
 
     def tamper(self, draw: random.Random, outcome: Outcome) -> None:
         """One receipt, changed by a stranger, shown in both states: where it would follow, and where it is held."""
@@ -81,7 +82,7 @@ class Scene:
         except MalformedMessage:
             outcome.malformed += 1
             return
-        if entries.hash_of(entry) == entries.hash_of(receipt.entry) and entry.signature == receipt.entry.signature:
+        if raw in self.genuine:  # unchanged, or put together from others until it was one of them
             outcome.known_values += 1
             return
         fresh = judge(entry, replace(receipt.before, author=entry.author), None, None, NOW)

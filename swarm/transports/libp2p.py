@@ -10,6 +10,7 @@ from shoal.swarm.errors import (
     DaemonDied,
     FrameTooLarge,
     MalformedMessage,
+    NotSpoken,
     PeerUnreachable,
     ShoalError,
     StreamBroken,
@@ -37,6 +38,10 @@ CLOSE_TIMEOUT_S = 5.0
 def _retrieve(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         task.exception()
+
+
+def _unreachable(text: str) -> PeerUnreachable:
+    return (NotSpoken if "protocols not supported" in text else PeerUnreachable)(text)
 
 
 class Libp2pStream:
@@ -249,7 +254,7 @@ class Libp2pTransport:
         except (_p2p_daemon.P2PDaemonError, ConnectionError, OSError, asyncio.IncompleteReadError) as error:
             if self._dead():
                 raise DaemonDied("our own p2pd is gone") from error
-            raise PeerUnreachable(f"{what}: {' '.join(str(error).split())}") from error
+            raise _unreachable(f"{what}: {' '.join(str(error).split())}") from error
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float = 10.0) -> None:
         if peer == self._me:
@@ -286,7 +291,7 @@ class Libp2pTransport:
         try:
             answer = await self._bounded(work, timeout_s, f"{method} at {peer}")
         except _p2p_daemon.P2PHandlerError as error:
-            raise PeerUnreachable(f"{method} at {peer}: {error}") from error
+            raise _unreachable(f"{method} at {peer}: {error}") from error
         if not isinstance(answer, bytes):
             raise PeerUnreachable(f"{method} at {peer}: the daemon gave no answer")
         return open_answer(answer)

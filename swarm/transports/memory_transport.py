@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import anyio
 from anyio.lowlevel import checkpoint
 
-from shoal.swarm.errors import DaemonDied, FrameTooLarge, PeerUnreachable, ShoalError, TimedOut
+from shoal.swarm.errors import DaemonDied, FrameTooLarge, NotSpoken, PeerUnreachable, ShoalError, TimedOut
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.transport import MAX_CALL_BYTES, CallHandler, Stream, StreamHandler
 
@@ -76,7 +76,7 @@ class MemoryTransport:
         back_s = self._network.link(peer, self.me).latency_s
         if handler is None:
             await anyio.sleep(back_s)
-            raise PeerUnreachable(f"{peer} does not speak {protocol}")
+            raise NotSpoken(f"{peer} does not speak {protocol}")
         here, there = self._network.connection(self.host, far.host)
         far.accept(handler, there)
         try:
@@ -174,7 +174,7 @@ class MemoryTransport:
     async def _outcome(self, caller: PeerId, method: str, payload: bytes) -> bytes | ShoalError:
         handler = self._methods.get(method)
         if handler is None:
-            return PeerUnreachable(f"{self.me} does not answer {method}")
+            return NotSpoken(f"{self.me} does not answer {method}")
         try:
             answer = await handler(caller, payload)
         except ShoalError as error:

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -17,7 +18,7 @@ from shoal.incentives.offer import Offer, session_name
 from shoal.incentives.payword import PayWords
 from shoal.incentives.session_meter import LedgerMetering
 from shoal.incentives.store import Owed, Store
-from shoal.swarm.errors import Refused, Unavailable
+from shoal.swarm.errors import OutOfMemory, Refused, Unavailable
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.identity import Identity
 from shoal.swarm.messages import Open as SessionOpen
@@ -189,4 +190,27 @@ async def test_what_a_restored_backup_takes_back_is_not_settled_again(tmp_path: 
         await ledger.flush()
         tasks.cancel_scope.cancel()
     assert [entry.body for entry in ledger.store.of(SERVER.public_key)] == [close, Ack(bytes(32), 0)]
+    await ledger.close()
+
+
+@pytest.mark.anyio
+async def test_what_a_full_disk_refused_is_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite")
+    closes = [Close(bytes([number]) * 32, 1, WORDS.word(1)) for number in range(3)]
+
+    def full(*_: object) -> NoReturn:
+        raise OutOfMemory("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.store, "append_own", full)
+        ledger.settle(closes[0])
+        ledger.settle(closes[1])
+        await ledger.flush()
+        assert isinstance(ledger.failure, OutOfMemory)
+    ledger.settle(closes[2])
+    await ledger.flush()
+    assert ledger.failure is None
+    assert [entry.body for entry in ledger.store.of(SERVER.public_key)] == closes
     await ledger.close()

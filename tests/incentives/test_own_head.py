@@ -117,6 +117,40 @@ def test_nobody_signs_before_enough_have_answered() -> None:
     assert head.may_sign
 
 
+def test_members_without_a_ledger_are_not_waited_for() -> None:
+    head = OwnHead(ME.public_key, Store(None), random.Random(1))
+    *without, knowing = (ask.peer for ask in head.listed(OTHERS, NOW_S))
+    for peer in without:
+        head.unanswered(peer, NOW_S, keeps_none=True)
+    assert not head.may_sign
+    list(head.answered(knowing, Page(0, ()), NOW_S))
+    assert head.may_sign
+
+
+def test_nobody_signs_among_members_without_a_ledger() -> None:
+    """Whoever knows more may only be away."""
+    head = OwnHead(ME.public_key, Store(None), random.Random(1))
+    for ask in list(head.listed(OTHERS, NOW_S)):
+        head.unanswered(ask.peer, NOW_S, keeps_none=True)
+    assert not head.may_sign
+    asks = list(head.listed(OTHERS, NOW_S + AGAIN_S + 1))
+    assert {ask.peer for ask in asks} == set(OTHERS)  # one may have been started with a ledger since
+    assert not head.may_sign
+
+
+def test_one_that_never_answered_and_left_holds_nobody_up() -> None:
+    head = OwnHead(ME.public_key, Store(None), random.Random(1))
+    few = OTHERS[:3]
+    for ask in list(head.listed(few, NOW_S)):
+        if ask.peer == few[0]:
+            head.unanswered(ask.peer, NOW_S)
+        else:
+            list(head.answered(ask.peer, Page(0, ()), NOW_S))
+    assert not head.may_sign
+    list(head.listed(few[1:], NOW_S + 1))
+    assert head.may_sign
+
+
 def test_nobody_signs_while_one_that_was_asked_may_still_know_more() -> None:
     store = Store(None)
     head = OwnHead(ME.public_key, store, random.Random(1))

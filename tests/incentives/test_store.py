@@ -15,7 +15,7 @@ from shoal.incentives.chain import Accepted, Forked, Refused
 from shoal.incentives.entry import NO_HASH, Entry
 from shoal.incentives.payword import PayWords
 from shoal.incentives.store import Owed, Store
-from shoal.swarm.errors import LocalFault, UsageError
+from shoal.swarm.errors import LocalFault, ShoalError, UsageError
 from shoal.swarm.identity import Identity
 
 NOW = 1_790_000_000
@@ -386,8 +386,22 @@ def test_the_best_word_of_a_running_session_survives_and_goes_with_its_close(tmp
 def test_a_file_that_is_no_ledger_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"my diary " * 500)
-    with pytest.raises(UsageError, match="cannot use the ledger"):
+    with pytest.raises(LocalFault, match=r"cannot use the ledger .* move it away"):
         Store(path)
     assert path.read_bytes() == b"my diary " * 500
     with pytest.raises(UsageError, match="there is no ledger"):
         Store(tmp_path / "nowhere.sqlite", read_only=True)
+
+
+def test_a_file_that_breaks_under_a_running_node_raises_what_the_node_lives_through(tmp_path: Path) -> None:
+    store = Store(tmp_path / "ledger.sqlite")
+    store.append_own(CLIENT, [opened()], NOW)
+    other = sqlite3.connect(tmp_path / "ledger.sqlite")
+    other.executescript("DROP TABLE owed; DROP TABLE entries;")
+    other.close()
+    for look in (store.owed, store.last, store.all, lambda: store.after(0), lambda: store.of(CLIENT.public_key)):
+        with pytest.raises(ShoalError, match="cannot use the ledger"):
+            list(look())  # type: ignore[call-overload]
+    with pytest.raises(ShoalError, match="cannot use the ledger"):
+        store.append_own(CLIENT, [opened()], NOW)
+    store.close()

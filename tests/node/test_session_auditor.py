@@ -8,6 +8,7 @@ from typing import NoReturn
 import anyio
 import msgspec
 import pytest
+from incentives.chains import continued
 from node.audited_swarm import BACK, FRONT, NEW, PROMPT, WHOLE, Peer, Planner, ended, model, run, swarm
 from node.audited_swarm import MODEL as MODEL_ID
 from node.tiny_models import VOCABULARY
@@ -24,6 +25,7 @@ from shoal.incentives.refusals import WINDOW_S
 from shoal.incentives.sequential_test import Suspicion
 from shoal.incentives.store import Store
 from shoal.node import session_auditor
+from shoal.node.audit_calls import PROTOCOL
 from shoal.node.audit_memory import AuditMemory
 from shoal.node.audit_records import SessionRecords
 from shoal.node.audit_service import MOST_WAITING, AuditService
@@ -301,6 +303,25 @@ def test_a_server_without_its_records_is_excused_until_it_is_a_habit(model: Loca
     run(scenario)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_server_without_audits_is_blamed_only_when_it_keeps_a_ledger(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch, *, signed: bool
+) -> None:
+    async def scenario() -> None:
+        async with swarm(model, None, 3) as (network, peers):
+            user, serves = client(6, network, peers), peers[0].transport.protocol_handler
+            monkeypatch.setattr(
+                peers[0].transport, "protocol_handler", lambda name: serves(name) if name != PROTOCOL else None
+            )
+            if signed:
+                await user.ledger.receive(continued(peers[0].identity, [], 1, now=NOW))
+            async with user.running():
+                await user.use(Planner(model, [(peers[0], WHOLE)]))
+                assert (peers[0].key in user.known.refusals) == signed
+
+    run(scenario)
+
+
 def test_a_server_killed_in_the_middle_of_its_audit_is_not_blamed_and_stops_nothing(model: LocalModel) -> None:
     async def scenario() -> None:
         async with swarm(model, None, 4) as (network, peers):
@@ -315,10 +336,10 @@ def test_a_server_killed_in_the_middle_of_its_audit_is_not_blamed_and_stops_noth
                 await user.use(Planner(model, [(peers[0], FRONT), (peers[1], BACK)]))
                 assert user.known.server(peers[0].key).most == 0
                 assert user.known.refusals[peers[0].key].refused
-                assert user.known.server(peers[1].key).sound >= 3
+                assert user.known.server(peers[1].key).sound >= 1
                 assert user.known.avoided() == set()
                 await user.use(Planner(model, [(peers[2], WHOLE)]), 1)
-                assert user.known.server(peers[2].key).sound >= 3
+                assert user.known.server(peers[2].key).sound >= 1
 
     run(scenario)
 
@@ -339,8 +360,8 @@ def test_the_work_of_a_hop_that_took_a_lost_ones_place_is_sound_and_its_replay_b
 
             async with user.running():
                 await user.use(planner, when=lose)
-                assert user.known.server(peers[1].key).sound >= 3
-                assert user.known.server(peers[2].key).sound >= 3
+                assert user.known.server(peers[1].key).sound >= 1
+                assert user.known.server(peers[2].key).sound >= 1
                 assert all(user.known.server(each.key).most == 0 for each in peers)
                 assert user.known.links[peers[1].key] == {peers[2].key: False}
                 assert user.known.avoided() == set()

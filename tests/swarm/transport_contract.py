@@ -14,6 +14,7 @@ from shoal.swarm import errors
 from shoal.swarm.errors import (
     DaemonDied,
     FrameTooLarge,
+    NotSpoken,
     PeerUnreachable,
     Refused,
     RemoteFault,
@@ -273,13 +274,13 @@ class TransportContract:
                     await client.call(server.me, fresh("nothing"), b"")
                 done.set()
 
-    async def test_an_unknown_protocol_or_method_is_unreachable(self, peers: PeersFactory) -> None:
+    async def test_an_unknown_protocol_or_method_is_told_from_a_peer_that_is_gone(self, peers: PeersFactory) -> None:
         with anyio.fail_after(PATIENCE_S):
             async with peers() as network:
                 client, server = await network.start(), await network.start()
-                with pytest.raises(PeerUnreachable):
+                with pytest.raises(NotSpoken):
                     await client.open(server.me, fresh("nothing"))
-                with pytest.raises(PeerUnreachable):
+                with pytest.raises(NotSpoken):
                     await client.call(server.me, fresh("nothing"), b"")
 
     async def test_a_call_carries_its_caller_and_both_payloads(self, peers: PeersFactory) -> None:

@@ -288,8 +288,9 @@ async def test_an_update_that_is_not_the_work_mints_nothing(
         found = await group.train()
         assert {judgement.outcome for judgement in of(found, HONEST)} == {"sound"}
         cheated = [judgement for judgement in of(found, CHEAT) if judgement.round > 1]
-        assert cheated
-        assert {judgement.outcome for judgement in cheated} == {"false"}, cheated
+        outcomes = {judgement.outcome for judgement in cheated}
+        assert "false" in outcomes, cheated
+        assert outcomes <= {"false", "undecided"}, cheated  # a twin's steps may lie between rounding and falsehood
         assert group.account(CHEAT).waiting == 0
         assert group.account(HONEST).waiting > 0
 

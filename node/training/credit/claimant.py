@@ -75,7 +75,7 @@ class Claimant:
         if self._work is not None or self._spoilt:
             return
         start = state_now(parts.steps, parts.parameters)
-        if not np.array_equal(start.parameters, strategy.outer.values):
+        if not np.array_equal(start.parameters, strategy.beginning()):
             self._spoilt = True  # resumed in the middle
             return
         steps, residual = strategy.settings.interval, strategy.residual(0)

@@ -45,10 +45,12 @@ log = structlog.get_logger(__name__)
 class Shown:
     """What the trainer has shown of one interval; each is checked against its digest already.
 
-    start, end: of the interval; last: parameters where the work ended; residual: None where nothing was left out before
+    begin, last: parameters where the work began and ended; start, end: of the interval; residual: None where nothing
+    was left out before
     """
 
     interval: int
+    begin: Values
     start: StepState
     end: Values
     last: Values
@@ -97,7 +99,7 @@ def _examined(
     if found is not Finding.SOUND:
         return Examined(found, "the steps lead elsewhere", apart)
     settings, spec, outcome = parts.strategy.settings, parts.strategy.spec, facts.outcome
-    update = facts.before - shown.last
+    update = shown.begin - shown.last
     try:
         sent = decoded(spec, Outcome(outcome.round, outcome.fragment, shown.payloads, ()))
         expected, _ = encoded(spec, settings.feedback, outcome.round, outcome.fragment, update, shown.residual)

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from shoal.compression.update_codec import Values
-from shoal.node.training.update_audit import Mark, StepState, moments_digest, values_digest
+from shoal.node.training.strategies.encoding import begun
+from shoal.node.training.strategies.settings import StrategySettings
+from shoal.node.training.update_audit import StepState, moments_digest, values_digest
 from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.member_calls import MemberCalls
@@ -38,14 +40,16 @@ class Showing:
     round: int
     spec: RunSpec
 
-    async def of(self, interval: int, claim: Claim, facts: RoundFacts, *, feedback: bool) -> Shown:
+    async def of(self, interval: int, claim: Claim, facts: RoundFacts, settings: StrategySettings) -> Shown:
         """raises: MalformedMessage when it shows something else than it signed for; other ShoalError when it does not
         show"""
-        marks = claim.marks
-        if interval:
-            start = await self._values(parameters_name(interval), marks[interval][0])
-        else:
-            start = facts.before  # its digest was compared
+        marks, residual = claim.marks, None
+        if settings.feedback and any(claim.residuals[0]):
+            residual = await self._values(RESIDUAL, claim.residuals[0])
+        begin = begun(facts.before, settings.ahead, residual)
+        if values_digest(begin) != marks[0][0]:
+            raise MalformedMessage("its work did not begin at the state of the round")
+        start = await self._values(parameters_name(interval), marks[interval][0]) if interval else begin
         state = StepState(start, moments_of(await self._file(moments_name(interval), self._most_moments)))
         if moments_digest(state.moments) != marks[interval][1]:
             raise MalformedMessage("other moments than those that were signed for")
@@ -53,15 +57,12 @@ class Showing:
         last = end
         if interval + 2 < len(marks):
             last = await self._values(parameters_name(len(marks) - 1), marks[-1][0])
-        residual = None
-        if feedback and any(claim.residuals[0]):
-            residual = await self._values(RESIDUAL, claim.residuals[0])
         payloads = payloads_of(await self._file(PAYLOADS, self._most_payloads))
         fragment = facts.outcome.fragment
         root = Commitment(run_id(self.spec), self.round, fragment, self.peer, payloads).root if payloads else b""
         if root != facts.roots.get(self.peer):
             raise MalformedMessage("other payloads than those that it committed to")
-        return Shown(interval, state, end, last, residual, payloads)
+        return Shown(interval, begin, state, end, last, residual, payloads)
 
     @property
     def _values_bytes(self) -> int:
@@ -92,8 +93,3 @@ class Showing:
             data += piece.data
             if len(data) >= piece.size or not piece.data:
                 return bytes(data)
-
-
-def digests_match(marks: tuple[Mark, ...], before: Values) -> bool:
-    """Whether the work begins at the outer parameters."""
-    return marks[0][0] == values_digest(before)

@@ -36,7 +36,7 @@ from shoal.swarm.rounds.run_identity import run_id
 
 from .evidence import Judgement
 from .examination import Examined, RoundFacts, Shown, examined, statement_problem
-from .fetching import Showing, asked_claim, digests_match
+from .fetching import Showing, asked_claim
 from .kept_work import NOTHING
 from .messages import Claim
 
@@ -147,9 +147,8 @@ class Judge:
     async def _have_shown(self, case: Case) -> None:
         strategy = self.parts.strategy
         showing = Showing(self.calls, case.peer, self.run, case.facts.outcome.round, strategy.spec)
-        feedback = bool(strategy.settings.feedback)
         try:
-            shown = await showing.of(case.draw.interval, case.claim, case.facts, feedback=feedback)
+            shown = await showing.of(case.draw.interval, case.claim, case.facts, strategy.settings)
         except MalformedMessage as error:
             await self._tell(case, Examined(Finding.GROSS, str(error)))
         except ShoalError as error:
@@ -193,7 +192,7 @@ class Judge:
             return "it is of another number of steps"
         if abs(statement.first - when[1]) > STEPS_APART * interval:
             return "its steps are numbered otherwise"
-        if statement.before != facts.before_hash or not digests_match(claim.marks, facts.before):
+        if statement.before != facts.before_hash:
             return "its work did not begin at the state of the round"
         return statement_problem(statement, claim.marks, claim.residuals)
 

@@ -7,6 +7,14 @@ from shoal.compression.update_codec import Values
 from shoal.swarm.rounds.exchange import RunSpec, seed_of
 
 
+def begun(outer: Values, ahead: float, residual: Values | None) -> Values:
+    """(F,) what local parameters begin a round with, a copy: ahead of the outer ones by a part of what is not sent yet.
+
+    residual: what earlier payloads left out, (F,); None for nothing
+    """
+    return outer.copy() if residual is None or not ahead else outer - np.float32(ahead) * residual
+
+
 def encoded(
     spec: RunSpec, feedback: float, round_: int, fragment: int, update: Values, before: Values | None
 ) -> tuple[tuple[bytes, ...], Values | None]:

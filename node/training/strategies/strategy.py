@@ -18,7 +18,7 @@ from shoal.compression.update_codec import Values
 from shoal.node.training.optimizers.outer import State
 from shoal.swarm.rounds.exchange import Offer, Outcome, RunSpec
 
-from .encoding import encoded
+from .encoding import begun, encoded
 from .outer_parameters import OuterParameters, part_of
 from .pending_round import PendingRound
 from .settings import StrategySettings
@@ -219,11 +219,7 @@ class Strategy:
         return self.pending
 
     def _begun(self, fragment: int) -> Values:
-        """(F,) a copy of the outer parameters, ahead of them by a part of what this peer has not sent yet."""
-        outer, residual = self.outer.fragment(fragment), self._residuals.get(fragment)
-        if residual is None or not self.settings.ahead:
-            return outer.copy()
-        return outer - np.float32(self.settings.ahead) * residual
+        return begun(self.outer.fragment(fragment), self.settings.ahead, self._residuals.get(fragment))
 
     def _with_unsent(self, gradient: Values, tokens: int) -> Values:
         """The mean of this gradient and those of skipped rounds, by tokens."""

@@ -160,5 +160,6 @@ def test_the_commands_change_nothing(shoal: Here, node: Identity, home: Path) ->
 def test_a_file_that_is_no_ledger_is_told(shoal: Here, node: Identity, home: Path) -> None:
     (home / "ledger.sqlite").write_bytes(b"something else " * 300)
     ran = shoal("ledger", "balance")
-    assert ran.code == 2
+    assert ran.code == 1
     assert "cannot use the ledger" in ran.complaint
+    assert "move it away" in ran.complaint
