@@ -138,10 +138,12 @@ class ChunkStore:
             self._disk.remove(address)
         for address in [address for address, label in self._unwritten.items() if wanted(address, label)]:
             del self._unwritten[address]
-        async with self._writing:  # a file that is just being written would appear after its removal
-            for address in going:
-                if self._files is not None and self._disk.find(address) is None:
-                    await anyio.to_thread.run_sync(self._files.remove, address)
+        files = self._files
+        if files is not None:
+            async with self._writing:  # a file that is just being written would appear after its removal
+                for address in going:
+                    if self._disk.find(address) is None:
+                        await anyio.to_thread.run_sync(files.remove, address)
         return len(going)
 
     def labels(self) -> dict[Address, Label]:

@@ -11,6 +11,7 @@ from node.engine_chain import CPU, EngineChain, local_model
 from node.tiny_models import VOCABULARY, greedy, make_model, save_model
 
 from shoal.compression import activations
+from shoal.node.device_thread import Reply
 from shoal.node.engine import Engine
 from shoal.node.engine_core import EngineCore
 from shoal.node.model_source import LocalModel
@@ -231,6 +232,26 @@ def test_cancelling_the_caller_cancels_its_queued_work(engine: Engine) -> None:
         return await engine.run(Work(A, 0, 1, (7,), wants_token=True))
 
     assert anyio.run(run).choice is not None
+
+
+def test_a_caller_that_leaves_in_the_moment_of_the_answer_leaves_no_session_open(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        scope, hand_over = anyio.CancelScope(), Reply.hand_over
+
+        def leaving(reply: Reply) -> None:
+            hand_over(reply)
+            scope.cancel()
+
+        with monkeypatch.context() as patch, scope:
+            patch.setattr(Reply, "hand_over", leaving)
+            await open_session(engine, A)
+        assert scope.cancelled_caught
+        await open_session(engine, B)  # after the close in the same queue
+        assert engine.sessions == 1
+
+    anyio.run(run)
 
 
 def test_closing_a_session_that_waits_refuses_what_waits_and_frees_its_room(engine: Engine) -> None:
