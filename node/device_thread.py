@@ -52,11 +52,6 @@ class Reply:
         return self._future.cancelled()
 
     @property
-    def failed(self) -> bool:
-        """The answer is there and is an error."""
-        return self._future.done() and not self._future.cancelled() and self._future.exception() is not None
-
-    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
 

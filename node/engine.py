@@ -172,8 +172,8 @@ class Engine:
             try:
                 await reply.wait()
             except BaseException:
-                if not reply.failed:
-                    self.close(session)  # nobody will use what is opened, or may still be
+                if reply.abandoned:
+                    self.close(session)  # nobody will use what may still be opened
                 raise
             return
         raise OutOfMemory(f"no room for {max_tokens} tokens was left to the {claim.lane} lane for {patience_s:.0f} s")
