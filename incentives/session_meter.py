@@ -12,7 +12,7 @@ from shoal.swarm.messages import Open as SessionOpen
 
 from . import entry as entries
 from . import offer as offers
-from .bodies import TICK_TOKENS, Open
+from .bodies import TICK_TOKENS, Close, Open
 from .chain import Accepted, Forked
 from .entry import NO_HASH, Entry
 from .ledger import Ledger
@@ -84,6 +84,12 @@ class LedgerMetering:
         self._clock = clock
         self._catch_up = catch_up
         self._limiter = limiter or OpenLimiter()
+        self._unsettled: set[bytes] = set()  # OPENs that are set aside for sessions whose CLOSE is not written yet
+        ledger.on_settled.append(self._settled)
+
+    def _settled(self, close: Entry) -> None:
+        assert isinstance(close.body, Close)
+        self._unsettled.discard(close.body.open)
 
     async def open(self, driver: PeerId, request: SessionOpen) -> LedgerMeter | None:
         """None: without books, in the free lane. raises: Refused"""
@@ -120,11 +126,14 @@ class LedgerMetering:
         if self._ledger.is_forger(entry.author):
             raise Refused("this key has signed two entries for one place; its standing is gone")
         digest = entries.hash_of(entry)
+        if digest in self._unsettled:
+            raise Refused("this payment was given for a session already")
         covered = not late and await self._is_covered(digest, terms)
         till = Till(digest, terms, TICK_TOKENS if covered else None)
         _go_on(till.begin(offer.ticks, offer.word))
         self._note(till, offer)
         if covered:
+            self._unsettled.add(digest)
             self.paid.add(request.session)
         return LedgerMeter(self._ledger, till, lambda: self.paid.discard(request.session))
 
@@ -157,6 +166,8 @@ class LedgerMetering:
                 return entry
             case Forked():
                 raise Refused("this key has signed two entries for one place; its standing is gone")
+            case refused if refused.reason == "known":  # the catching up of another session brought it
+                return entry
             case refused if refused.reason == "gap":
                 return None
             case refused:

@@ -12,10 +12,11 @@ from shoal.incentives import entry as entries
 from shoal.incentives import offer as offers
 from shoal.incentives.bodies import Ack, Close, ForkProof, Open
 from shoal.incentives.chain import Forked
-from shoal.incentives.entry import NO_HASH
+from shoal.incentives.entry import NO_HASH, Entry
 from shoal.incentives.ledger import Ledger
 from shoal.incentives.offer import Offer, session_name
 from shoal.incentives.payword import PayWords
+from shoal.incentives.price import tick_price
 from shoal.incentives.session_meter import LedgerMetering
 from shoal.incentives.store import Owed, Store
 from shoal.swarm.errors import OutOfMemory, Refused, Unavailable
@@ -37,6 +38,16 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 
 def ledger_at(path: Path, identity: Identity = SERVER) -> Ledger:
     return Ledger(Store(path), identity, lambda: float(NOW))
+
+
+def session_of_client(seq: int, prev: bytes, price: int = 0) -> tuple[SessionOpen, Entry]:
+    """price: of a tick; 0 in the free lane"""
+    name = SessionId(f"{seq:02x}" * 14)
+    body = offers.terms(SERVER.public_key, session_name(name), WORDS.root, 100, price)
+    entry = entries.write(CLIENT, seq, prev, NOW, body)
+    offer = offers.encode(Offer(seq, price > 0, 0 if seq else NOW, entry.signature, WORDS.root))
+    terms = (name, MODEL_ID, "float32", Span(0, 8), 100, CLIENT.peer_id, None, None, (), Sampling(), (), offer)
+    return SessionOpen(*terms), entry
 
 
 @pytest.mark.anyio
@@ -121,19 +132,32 @@ async def test_who_is_known_to_have_forked_opens_no_session_even_before_the_proo
     ledger = ledger_at(tmp_path / "ledger.sqlite")
     metering = LedgerMetering(ledger, lambda _: MANIFEST, lambda: 100.0)
 
-    def session(seq: int, prev: bytes) -> tuple[SessionOpen, bytes]:
-        name = SessionId(f"{seq:02x}" * 14)
-        body = offers.terms(SERVER.public_key, session_name(name), WORDS.root, 100, 0)
-        entry = entries.write(CLIENT, seq, prev, NOW, body)
-        offer = offers.encode(Offer(seq, False, 0 if seq else NOW, entry.signature, WORDS.root))
-        terms = (name, MODEL_ID, "float32", Span(0, 8), 100, CLIENT.peer_id, None, None, (), Sampling(), (), offer)
-        return SessionOpen(*terms), entries.hash_of(entry)
-
-    request, head = session(0, NO_HASH)
+    request, entry = session_of_client(0, NO_HASH)
     assert await metering.open(CLIENT.peer_id, request) is not None
     ledger.is_forger = lambda author: author == CLIENT.public_key
     with pytest.raises(Refused, match="its standing is gone"):
-        await metering.open(CLIENT.peer_id, session(1, head)[0])
+        await metering.open(CLIENT.peer_id, session_of_client(1, entries.hash_of(entry))[0])
+    await ledger.close()
+
+
+@pytest.mark.anyio
+async def test_an_open_that_was_heard_of_before_its_session_came_is_good_and_pays_for_one_session(
+    tmp_path: Path,
+) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite")
+    ledger.store.balances.mint(CLIENT.public_key, 10_000, bytes(32), NOW - 25 * 3600)
+    metering = LedgerMetering(ledger, lambda _: MANIFEST, lambda: 100.0)
+    request, entry = session_of_client(0, NO_HASH, tick_price(MANIFEST, Span(0, 8)))
+    await ledger.receive([entry])  # with what the client showed for another session
+    meter = await metering.open(CLIENT.peer_id, request)
+    assert meter is not None
+    assert metering.paid == {request.session}
+    meter.close()
+    with pytest.raises(Refused, match="for a session already"):
+        await metering.open(CLIENT.peer_id, request)
+    await ledger.flush()
+    assert await metering.open(CLIENT.peer_id, request) is not None
+    assert not metering.paid, "what was set aside is settled: the same payment pays no more"
     await ledger.close()
 
 

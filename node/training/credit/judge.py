@@ -254,9 +254,10 @@ class Judge:
         )
         subject = peer_id.public_key_of(case.peer)
         try:
-            with self.file.open("ab") as file:
+            with anyio.CancelScope(shield=True), self.file.open("ab") as file:  # no judgement without its verdict
                 file.write(judgement.line())
-            await self.ledger.append(Verdict(subject, OF_TRAINING, train, outcome, judgement.digest(), worth))
+                file.flush()
+                await self.ledger.append(Verdict(subject, OF_TRAINING, train, outcome, judgement.digest(), worth))
         except (ShoalError, OSError) as error:
             log.warning("not_judged", round=judgement.round, peer=case.peer, reason=str(error))
             return
