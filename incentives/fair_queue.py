@@ -11,7 +11,7 @@ source: Goyal, Vin and Cheng, Start-time Fair Queuing, IEEE/ACM Transactions on 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from shoal.swarm.lanes import Claim
+from shoal.swarm.sessions.lanes import Claim
 
 from .lane_shares import WEIGHTS
 

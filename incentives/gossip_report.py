@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.simulated_time import Timeline
-from shoal.swarm.simulated_topics import SimulatedTopics
+from shoal.swarm.simulated.time import Timeline
+from shoal.swarm.simulated.topics import SimulatedTopics
 
 
 @dataclass(slots=True)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection
 from shoal.swarm import peer_id
 from shoal.swarm.errors import MalformedMessage, Refused
 from shoal.swarm.identifiers import PeerId, SessionId
-from shoal.swarm.lanes import Claim, Lane
-from shoal.swarm.messages import Open
-from shoal.swarm.stamp import Roots, StampGate, StampMaker
+from shoal.swarm.members.stamp import Roots, StampGate, StampMaker
+from shoal.swarm.sessions.lanes import Claim, Lane
+from shoal.swarm.sessions.messages import Open
 
 from .bodies import TICK_TOKENS
 from .ledger import Ledger

@@ -4,7 +4,7 @@ The free lane is held to its share while somebody of another lane waits, and has
 nobody else wants it may use.
 """
 
-from shoal.swarm.lanes import Lane
+from shoal.swarm.sessions.lanes import Lane
 
 FREE_PART = 6  # the free lane has one in so many
 WEIGHTS = {Lane.PAID: 3, Lane.EARNED: 2, Lane.FREE: 1}

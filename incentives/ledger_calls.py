@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 
 from . import gossip_messages as messages
 from .ledger_answers import LedgerAnswers

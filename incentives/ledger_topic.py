@@ -17,7 +17,7 @@ from shoal.swarm.canonical import Canonical
 from shoal.swarm.errors import MalformedMessage, NotSpoken, ShoalError, Unavailable
 from shoal.swarm.identifiers import PeerId, SwarmId
 from shoal.swarm.identity import Identity
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.topic_envelope import open_sealed, seal
 from shoal.swarm.topics import Topics
 

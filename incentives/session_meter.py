@@ -8,7 +8,7 @@ from shoal.swarm import peer_id
 from shoal.swarm.errors import MalformedMessage, Refused, ShoalError
 from shoal.swarm.identifiers import ModelId, PeerId, SessionId
 from shoal.swarm.manifest import Manifest
-from shoal.swarm.messages import Open as SessionOpen
+from shoal.swarm.sessions.messages import Open as SessionOpen
 
 from . import entry as entries
 from . import offer as offers

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from shoal.swarm import peer_id
 from shoal.swarm.errors import ShoalError
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.manifest import Manifest
+from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.units import Span, whole
 
 from . import entry as entries

@@ -16,8 +16,8 @@ from hashlib import sha256
 from math import log, sin, tau
 
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.lanes import Claim, Lane
-from shoal.swarm.routing import QUEUE_FACTOR
+from shoal.swarm.routing.chain_choice import QUEUE_FACTOR
+from shoal.swarm.sessions.lanes import Claim, Lane
 
 from .audit_draw import audit_rate
 from .audit_threshold import Finding

@@ -1,7 +1,7 @@
 """The spreading of the ledger at scale, in one process and in virtual time: honest sessions, and forks.
 
 Real here: entries, signatures, chains, the gossip's machine, catching up, witnesses. Simulated: the mesh that carries
-messages (`swarm/simulated_topics.py`), member calls (two trips that may get lost) and time. The book that a peer keeps
+messages (`swarm/simulated/topics.py`), member calls (two trips that may get lost) and time. The book that a peer keeps
 is in memory. A run is a function of its seed.
 
 A forger spends one credit twice: two OPENs with one number, shown to two servers within a moment. A server that wants
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from shoal.swarm.errors import ShoalError
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.identity import Identity
-from shoal.swarm.simulated_time import Timeline
-from shoal.swarm.simulated_topics import MeshConditions, SimulatedTopics
+from shoal.swarm.simulated.time import Timeline
+from shoal.swarm.simulated.topics import MeshConditions, SimulatedTopics
 from shoal.swarm.topic_envelope import open_sealed, seal
 
 from . import entry as entries

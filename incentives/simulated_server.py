@@ -7,7 +7,7 @@ sessions. A quantum stands for some batches; a node's own scheduler does the sam
 from collections import Counter
 from dataclasses import dataclass, field
 
-from shoal.swarm.lanes import Claim, Lane
+from shoal.swarm.sessions.lanes import Claim, Lane
 
 from .fair_queue import FairQueue
 from .lane_shares import free_positions, has_room

@@ -10,7 +10,7 @@ import uvicorn
 from anyio.abc import TaskGroup
 
 from shoal.swarm.errors import UsageError
-from shoal.swarm.generation import TokenSource
+from shoal.swarm.sessions.generation import TokenSource
 
 from .api.app import create_app
 from .api.control import NodeControl

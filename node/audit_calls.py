@@ -10,8 +10,8 @@ import msgspec
 
 from shoal.incentives.bodies import Hash
 from shoal.swarm.errors import MalformedMessage, Refused, RemoteFault, StreamBroken, TimedOut
-from shoal.swarm.handshake import Gate, greet, read_welcome
 from shoal.swarm.identifiers import PeerId, SessionId
+from shoal.swarm.members.handshake import Gate, greet, read_welcome
 from shoal.swarm.transport import Stream, Transport
 
 PROTOCOL = "/shoal/audit/1"

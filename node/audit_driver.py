@@ -29,8 +29,8 @@ from shoal.incentives.audit_threshold import Finding
 from shoal.incentives.work_chunks import CHUNK_POSITIONS
 from shoal.incentives.work_statement import Served, WorkStatement
 from shoal.swarm.errors import MalformedMessage, NotSpoken, Refused, RemoteFault, ShoalError, Unavailable
-from shoal.swarm.handshake import Gate
 from shoal.swarm.identifiers import PeerId, SessionId
+from shoal.swarm.members.handshake import Gate
 from shoal.swarm.transport import Transport
 
 from .audit_calls import AskEvidence, AskLink, AskReplay, AskStatement, ask

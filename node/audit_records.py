@@ -10,13 +10,13 @@ from shoal.incentives.audit_evidence import ChunkEvidence, of_chunk
 from shoal.incentives.work_chunks import Chunk, ChunkCutter, Given, most_audited
 from shoal.incentives.work_links import ChunkLink
 from shoal.incentives.work_statement import Served, WorkLeaves, WorkStatement
-from shoal.swarm.compute import Done
 from shoal.swarm.errors import Refused
 from shoal.swarm.identifiers import ModelId, PeerId, SessionId
 from shoal.swarm.identity import Identity
 from shoal.swarm.manifest import Manifest
-from shoal.swarm.messages import Feed, Open
 from shoal.swarm.sampling import encoded
+from shoal.swarm.sessions.compute import Done
+from shoal.swarm.sessions.messages import Feed, Open
 
 KEEP_BYTES = 256 << 20  # of all sessions together; the oldest that are over go first
 KEEP_S = 600.0  # after the end of a session

@@ -16,11 +16,11 @@ from shoal.compression.errors import MalformedPayload
 from shoal.incentives.audit_evidence import ChunkEvidence, Unproven, proven
 from shoal.incentives.audit_threshold import Finding, Threshold
 from shoal.incentives.work_chunks import CHUNK_POSITIONS, Given
-from shoal.swarm.compute import Work
 from shoal.swarm.errors import BadActivation, Refused
 from shoal.swarm.identifiers import SessionId
-from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Work
+from shoal.swarm.sessions.lanes import Claim, Lane
 from shoal.swarm.units import Span, has_embed, has_head
 
 from .activation_tensors import tensor_of

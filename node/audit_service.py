@@ -16,9 +16,9 @@ from shoal.incentives.audit_report import AuditReport
 from shoal.incentives.audit_threshold import Threshold
 from shoal.incentives.work_statement import Served
 from shoal.swarm.errors import Refused, ShoalError
-from shoal.swarm.handshake import Gate, receive_greeting
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.identity import Identity
+from shoal.swarm.members.handshake import Gate, receive_greeting
 from shoal.swarm.transport import Stream, Transport
 
 from . import audit_calls

@@ -11,10 +11,10 @@ import msgspec
 from shoal.compression import activations
 from shoal.incentives.audit_evidence import Unproven
 from shoal.incentives.work_chunks import Made
-from shoal.swarm.compute import Choice, Work
 from shoal.swarm.identifiers import SessionId
-from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.sampling import MAX_TOP_LOGPROBS, Sampling, decoded
+from shoal.swarm.sessions.compute import Choice, Work
+from shoal.swarm.sessions.lanes import Claim, Lane
 from shoal.swarm.units import Span
 
 from .engine import Engine

@@ -6,9 +6,9 @@ from anyio.abc import TaskGroup
 
 from shoal.incentives.ledger import Ledger
 from shoal.incentives.work_statement import Served
-from shoal.swarm.handshake import Gate
 from shoal.swarm.home import Home
 from shoal.swarm.identity import Identity
+from shoal.swarm.members.handshake import Gate
 from shoal.swarm.records import NodeRecord
 from shoal.swarm.transport import Transport
 

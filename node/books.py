@@ -24,9 +24,9 @@ from shoal.swarm.errors import OutOfMemory
 from shoal.swarm.home import Home
 from shoal.swarm.identifiers import PeerId, SwarmId
 from shoal.swarm.identity import Identity
-from shoal.swarm.member_calls import MemberCalls
-from shoal.swarm.membership import Swarm
-from shoal.swarm.stamp import StampGate, StampMaker
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.members.membership import Swarm
+from shoal.swarm.members.stamp import StampGate, StampMaker
 from shoal.swarm.transports.libp2p import Libp2pTransport
 
 from .node_events import Warned

@@ -27,11 +27,11 @@ from shoal.incentives.audit_evidence import ChunkEvidence
 from shoal.incentives.audit_threshold import FEWEST, Threshold, calibrated, rounding_floor
 from shoal.incentives.work_chunks import CHUNK_POSITIONS, Given
 from shoal.incentives.work_statement import Served
-from shoal.swarm.compute import Work
 from shoal.swarm.errors import Refused, ShoalError
 from shoal.swarm.identifiers import ModelId, SessionId
-from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Work
+from shoal.swarm.sessions.lanes import Claim, Lane
 from shoal.swarm.units import Span, has_embed
 
 from .audit_memory import AuditMemory

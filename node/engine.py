@@ -15,13 +15,13 @@ import anyio
 
 from shoal.compression.kv_levels import KvLevel
 from shoal.compression.kv_profile import KvProfile
-from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import BadChunk, LocalFault, OutOfMemory, Refused, ShoalError
 from shoal.swarm.identifiers import SessionId
-from shoal.swarm.kv_chunks import KvChunk, KvFormat, begins_at, chunk_ranges, due_chunks, parse_chunk
-from shoal.swarm.lanes import MEMBER, Claim, Lane
+from shoal.swarm.kv.kv_chunks import KvChunk, KvFormat, begins_at, chunk_ranges, due_chunks, parse_chunk
 from shoal.swarm.manifest import model_id
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Done, Work
+from shoal.swarm.sessions.lanes import MEMBER, Claim, Lane
 from shoal.swarm.units import Span, layer_range
 
 from .coding_thread import CodingThread

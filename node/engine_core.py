@@ -12,11 +12,11 @@ import torch
 
 from shoal.incentives.fair_queue import FairQueue
 from shoal.incentives.lane_shares import has_room
-from shoal.swarm.compute import Choice, Done, Work
 from shoal.swarm.errors import ContextTooLong, LocalFault, OutOfMemory, Refused, ShoalError
 from shoal.swarm.identifiers import SessionId
-from shoal.swarm.lanes import MEMBER, Claim, Lane
 from shoal.swarm.sampling import Sampling, checked
+from shoal.swarm.sessions.compute import Choice, Done, Work
+from shoal.swarm.sessions.lanes import MEMBER, Claim, Lane
 from shoal.swarm.units import Span, describe, has_embed, has_head, layer_range
 
 from .activation_tensors import bytes_of, is_finite, tensor_of

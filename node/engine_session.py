@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import ShoalError
-from shoal.swarm.lanes import MEMBER, Claim
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Done, Work
+from shoal.swarm.sessions.lanes import MEMBER, Claim
 from shoal.swarm.units import Span
 
 from .kv_cache import Reservation

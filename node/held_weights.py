@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 
 from shoal.swarm import manifest as manifests
-from shoal.swarm.blobs import MANIFEST
-from shoal.swarm.block_transfer_donor import Bundle, FilePart
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.manifest import CHUNK_BYTES, Manifest
-from shoal.swarm.weight_holdings import HeldFile, Holdings, bits_of, table_digest
+from shoal.swarm.transfer.blobs import MANIFEST
+from shoal.swarm.transfer.block_transfer_donor import Bundle, FilePart
+from shoal.swarm.transfer.weight_holdings import HeldFile, Holdings, bits_of, table_digest
 
 from .model_source import LocalModel
 from .peer_folder import PeerFolder

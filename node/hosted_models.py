@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal.swarm import manifest as manifests
-from shoal.swarm.blobs import MANIFEST
-from shoal.swarm.compute import ChunkCoder, Compute
 from shoal.swarm.errors import Refused
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.manifest import Manifest
 from shoal.swarm.records import Hosted
+from shoal.swarm.sessions.compute import ChunkCoder, Compute
+from shoal.swarm.transfer.blobs import MANIFEST
 from shoal.swarm.units import Span, describe
 
 if TYPE_CHECKING:

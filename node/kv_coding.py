@@ -18,7 +18,7 @@ from shoal.compression.kv_block import KvBlock, KvShape, Stored, to_floats
 from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
 from shoal.compression.kv_profile import KvProfile, parse_profile
 from shoal.swarm.errors import BadChunk, Refused, UsageError
-from shoal.swarm.kv_chunks import KvChunk, KvFormat, pack_chunk, parse_chunk
+from shoal.swarm.kv.kv_chunks import KvChunk, KvFormat, pack_chunk, parse_chunk
 from shoal.swarm.manifest import KV_PROFILE
 
 from .activation_tensors import TORCH_DTYPES

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.compression.kv_levels import KvLevel
 from shoal.swarm.errors import Refused, UsageError
-from shoal.swarm.prefix_chain import chain, usable
+from shoal.swarm.prefixes.prefix_chain import chain, usable
 from shoal.swarm.text.text_request import TextRequest
 from shoal.swarm.text.text_source import TextSource
 

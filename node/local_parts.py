@@ -7,12 +7,12 @@ import anyio
 import anyio.to_thread
 
 from shoal.compression.kv_levels import KvLevel
-from shoal.swarm.compute import Compute, Done, Work
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import ModelId, SessionId
-from shoal.swarm.kv_chunks import KvFormat
-from shoal.swarm.lanes import MEMBER, Claim
+from shoal.swarm.kv.kv_chunks import KvFormat
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Compute, Done, Work
+from shoal.swarm.sessions.lanes import MEMBER, Claim
 from shoal.swarm.units import Span
 
 from .hosted_models import HostedModels

@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from shoal.swarm.errors import Unavailable, UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.records import NodeRecord
 
 from .model_source import EMBEDDED, LocalModel, resolve

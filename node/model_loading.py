@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.placement import Budget, Placement, choose_span
 from shoal.swarm.records import NodeRecord
+from shoal.swarm.routing.placement import Budget, Placement, choose_span
 from shoal.swarm.units import describe, parse
 
 from .hosted_models import HostedModel

@@ -21,28 +21,28 @@ from msgspec.structs import replace
 
 import shoal
 from shoal.swarm.beacon_calls import serve_root
-from shoal.swarm.blobs import serve_blobs
-from shoal.swarm.cache_keeper import CacheKeeper
-from shoal.swarm.cache_streams import CacheReceiver
-from shoal.swarm.chain_planner import DirectoryPlanner
-from shoal.swarm.driver import Driver
 from shoal.swarm.errors import DaemonDied, Refused, ShoalError, SwarmUnreachable, UsageError
 from shoal.swarm.home import Home, NodeFacts
-from shoal.swarm.hop_server import Drained, HopServer
 from shoal.swarm.identifiers import PROTOCOL_VERSION, PeerId
 from shoal.swarm.identity import Identity
-from shoal.swarm.invite import read_invite
-from shoal.swarm.invite_store import InviteStore
-from shoal.swarm.joining import connect_any, serve_joining
-from shoal.swarm.latency import LatencyBook
+from shoal.swarm.kv.cache_keeper import CacheKeeper
+from shoal.swarm.kv.cache_streams import CacheReceiver
 from shoal.swarm.manifest import ADAPTER
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.invite import read_invite
+from shoal.swarm.members.invite_store import InviteStore
+from shoal.swarm.members.joining import connect_any, serve_joining
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.members.swarm_entry import Entered
 from shoal.swarm.node_lock import NodeLock
-from shoal.swarm.pings import Pinger, serve_pings
-from shoal.swarm.prefixes import Prefixes
+from shoal.swarm.prefixes.prefixes import Prefixes
 from shoal.swarm.record_calls import serve_records
 from shoal.swarm.records import NodeRecord, RecordReader
-from shoal.swarm.swarm_entry import Entered
+from shoal.swarm.routing.chain_planner import DirectoryPlanner
+from shoal.swarm.routing.latency import LatencyBook
+from shoal.swarm.routing.pings import Pinger, serve_pings
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.hop_server import Drained, HopServer
+from shoal.swarm.transfer.blobs import serve_blobs
 from shoal.swarm.transports.libp2p import Libp2pTransport
 
 from .api_server import ApiServer

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import shoal
 from shoal.swarm.errors import Refused, UsageError
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.invite import DEFAULT_TTL_S, read_invite
-from shoal.swarm.invite_store import InviteStore
+from shoal.swarm.members.invite import DEFAULT_TTL_S, read_invite
+from shoal.swarm.members.invite_store import InviteStore
 from shoal.swarm.records import NodeRecord
 from shoal.swarm.units import describe
 

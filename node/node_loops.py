@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 
-from shoal.swarm import joining, membership_file
 from shoal.swarm.errors import OutOfMemory, ShoalError, Unavailable, UsageError
-from shoal.swarm.membership import CERTIFICATE_TTL_S, read_certificate
-from shoal.swarm.membership_file import Membership
+from shoal.swarm.members import joining, membership_file
+from shoal.swarm.members.membership import CERTIFICATE_TTL_S, read_certificate
+from shoal.swarm.members.membership_file import Membership
 from shoal.swarm.node_lock import clash, refuse_clash
 from shoal.swarm.records import ANNOUNCE_PERIOD_S, NodeRecord
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S
-from shoal.swarm.cache_keeper import BUDGET_BYTES
 from shoal.swarm.home import Home
+from shoal.swarm.kv.cache_keeper import BUDGET_BYTES
+from shoal.swarm.transfer.block_transfer_donor import DEFAULT_RATE_BYTE_S
 from shoal.swarm.transports.p2pd import NetworkOptions
 
 DEFAULT_MODEL = "novels-6m"

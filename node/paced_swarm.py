@@ -12,20 +12,20 @@ import torch
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.compression.kv_profile import KvProfile
-from shoal.swarm.cache_keeper import CacheKeeper
-from shoal.swarm.cache_streams import CacheReceiver
-from shoal.swarm.chain_plan import ChainPlan, PlannedHop
-from shoal.swarm.compute import Compute
-from shoal.swarm.driver import Driver
-from shoal.swarm.generation import Exactness, Route, ServedModel, TokenRequest
-from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import ModelId, PeerId
+from shoal.swarm.kv.cache_keeper import CacheKeeper
+from shoal.swarm.kv.cache_streams import CacheReceiver
 from shoal.swarm.manifest import Manifest
 from shoal.swarm.records import Hosted, NodeRecord
-from shoal.swarm.routing import plan_chain
+from shoal.swarm.routing.chain_choice import plan_chain
+from shoal.swarm.routing.chain_plan import ChainPlan, PlannedHop
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.session_events import Plan
-from shoal.swarm.simulated_peer import SWARM
+from shoal.swarm.sessions.compute import Compute
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.generation import Exactness, Route, ServedModel, TokenRequest
+from shoal.swarm.sessions.hop_server import HopServer
+from shoal.swarm.sessions.session_events import Plan
+from shoal.swarm.simulated.peer import SWARM
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 from shoal.swarm.units import Span

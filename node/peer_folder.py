@@ -14,7 +14,7 @@ from shoal.swarm import manifest as manifests
 from shoal.swarm.errors import MalformedMessage, OutOfMemory
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.manifest import Manifest
-from shoal.swarm.weight_holdings import bits_of, chunks_of, table_digest
+from shoal.swarm.transfer.weight_holdings import bits_of, chunks_of, table_digest
 
 PEERS = "peers"  # below the home's cache
 _MANIFEST = "manifest.msgpack"

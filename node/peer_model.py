@@ -8,13 +8,13 @@ from pathlib import Path
 import anyio.from_thread
 import msgspec
 
-from shoal.swarm import blobs
 from shoal.swarm.errors import RemoteFault, Unavailable
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.manifest import TEXT_FILES, Manifest
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.transfer import blobs
+from shoal.swarm.transfer.weight_holdings import ask_holdings
 from shoal.swarm.units import Span
-from shoal.swarm.weight_holdings import ask_holdings
 
 from .model_source import LocalModel, Progress
 from .peer_folder import PeerFolder

@@ -15,17 +15,17 @@ from math import prod
 
 import msgspec
 
-from shoal.swarm import blobs
-from shoal.swarm.block_transfer import Block, Dropped
-from shoal.swarm.block_transfer_fetch import BlockFetcher, Holders, Search, Threads, Waiting
-from shoal.swarm.block_transfer_folder import BlockFolder
-from shoal.swarm.block_transfer_listing import BundleId, Listing, weights_listing
 from shoal.swarm.errors import RemoteFault, ShoalError, Unavailable, UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.manifest import ADAPTER, CHUNK_BYTES, Manifest
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.transfer import blobs
+from shoal.swarm.transfer.block_transfer import Block, Dropped
+from shoal.swarm.transfer.block_transfer_fetch import BlockFetcher, Holders, Search, Threads, Waiting
+from shoal.swarm.transfer.block_transfer_folder import BlockFolder
+from shoal.swarm.transfer.block_transfer_listing import BundleId, Listing, weights_listing
+from shoal.swarm.transfer.weight_holdings import Holdings, ask_holdings, held_blocks, table_digest
 from shoal.swarm.units import Span
-from shoal.swarm.weight_holdings import Holdings, ask_holdings, held_blocks, table_digest
 
 from .model_source import Progress
 from .model_units import tensors_of

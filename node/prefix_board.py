@@ -4,13 +4,13 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shoal.swarm.announcement import Announcement
-from shoal.swarm.chunk_store import MEMORY_BYTES, ChunkStore
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.membership import Swarm
-from shoal.swarm.pings import Pinger
-from shoal.swarm.prefix_chain import Address
-from shoal.swarm.standing import KnownStanding
+from shoal.swarm.kv.chunk_store import MEMORY_BYTES, ChunkStore
+from shoal.swarm.members.membership import Swarm
+from shoal.swarm.prefixes.announcement import Announcement
+from shoal.swarm.prefixes.prefix_chain import Address
+from shoal.swarm.routing.pings import Pinger
+from shoal.swarm.routing.standing import KnownStanding
 
 from .memory_size import parse_size
 from .options import NodeOptions

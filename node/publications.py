@@ -12,10 +12,10 @@ import msgspec
 import structlog
 
 from shoal.swarm import private_file
-from shoal.swarm.block_transfer_listing import weights_listing
 from shoal.swarm.errors import ShoalError, UsageError
 from shoal.swarm.home import Home
 from shoal.swarm.identifiers import ModelId
+from shoal.swarm.transfer.block_transfer_listing import weights_listing
 
 from .model_source import LocalModel, from_folder
 from .weight_shelf import WeightShelf

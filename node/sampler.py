@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shoal.swarm.compute import Choice
 from shoal.swarm.errors import LocalFault
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Choice
 
 Row = npt.NDArray[np.float64]
 _HEAD = 1024  # most draws fall among so many likeliest tokens; the rest is sorted only when one does not

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.incentives.lane_shares import free_positions
-from shoal.swarm.lanes import Lane
+from shoal.swarm.sessions.lanes import Lane
 from shoal.swarm.units import Span
 
 BATCH_TOKENS = 256  # positions of one batch, decode steps included

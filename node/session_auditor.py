@@ -28,13 +28,13 @@ from shoal.incentives.work_chunks import most_audited
 from shoal.incentives.work_statement import Served
 from shoal.swarm import peer_id
 from shoal.swarm.errors import ShoalError
-from shoal.swarm.handshake import Gate
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.members.handshake import Gate
 from shoal.swarm.records import NodeRecord
 from shoal.swarm.sampling import encoded
+from shoal.swarm.sessions.work_records import UsedHop, UsedSession
 from shoal.swarm.transport import Transport
 from shoal.swarm.units import has_embed, has_head
-from shoal.swarm.work_records import UsedHop, UsedSession
 
 from .audit_calls import AskCase, ask
 from .audit_driver import AuditDriver, AuditOutcome, Here, Neighbour, ServedSession

@@ -19,8 +19,8 @@ from pydantic_settings import (
 )
 
 from shoal.swarm.errors import UsageError
-from shoal.swarm.generation import Exactness
 from shoal.swarm.home import Home
+from shoal.swarm.sessions.generation import Exactness
 
 from .options import BY_NEED
 

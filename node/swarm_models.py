@@ -9,7 +9,7 @@ import msgspec
 
 from shoal.swarm.errors import ShoalError, UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.records import Hosted, NodeRecord
 
 from .weight_shelf import LIST_METHOD, MAX_GIVEN, MAX_LISTED_BYTES, Given

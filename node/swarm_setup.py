@@ -2,13 +2,13 @@
 
 import secrets
 
-from shoal.swarm import membership_file
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identity import Identity
-from shoal.swarm.invite import Invite
-from shoal.swarm.membership import found_swarm
-from shoal.swarm.membership_file import Membership
-from shoal.swarm.swarm_entry import Clock, Entered, enter, join
+from shoal.swarm.members import membership_file
+from shoal.swarm.members.invite import Invite
+from shoal.swarm.members.membership import found_swarm
+from shoal.swarm.members.membership_file import Membership
+from shoal.swarm.members.swarm_entry import Clock, Entered, enter, join
 from shoal.swarm.transport import Transport
 
 from .options import NodeOptions

@@ -12,12 +12,12 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S, BlockDonor, Bundle, OnThread, on_thread
-from shoal.swarm.block_transfer_listing import BundleId
 from shoal.swarm.errors import ShoalError, UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
-from shoal.swarm.member_calls import MemberCalls
-from shoal.swarm.weight_holdings import Holdings, serve_holdings
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.transfer.block_transfer_donor import DEFAULT_RATE_BYTE_S, BlockDonor, Bundle, OnThread, on_thread
+from shoal.swarm.transfer.block_transfer_listing import BundleId
+from shoal.swarm.transfer.weight_holdings import Holdings, serve_holdings
 
 from .held_weights import HeldWeights, held_weights
 from .model_source import LocalModel

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 
 from .errors import MalformedMessage, ShoalError
 from .identifiers import PeerId
-from .member_calls import MemberCalls
-from .stamp import Roots, StampMaker
+from .members.member_calls import MemberCalls
+from .members.stamp import Roots, StampMaker
 
 METHOD = "/shoal/beacon/1"
 ROOT_BYTES = 32

@@ -11,7 +11,7 @@ import msgspec
 from .directory import Lookup, RecordBook
 from .errors import MalformedMessage, Refused, ShoalError, SwarmUnreachable
 from .identifiers import ModelId, PeerId
-from .member_calls import MemberCalls
+from .members.member_calls import MemberCalls
 from .records import NodeRecord, RecordReader
 
 METHOD = "/shoal/records/1"

@@ -13,9 +13,9 @@ from .canonical import Canonical
 from .errors import MalformedMessage, Refused
 from .identifiers import ModelId, PeerId, SwarmId
 from .identity import Identity, verify
-from .membership import Swarm, check_certificate
+from .members.membership import Swarm, check_certificate
+from .members.revocation import Revocations
 from .peer_id import is_peer_id
-from .revocation import Revocations
 from .units import Span
 
 RECORD_TTL_S = 24.0  # a peer killed with -9 is out of every listing after this long

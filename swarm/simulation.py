@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .identifiers import ModelId, PeerId
-from .placement import Budget, Placement, choose_span, should_move
 from .records import NodeRecord
-from .routing import DEFAULT_MAX_HOPS
-from .simulated_client import Judge, Query
-from .simulated_directory import DirectoryConditions, Heard, SimulatedDirectory
-from .simulated_model import SimulatedModel
-from .simulated_peer import SWARM, Population, SimulatedPeer, next_announcement_s, record_bytes
-from .simulated_time import Timeline
-from .simulation_report import Report
+from .routing.chain_choice import DEFAULT_MAX_HOPS
+from .routing.placement import Budget, Placement, choose_span, should_move
+from .simulated.client import Judge, Query
+from .simulated.directory import DirectoryConditions, Heard, SimulatedDirectory
+from .simulated.model import SimulatedModel
+from .simulated.peer import SWARM, Population, SimulatedPeer, next_announcement_s, record_bytes
+from .simulated.report import Report
+from .simulated.time import Timeline
 from .transports.dht_keys import model_key, model_keys, node_key
 from .units import Span, whole
 

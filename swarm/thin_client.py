@@ -8,27 +8,27 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
-from . import joining, membership_file
 from .beacon_calls import AskedRoot
-from .chain_planner import DirectoryPlanner
-from .driver import Driver
 from .errors import SwarmUnreachable
-from .handshake import Gate
 from .home import Home
 from .identity import Identity
-from .invite import read_invite
-from .latency import LatencyBook
-from .member_calls import MemberCalls
-from .metering import Paying
+from .members import joining, membership_file
+from .members.handshake import Gate
+from .members.invite import read_invite
+from .members.member_calls import MemberCalls
+from .members.stamp import StampMaker
+from .members.swarm_entry import enter, join
 from .node_lock import CLIENT_NAME, NodeLock
-from .pings import Pinger
 from .record_calls import RemoteDirectory
 from .records import NodeRecord, RecordReader
-from .stamp import StampMaker
-from .swarm_entry import enter, join
+from .routing.chain_planner import DirectoryPlanner
+from .routing.latency import LatencyBook
+from .routing.pings import Pinger
+from .sessions.driver import Driver
+from .sessions.metering import Paying
+from .sessions.work_records import SessionAudits
 from .transport import Transport
 from .transports.p2pd import NetworkOptions
-from .work_records import SessionAudits
 
 Auditors = Callable[[Transport, Gate, Callable[[], Sequence[NodeRecord]]], SessionAudits]
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.manifest import TEXT_FILES, Manifest
+from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.text.scripted_source import Script, ScriptedModel, ScriptedSource
 from shoal.swarm.text.tokenizer import TextModel
 

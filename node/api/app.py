@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from shoal.swarm.client.error_codes import NOT_FOUND, Fault
 from shoal.swarm.errors import ShoalError
-from shoal.swarm.generation import TokenSource
+from shoal.swarm.sessions.generation import TokenSource
 from shoal.swarm.text.text_source import TextSource
 
 from .auth import KeyGuard

@@ -8,7 +8,7 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shoal.swarm.generation import ServedModel
+from shoal.swarm.sessions.generation import ServedModel
 from shoal.swarm.text.pieces import Piece
 
 from .choices import ChoiceRun, finish_of

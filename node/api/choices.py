@@ -7,7 +7,7 @@ from typing import Literal
 import anyio
 import msgspec
 
-from shoal.swarm.generation import FinishReason, Route
+from shoal.swarm.sessions.generation import FinishReason, Route
 from shoal.swarm.text.pieces import Piece, Usage
 from shoal.swarm.text.text_source import Prepared, TextSource
 

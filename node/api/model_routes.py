@@ -4,7 +4,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from shoal.swarm.generation import ServedModel
+from shoal.swarm.sessions.generation import ServedModel
 from shoal.swarm.text.model_choice import choose_model, public_names
 
 from .gateway import Gateway

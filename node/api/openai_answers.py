@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from shoal.swarm.generation import Route
+from shoal.swarm.sessions.generation import Route
 from shoal.swarm.text.pieces import Piece, TokenLogprob
 
 Finish = Literal["stop", "length"]

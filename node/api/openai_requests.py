@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from shoal.swarm.generation import Exactness
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import Exactness
 
 MAX_CHOICES = 128
 MAX_HOPS = 64

@@ -3,9 +3,9 @@
 import secrets
 
 from shoal.swarm.errors import UsageError
-from shoal.swarm.generation import checked_session
 from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import MAX_TOP_LOGPROBS
+from shoal.swarm.sessions.generation import checked_session
 from shoal.swarm.text.text_request import TextRequest
 
 from .errors import ApiError

@@ -9,11 +9,12 @@ from shoal.incentives import entry as entries
 from shoal.incentives.store import Store
 from shoal.node.audit_memory import AuditMemory
 from shoal.node.books import judges_of
-from shoal.swarm import membership_file, peer_id
+from shoal.swarm import peer_id
 from shoal.swarm.errors import MalformedMessage, UsageError
 from shoal.swarm.home import Home
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.identity import Identity
+from shoal.swarm.members import membership_file
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def identity(home: Home) -> Finding:
 
 
 def swarm(home: Home) -> Finding:
-    from shoal.swarm import membership_file
+    from shoal.swarm.members import membership_file
 
     try:
         found = membership_file.load(home.swarm)

@@ -10,7 +10,7 @@ from shoal.node.training.checkpoints.snapshot import Snapshot
 from shoal.node.training.pipeline.stage_export import PipelineNote, assembled, fetched_stages, local_stages
 from shoal.swarm.errors import ShoalError, UsageError
 from shoal.swarm.home import Home
-from shoal.swarm.membership_file import load as load_membership
+from shoal.swarm.members.membership_file import load as load_membership
 
 from .node_api import running_api
 from .node_choice import node_options

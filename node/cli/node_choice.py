@@ -10,9 +10,9 @@ from shoal.node.memory_size import parse_size
 from shoal.node.options import DTYPES, NodeOptions
 from shoal.node.settings import Settings, load_settings
 from shoal.node.training.limits_units import bits_per_second
-from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S
 from shoal.swarm.errors import UsageError
 from shoal.swarm.home import Home
+from shoal.swarm.transfer.block_transfer_donor import DEFAULT_RATE_BYTE_S
 from shoal.swarm.transports.p2pd import NetworkOptions, refuse_port_in_use
 from shoal.swarm.units import check_syntax
 

@@ -20,7 +20,7 @@ from shoal.node.training.limits_watch import LimitWatch
 from shoal.node.training.worker_data import check_files
 from shoal.node.training.worker_processes import follow_first, is_follower
 from shoal.swarm.home import Home
-from shoal.swarm.membership_file import load as load_membership
+from shoal.swarm.members.membership_file import load as load_membership
 
 from .failures import INTERRUPTED, OK, tell
 from .last_port import remember_port

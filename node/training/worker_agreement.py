@@ -14,7 +14,7 @@ import msgspec
 from shoal.swarm.canonical import Canonical
 from shoal.swarm.errors import Refused, ShoalError, VersionMismatch
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.rounds.exchange import OutOfStep, RunSpec
 from shoal.swarm.rounds.run_identity import differences
 

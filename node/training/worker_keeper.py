@@ -12,7 +12,7 @@ import msgspec
 
 from shoal.swarm.errors import Unavailable, UsageError
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.rounds.catch_up import CatchUp
 from shoal.swarm.rounds.catch_up_fetch import CatchUpLimits
 from shoal.swarm.rounds.catch_up_messages import CheckpointOffer

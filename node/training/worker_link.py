@@ -10,8 +10,8 @@ import anyio
 
 from shoal.swarm.errors import ShoalError
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
-from shoal.swarm.pings import METHOD
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.routing.pings import METHOD
 
 BODY_BYTES = 128 << 10
 AT_ONCE = 4

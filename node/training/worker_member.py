@@ -18,7 +18,7 @@ import shoal
 from shoal.node.node import Node
 from shoal.swarm.errors import Unavailable
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.rounds.events import RoundOptions
 from shoal.swarm.rounds.exchange import OutOfStep
 from shoal.swarm.rounds.run_identity import run_id

@@ -1,8 +1,8 @@
 """What a trainer does on the network beside its own rounds: it helps joiners to the group's state."""
 
-from shoal.swarm.block_transfer_donor import DEFAULT_RATE_BYTE_S, BlockDonor
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.rounds.catch_up_messages import serve_catch_up
+from shoal.swarm.transfer.block_transfer_donor import DEFAULT_RATE_BYTE_S, BlockDonor
 
 from .worker_keeper import RunKeeper
 

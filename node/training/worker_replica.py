@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.swarm.block_transfer_listing import Listing
 from shoal.swarm.rounds.exchange import Outcome
+from shoal.swarm.transfer.block_transfer_listing import Listing
 
 from .checkpoints.reader import read_shared
 from .checkpoints.snapshot import Snapshot

@@ -26,14 +26,14 @@ from shoal.node.audit_records import SessionRecords
 from shoal.node.engine import Engine
 from shoal.node.model_source import resolve
 from shoal.node.shard import Shard
-from shoal.swarm.compute import Done
-from shoal.swarm.driver import Driver
-from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.identity import Identity
 from shoal.swarm.manifest import Manifest, model_id
-from shoal.swarm.messages import Feed, Open
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Done
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.hop_server import HopServer
+from shoal.swarm.sessions.messages import Feed, Open
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 from shoal.swarm.units import Span

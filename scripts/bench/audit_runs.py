@@ -23,10 +23,10 @@ from shoal.node.audit_replay import distance
 from shoal.node.engine_core import EngineCore
 from shoal.node.model_source import LocalModel, embedded_folder, resolve
 from shoal.node.shard import Shard
-from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import ShoalError
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Done, Work
 from shoal.swarm.units import Span
 
 CHUNK = 32

@@ -18,7 +18,7 @@ from shoal.incentives.simulated_economy import BEGAN_S, DAY_S, Economy, Gains
 from shoal.incentives.simulated_kinds import Kind
 from shoal.incentives.standing import Standings
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.lanes import Lane
+from shoal.swarm.sessions.lanes import Lane
 
 
 def gains(economy: Economy) -> list[dict[str, Any]]:

@@ -25,9 +25,9 @@ from typing import Any
 import anyio
 
 from shoal.node.local_swarm import LocalNode, create_invite, environment, local_swarm, start_node
-from shoal.swarm.driver import Driver
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.home import Home
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.thin_client import thin_driver
 
 PROMPT, NEW = 64, 64

@@ -37,13 +37,13 @@ from shoal.node.kv_calibration import calibrate_files
 from shoal.node.local_swarm import LocalNode, create_invite, environment, local_swarm
 from shoal.node.model_source import LocalModel, resolve
 from shoal.node.paced_swarm import PacedSwarm
-from shoal.swarm.compute import Work
-from shoal.swarm.driver import Driver
-from shoal.swarm.generation import Exactness, TokenRequest
 from shoal.swarm.home import Home
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.manifest import KV_PROFILE
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Work
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.generation import Exactness, TokenRequest
 from shoal.swarm.thin_client import thin_driver
 
 ROOT = Path(__file__).parents[2]

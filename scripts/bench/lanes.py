@@ -25,11 +25,11 @@ import torch
 from shoal.node.engine import Engine
 from shoal.node.model_source import resolve
 from shoal.node.shard import Shard
-from shoal.swarm.compute import Work
 from shoal.swarm.errors import OutOfMemory
 from shoal.swarm.identifiers import SessionId
-from shoal.swarm.lanes import MEMBER, Claim, Lane
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Work
+from shoal.swarm.sessions.lanes import MEMBER, Claim, Lane
 from shoal.swarm.units import whole
 
 PROMPT, NEW = 64, 32  # tokens

@@ -34,13 +34,13 @@ from shoal.incentives.offer import Offer
 from shoal.incentives.payer import Payer
 from shoal.incentives.payword import PayWords, step_down
 from shoal.incentives.store import Store
-from shoal.swarm import messages
-from shoal.swarm.feeder import PREFILL_POSITIONS
 from shoal.swarm.framing import data_frame
 from shoal.swarm.identifiers import ModelId, SessionId
 from shoal.swarm.identity import Identity
-from shoal.swarm.messages import Computed, Feed, Tick, Timing, slice_of, with_word
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions import messages
+from shoal.swarm.sessions.feeder import PREFILL_POSITIONS
+from shoal.swarm.sessions.messages import Computed, Feed, Tick, Timing, slice_of, with_word
 from shoal.swarm.units import Span
 
 NOW = 1_790_000_000

@@ -26,16 +26,16 @@ from shoal.incentives.session_meter import LedgerMetering
 from shoal.incentives.session_payment import LedgerPaying
 from shoal.incentives.store import Store
 from shoal.node.local_swarm import create_invite, local_swarm
-from shoal.swarm.chain_plan import ChainPlan, PlannedHop
-from shoal.swarm.compute import Compute
-from shoal.swarm.driver import Driver
-from shoal.swarm.generation import ServedModel, TokenRequest
 from shoal.swarm.home import Home
-from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import ModelId, PeerId, SwarmId
 from shoal.swarm.identity import Identity
 from shoal.swarm.manifest import Manifest, model_id
-from shoal.swarm.session_events import Plan
+from shoal.swarm.routing.chain_plan import ChainPlan, PlannedHop
+from shoal.swarm.sessions.compute import Compute
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.generation import ServedModel, TokenRequest
+from shoal.swarm.sessions.hop_server import HopServer
+from shoal.swarm.sessions.session_events import Plan
 from shoal.swarm.thin_client import thin_driver
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions

@@ -18,7 +18,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from shoal.swarm.simulated_directory import DirectoryConditions
+from shoal.swarm.simulated.directory import DirectoryConditions
 from shoal.swarm.simulation import Scenario, Simulation
 
 ROWS = (

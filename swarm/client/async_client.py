@@ -8,7 +8,7 @@ from typing import Self, Unpack
 import anyio
 
 from shoal.swarm.errors import UsageError
-from shoal.swarm.generation import ServedModel
+from shoal.swarm.sessions.generation import ServedModel
 from shoal.swarm.text.pieces import Piece
 from shoal.swarm.text.text_request import TextRequest
 

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 import msgspec
 
-from shoal.swarm.generation import FinishReason, Route, ServedModel
+from shoal.swarm.sessions.generation import FinishReason, Route, ServedModel
 from shoal.swarm.text.pieces import Piece, Usage
 from shoal.swarm.text.text_request import TextRequest
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shoal.swarm.errors import UsageError
 from shoal.swarm.home import Home
-from shoal.swarm.invite import PREFIX
+from shoal.swarm.members.invite import PREFIX
 
 from .async_client import AsyncClient
 from .backend import Backend

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from shoal.swarm.errors import UsageError
-from shoal.swarm.generation import EXACTNESSES, Exactness, checked_session
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import EXACTNESSES, Exactness, checked_session
 from shoal.swarm.text.text_request import TextRequest
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]

@@ -10,7 +10,7 @@ import anyio
 import httpx
 
 from shoal.swarm.errors import ShoalError, StreamBroken, SwarmUnreachable, TimedOut, UsageError
-from shoal.swarm.generation import FinishReason, Route, ServedModel
+from shoal.swarm.sessions.generation import FinishReason, Route, ServedModel
 from shoal.swarm.text.pieces import Piece, Usage
 from shoal.swarm.text.text_request import TextRequest
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from shoal.swarm.errors import ShoalError, StreamBroken
-from shoal.swarm.generation import FinishReason, Route, ServedModel
+from shoal.swarm.sessions.generation import FinishReason, Route, ServedModel
 from shoal.swarm.text.pieces import Alternative, Piece, TokenLogprob, Usage
 from shoal.swarm.text.text_request import TextRequest
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shoal.swarm.generation import FinishReason, Route
+from shoal.swarm.sessions.generation import FinishReason, Route
 from shoal.swarm.text.pieces import Piece, TokenLogprob, Usage
 
 from .backend import Ending

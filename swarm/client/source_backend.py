@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from shoal.swarm.errors import Unavailable
-from shoal.swarm.generation import ServedModel, TokenSource
+from shoal.swarm.sessions.generation import ServedModel, TokenSource
 from shoal.swarm.text.pieces import Piece
 from shoal.swarm.text.text_request import TextRequest
 from shoal.swarm.text.text_source import Prepared, TextSource

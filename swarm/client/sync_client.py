@@ -8,7 +8,7 @@ from typing import Self, Unpack
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from shoal.swarm.errors import UsageError
-from shoal.swarm.generation import ServedModel
+from shoal.swarm.sessions.generation import ServedModel
 from shoal.swarm.text.pieces import Piece
 
 from .async_client import AsyncClient, AsyncStream, OpenBackend

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import anyio
 
 from shoal.swarm.errors import MalformedMessage, ShoalError, StreamBroken
-from shoal.swarm.handshake import Gate, greet, read_welcome
+from shoal.swarm.members.handshake import Gate, greet, read_welcome
 from shoal.swarm.rounds.meeting import Attendee
 from shoal.swarm.transport import Stream, Transport
 

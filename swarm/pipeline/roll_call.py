@@ -7,7 +7,7 @@ import anyio.abc
 import structlog
 
 from shoal.swarm.errors import Unavailable
-from shoal.swarm.handshake import Gate
+from shoal.swarm.members.handshake import Gate
 from shoal.swarm.rounds.meeting import Attendee
 from shoal.swarm.transport import Transport
 

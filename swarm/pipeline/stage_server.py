@@ -10,8 +10,8 @@ import anyio
 import anyio.abc
 
 from shoal.swarm.errors import BadActivation, MalformedMessage, StreamBroken
-from shoal.swarm.handshake import Gate, receive_greeting
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.members.handshake import Gate, receive_greeting
 from shoal.swarm.transport import Stream, Transport
 
 from . import messages

@@ -8,8 +8,8 @@ import anyio.abc
 import msgspec
 
 from shoal.swarm.errors import Refused, ShoalError, StreamBroken
-from shoal.swarm.handshake import Gate, greet, read_welcome
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.members.handshake import Gate, greet, read_welcome
 from shoal.swarm.transport import Transport
 
 from . import messages

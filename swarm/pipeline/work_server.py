@@ -7,8 +7,8 @@ import anyio.abc
 import structlog
 
 from shoal.swarm.errors import BadActivation, MalformedMessage, Refused, ShoalError, StreamBroken
-from shoal.swarm.handshake import Gate, receive_greeting
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.members.handshake import Gate, receive_greeting
 from shoal.swarm.transport import Stream, Transport
 
 from .messages import Away, Done, Enter, Entered, Undone, Work

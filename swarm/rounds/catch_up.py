@@ -15,11 +15,11 @@ from typing import Protocol
 import anyio
 
 from shoal.compression.errors import MalformedPayload
-from shoal.swarm.block_transfer_fetch import BlockFetcher, Progress, Threads
-from shoal.swarm.block_transfer_listing import BundleId, Listing
 from shoal.swarm.errors import MalformedMessage, ShoalError, Unavailable
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.transfer.block_transfer_fetch import BlockFetcher, Progress, Threads
+from shoal.swarm.transfer.block_transfer_listing import BundleId, Listing
 
 from .catch_up_fetch import Astray, CatchUpFetch, CatchUpLimits, Fetched
 from .catch_up_messages import METHOD, QUERIES, CatchUpOffer, CatchUpQuery, read_offer

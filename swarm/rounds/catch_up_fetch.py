@@ -7,11 +7,11 @@ from pathlib import Path
 
 import anyio
 
-from shoal.swarm.block_transfer_fetch import BlockFetcher, Progress, Threads
-from shoal.swarm.block_transfer_folder import BlockFolder
-from shoal.swarm.block_transfer_listing import BundleId, Listing
 from shoal.swarm.errors import MalformedMessage, ShoalError
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.transfer.block_transfer_fetch import BlockFetcher, Progress, Threads
+from shoal.swarm.transfer.block_transfer_folder import BlockFolder
+from shoal.swarm.transfer.block_transfer_listing import BundleId, Listing
 
 from .catch_up_plan import CheckpointSource, DeltaSource
 from .delta_entry import PAYLOADS, outcome_of, read_about

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from shoal.swarm.block_transfer_listing import BundleId
 from shoal.swarm.canonical import Canonical
 from shoal.swarm.errors import MalformedMessage, Refused
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.transfer.block_transfer_listing import BundleId
 
 from .delta_entry import STATE_BYTES, DeltaEntry
 from .delta_log import DeltaLog

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from shoal.swarm.block_transfer_listing import BundleId
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.transfer.block_transfer_listing import BundleId
 
 from .catch_up_messages import CatchUpOffer, CheckpointOffer, DeltaOffer
 

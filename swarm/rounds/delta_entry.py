@@ -11,8 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from shoal.swarm.block_transfer_donor import Bundle, FilePart
-from shoal.swarm.block_transfer_listing import (
+from shoal.swarm.canonical import Canonical
+from shoal.swarm.errors import MalformedMessage
+from shoal.swarm.identifiers import PeerId
+from shoal.swarm.transfer.block_transfer_donor import Bundle, FilePart
+from shoal.swarm.transfer.block_transfer_listing import (
     MAX_LISTING_BYTES,
     BlockedFile,
     BundleId,
@@ -22,9 +25,6 @@ from shoal.swarm.block_transfer_listing import (
     hash_blocks,
     read_listing,
 )
-from shoal.swarm.canonical import Canonical
-from shoal.swarm.errors import MalformedMessage
-from shoal.swarm.identifiers import PeerId
 
 from .exchange import Outcome
 

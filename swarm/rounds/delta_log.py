@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.swarm.block_transfer_donor import Bundle
-from shoal.swarm.block_transfer_listing import BundleId, bundle_id, encode_listing
 from shoal.swarm.errors import MalformedMessage, OutOfMemory
+from shoal.swarm.transfer.block_transfer_donor import Bundle
+from shoal.swarm.transfer.block_transfer_listing import BundleId, bundle_id, encode_listing
 
 from .delta_entry import DeltaEntry, bundle_of, file_name, head_of, listing_of, read_about, read_head, read_outcome
 from .exchange import Outcome

@@ -14,8 +14,8 @@ import anyio.abc
 from anyio import to_thread
 
 from shoal.swarm.errors import DaemonDied, ShoalError
-from shoal.swarm.handshake import Gate
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.members.handshake import Gate
 from shoal.swarm.records import ANNOUNCE_PERIOD_S
 from shoal.swarm.transport import Transport
 

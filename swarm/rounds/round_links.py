@@ -12,8 +12,8 @@ import anyio
 import anyio.abc
 
 from shoal.swarm.errors import MalformedMessage, Refused, ShoalError, StreamBroken
-from shoal.swarm.handshake import Gate, greet, read_welcome, receive_greeting
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.members.handshake import Gate, greet, read_welcome, receive_greeting
 from shoal.swarm.transport import Stream, Transport
 
 from . import messages

@@ -7,7 +7,7 @@ import random
 
 from shoal.swarm.errors import Refused, ShoalError
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.simulated_time import Timeline
+from shoal.swarm.simulated.time import Timeline
 
 from .decisions import digest
 from .events import (

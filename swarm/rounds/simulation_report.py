@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.simulated_time import Timeline
+from shoal.swarm.simulated.time import Timeline
 
 from .decisions import Decision, Done
 from .simulated_trainer import SimulatedTrainer

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shoal.swarm.errors import ModelNotServable
-from shoal.swarm.generation import ServedModel
+from shoal.swarm.sessions.generation import ServedModel
 
 
 class UnknownModel(ModelNotServable):

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import anyio
 import anyio.lowlevel
 
-from shoal.swarm.compute import Choice
 from shoal.swarm.errors import ModelNotServable
-from shoal.swarm.generation import FinishReason, Route, RouteHop, ServedModel, TokenRequest
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.manifest import Manifest, model_id
+from shoal.swarm.sessions.compute import Choice
+from shoal.swarm.sessions.generation import FinishReason, Route, RouteHop, ServedModel, TokenRequest
 
 Script = Callable[[TokenRequest], Iterable[int | BaseException]]
 

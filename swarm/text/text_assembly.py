@@ -6,7 +6,7 @@ Detokeniser and stop strings both hold text back; a token is handed out with the
 from collections import deque
 from collections.abc import Sequence
 
-from shoal.swarm.compute import Choice
+from shoal.swarm.sessions.compute import Choice
 
 from .pieces import Alternative, Piece, TokenLogprob
 from .stop_strings import StopStrings

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.swarm.generation import Exactness
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import Exactness
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024

@@ -11,9 +11,9 @@ import anyio
 import anyio.to_thread
 
 from shoal.swarm.errors import ContextTooLong, UsageError
-from shoal.swarm.generation import ServedModel, TokenRequest, TokenSource
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.sampling import checked
+from shoal.swarm.sessions.generation import ServedModel, TokenRequest, TokenSource
 
 from .model_choice import choose_model
 from .text_request import MAX_STOP_CHARACTERS, MAX_STOPS, TextRequest

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from shoal.swarm.errors import LocalFault, Unavailable
-from shoal.swarm.generation import FinishReason, Route, TokenRequest, TokenSource, TokenStream
+from shoal.swarm.sessions.generation import FinishReason, Route, TokenRequest, TokenSource, TokenStream
 
 from .pieces import Piece, Usage
 from .text_assembly import TextAssembly

@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
-from shoal.swarm.announcement import ANNOUNCEMENT_TTL_S, Announcement, read_announcement, sign_announcement
 from shoal.swarm.directory import RecordBook
 from shoal.swarm.errors import MalformedMessage, Refused, SwarmUnreachable, Unavailable
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.identity import Identity
-from shoal.swarm.prefix_chain import Address
+from shoal.swarm.prefixes.announcement import ANNOUNCEMENT_TTL_S, Announcement, read_announcement, sign_announcement
+from shoal.swarm.prefixes.prefix_chain import Address
 from shoal.swarm.records import CLOCK_SLACK_S, RECORD_TTL_S, NodeRecord, RecordReader, sign_record
 
 from . import dht_keys

@@ -1,6 +1,6 @@
 """Topics of a simulated network: one message goes straight to every listener that lives, over the links there are.
 
-How a mesh relays at scale is in `swarm/simulated_topics.py`; here are only what a listener can see of it: delay, loss,
+How a mesh relays at scale is in `swarm/simulated/topics.py`; here are only what a listener can see of it: delay, loss,
 cuts, silence.
 """
 

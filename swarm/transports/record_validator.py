@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from shoal.swarm.announcement import Announcement, AnnouncementQuota, read_announcement
 from shoal.swarm.errors import MalformedMessage, Refused
+from shoal.swarm.members.revocation import MAX_LIST_BYTES, read_list
+from shoal.swarm.prefixes.announcement import Announcement, AnnouncementQuota, read_announcement
 from shoal.swarm.records import CLOCK_SLACK_S, MAX_RECORD_BYTES, NodeRecord, RecordReader
-from shoal.swarm.revocation import MAX_LIST_BYTES, read_list
 
 from . import dht_keys
 

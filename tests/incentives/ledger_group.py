@@ -19,10 +19,10 @@ from shoal.incentives.store import Store
 from shoal.incentives.witness_duty import SignedHeads
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.identity import Identity
-from shoal.swarm.member_calls import MemberCalls
-from shoal.swarm.membership import MembershipGuard
-from shoal.swarm.membership_gate import MembershipGate
-from shoal.swarm.revocation import Revocations
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.members.membership import MembershipGuard
+from shoal.swarm.members.membership_gate import MembershipGate
+from shoal.swarm.members.revocation import Revocations
 from shoal.swarm.transports.libp2p import Libp2pTransport
 from shoal.swarm.transports.p2pd import NetworkOptions
 from shoal.swarm.transports.p2pd_topics import P2pdTopics

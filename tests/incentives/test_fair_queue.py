@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shoal.incentives.fair_queue import AGEING, FARTHEST, FairQueue
 from shoal.incentives.lane_shares import has_room
 from shoal.node.scheduler import Waiting, next_batch
-from shoal.swarm.lanes import Claim, Lane
+from shoal.swarm.sessions.lanes import Claim, Lane
 from shoal.swarm.units import Span
 
 SPAN = Span(0, 4)

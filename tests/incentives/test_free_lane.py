@@ -15,7 +15,17 @@ from shoal.swarm.beacon_calls import AskedRoot, serve_root
 from shoal.swarm.errors import MalformedMessage, Refused
 from shoal.swarm.identifiers import PeerId, SwarmId
 from shoal.swarm.identity import Identity
-from shoal.swarm.stamp import EPOCH_S, Stamp, StampGate, StampMaker, beacon, epoch_of, is_good, make_stamp, stamps
+from shoal.swarm.members.stamp import (
+    EPOCH_S,
+    Stamp,
+    StampGate,
+    StampMaker,
+    beacon,
+    epoch_of,
+    is_good,
+    make_stamp,
+    stamps,
+)
 from shoal.swarm.transports.memory import MemoryNetwork
 
 SWARM, KEY, OTHER = SwarmId("swarm"), b"k" * 32, b"o" * 32

@@ -13,16 +13,16 @@ from shoal.incentives.favours import Favours
 from shoal.incentives.lane_accounts import LedgerAccounts, LedgerStamping
 from shoal.incentives.ledger import Ledger
 from shoal.incentives.store import Store
-from shoal.swarm.driver import Driver
 from shoal.swarm.errors import ShoalError
-from shoal.swarm.generation import TokenRequest
-from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import PeerId, SessionId, SwarmId
 from shoal.swarm.identity import Identity
-from shoal.swarm.lanes import Claim, Lane
-from shoal.swarm.messages import Open
-from shoal.swarm.simulated_compute import SimulatedCompute
-from shoal.swarm.stamp import StampGate, StampMaker
+from shoal.swarm.members.stamp import StampGate, StampMaker
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.generation import TokenRequest
+from shoal.swarm.sessions.hop_server import HopServer
+from shoal.swarm.sessions.lanes import Claim, Lane
+from shoal.swarm.sessions.messages import Open
+from shoal.swarm.simulated.compute import SimulatedCompute
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.units import whole
 

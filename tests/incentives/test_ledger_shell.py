@@ -22,8 +22,8 @@ from shoal.incentives.store import Owed, Store
 from shoal.swarm.errors import OutOfMemory, Refused, Unavailable
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.identity import Identity
-from shoal.swarm.messages import Open as SessionOpen
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.messages import Open as SessionOpen
 from shoal.swarm.units import Span
 
 NOW = 1_790_000_000

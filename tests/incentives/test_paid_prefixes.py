@@ -6,7 +6,7 @@ from incentives.paid_world import CLIENT, PRICE, PaidWorld, paid_world
 from simulation.session_world import MODEL, MODEL_ID
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
-from shoal.swarm.generation import Route, TokenRequest
+from shoal.swarm.sessions.generation import Route, TokenRequest
 
 PROMPT = tuple((7 * n + n // 9) % 50 + 1 for n in range(5 * CHUNK_TOKENS + 10))
 NEW = 20

@@ -13,11 +13,11 @@ from shoal.incentives import offer as offers
 from shoal.incentives.bodies import Close
 from shoal.incentives.open_limiter import OpenLimiter
 from shoal.swarm.errors import ShoalError
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.identity import Identity
 from shoal.swarm.manifest import Manifest
-from shoal.swarm.metering import Paying, Payment
+from shoal.swarm.sessions.generation import TokenRequest
+from shoal.swarm.sessions.metering import Paying, Payment
 from shoal.swarm.units import Span
 
 TWO = ((1, "embed+0:3"), (2, "3:6+head"))

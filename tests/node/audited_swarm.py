@@ -20,22 +20,22 @@ from shoal.node.audit_service import AuditService
 from shoal.node.engine import Engine
 from shoal.node.model_source import LocalModel
 from shoal.node.shard import Shard
-from shoal.swarm.chain_plan import ChainPlan, PlannedHop
-from shoal.swarm.compute import Compute
-from shoal.swarm.driver import Driver
-from shoal.swarm.generation import ServedModel, TokenRequest
-from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.manifest import Manifest
-from shoal.swarm.messages import Open
 from shoal.swarm.records import Hosted, NodeRecord
+from shoal.swarm.routing.chain_plan import ChainPlan, PlannedHop
 from shoal.swarm.sampling import Sampling, decoded, encoded
-from shoal.swarm.session_events import Plan
+from shoal.swarm.sessions.compute import Compute
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.generation import ServedModel, TokenRequest
+from shoal.swarm.sessions.hop_server import HopServer
+from shoal.swarm.sessions.messages import Open
+from shoal.swarm.sessions.session_events import Plan
+from shoal.swarm.sessions.work_records import WorkRecord
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 from shoal.swarm.units import Span
-from shoal.swarm.work_records import WorkRecord
 
 MODEL = ModelId("ab" * 32)
 WHOLE, FRONT, BACK = Span(0, 6), Span(0, 3), Span(3, 6)

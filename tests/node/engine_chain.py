@@ -10,9 +10,9 @@ import torch
 from shoal.node.engine import Engine
 from shoal.node.model_source import LocalModel, resolve
 from shoal.node.shard import Shard
-from shoal.swarm.compute import Choice, Work
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Choice, Work
 from shoal.swarm.units import Span
 
 CPU = torch.device("cpu")

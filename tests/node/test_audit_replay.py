@@ -19,11 +19,11 @@ from shoal.node.audit_replay import Replayed, replay
 from shoal.node.engine import Engine
 from shoal.node.model_source import LocalModel
 from shoal.node.shard import Shard
-from shoal.swarm.compute import Work
 from shoal.swarm.errors import Refused
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.identity import Identity
 from shoal.swarm.sampling import Sampling, encoded
+from shoal.swarm.sessions.compute import Work
 from shoal.swarm.units import Span
 
 SERVER = Identity(bytes([21]) * 32)

@@ -22,9 +22,9 @@ from shoal.node import audit_calls
 from shoal.node.auditing import Auditing
 from shoal.node.books import Books
 from shoal.node.node import Node
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import TokenRequest
 
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(240)]
 PATIENCE_S = 90.0

@@ -10,9 +10,9 @@ import pytest
 from shoal.node.node import Node, running_node
 from shoal.node.node_loops import RENEW_BEFORE_S
 from shoal.node.options import NodeOptions
-from shoal.swarm import membership_file
 from shoal.swarm.home import Home
-from shoal.swarm.membership import CERTIFICATE_TTL_S, issue, read_certificate
+from shoal.swarm.members import membership_file
+from shoal.swarm.members.membership import CERTIFICATE_TTL_S, issue, read_certificate
 from shoal.swarm.transports.p2pd import NetworkOptions
 
 pytestmark = pytest.mark.network

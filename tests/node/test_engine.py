@@ -17,10 +17,10 @@ from shoal.node.engine import Engine
 from shoal.node.engine_core import EngineCore
 from shoal.node.model_source import LocalModel
 from shoal.node.shard import Shard
-from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import BadActivation, ContextTooLong, LocalFault, OutOfMemory, Refused, ShoalError
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Done, Work
 from shoal.swarm.units import Span
 
 WHOLE, MIDDLE, END = Span(0, 6), Span(2, 4), Span(4, 6)

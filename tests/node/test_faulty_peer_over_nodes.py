@@ -11,11 +11,11 @@ from node.tiny_models import VOCABULARY, greedy, make_model, save_model
 
 from shoal.node.activation_tensors import bytes_of
 from shoal.node.node import Node
-from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import ModelNotServable
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.session_hop import Patience
+from shoal.swarm.sessions.compute import Done, Work
+from shoal.swarm.sessions.generation import TokenRequest
+from shoal.swarm.sessions.session_hop import Patience
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
 PROMPT = tuple((7 * i + 1) % VOCABULARY for i in range(17))

@@ -26,8 +26,6 @@ from shoal.node.training.checkpoints.tensor_file import Array
 from shoal.node.training.optimizers.outer import OuterSettings
 from shoal.node.training.parameters import ModelParameters
 from shoal.node.training.strategies.outer_parameters import OuterParameters
-from shoal.swarm.block_transfer_donor import BlockDonor
-from shoal.swarm.compute import Compute, Work
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.rounds.catch_up import CatchUp
@@ -36,6 +34,8 @@ from shoal.swarm.rounds.catch_up_messages import serve_catch_up
 from shoal.swarm.rounds.delta_log import DeltaLog
 from shoal.swarm.rounds.exchange import Outcome, RunSpec, seed_of
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Compute, Work
+from shoal.swarm.transfer.block_transfer_donor import BlockDonor
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.units import Span, whole
 

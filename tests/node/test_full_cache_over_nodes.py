@@ -14,9 +14,9 @@ from shoal.node.engine import Engine
 from shoal.node.model_source import embedded_folder
 from shoal.node.node import Node
 from shoal.swarm.errors import OutOfMemory
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import TokenRequest
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
 SPLIT = ("embed+0:3", "3:6", "6:8+head")

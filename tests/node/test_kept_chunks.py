@@ -12,9 +12,9 @@ from shoal.node.engine import Engine
 from shoal.node.kv_calibration import calibrate
 from shoal.node.model_source import LocalModel
 from shoal.node.shard import Shard
-from shoal.swarm.compute import Work
 from shoal.swarm.errors import BadChunk, Refused
 from shoal.swarm.identifiers import SessionId
+from shoal.swarm.sessions.compute import Work
 from shoal.swarm.units import Span
 
 OTHER = tuple((7 * i + 3) % VOCABULARY for i in range(100))

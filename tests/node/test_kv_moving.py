@@ -17,11 +17,11 @@ from shoal.node.kv_calibration import calibrate
 from shoal.node.kv_coding import KvCoding
 from shoal.node.model_source import LocalModel
 from shoal.node.shard import Shard
-from shoal.swarm.compute import Work
 from shoal.swarm.errors import BadChunk, LocalFault, Refused
 from shoal.swarm.identifiers import SessionId
-from shoal.swarm.kv_chunks import pack_chunk, parse_chunk
+from shoal.swarm.kv.kv_chunks import pack_chunk, parse_chunk
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Work
 from shoal.swarm.units import Span
 
 WHOLE, MIDDLE = Span(0, 6), Span(2, 4)

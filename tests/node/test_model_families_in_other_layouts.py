@@ -11,9 +11,9 @@ from node.tiny_models import VOCABULARY, greedy, make_model, save_model
 from shoal.node.memory_budget import kv_bytes_per_token, unit_sizes
 from shoal.node.model_loading import KV_CONTEXTS
 from shoal.node.model_source import LocalModel
-from shoal.swarm.feeder import PREFILL_POSITIONS
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.feeder import PREFILL_POSITIONS
+from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.units import missing, whole
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]

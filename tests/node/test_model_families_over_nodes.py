@@ -10,8 +10,8 @@ import pytest
 from node.families.three_nodes import SPLIT, generate, three_nodes
 from node.tiny_models import VOCABULARY, greedy, make_model, save_model
 
-from shoal.swarm.feeder import PREFILL_POSITIONS
-from shoal.swarm.generation import TokenRequest
+from shoal.swarm.sessions.feeder import PREFILL_POSITIONS
+from shoal.swarm.sessions.generation import TokenRequest
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
 PROVEN = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3", "gpt-neox", "olmo2", "mixtral", "qwen3-moe"]

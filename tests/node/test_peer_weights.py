@@ -22,10 +22,10 @@ from shoal.node.peer_model import kept_model, manifest_problem, peer_model
 from shoal.node.peer_weights import PeerWeights
 from shoal.node.weight_shelf import WeightShelf
 from shoal.swarm import manifest as manifests
-from shoal.swarm.blobs import serve_blobs
 from shoal.swarm.errors import OutOfMemory, RemoteFault, ShoalError, Unavailable
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.manifest import CHUNK_BYTES, FileEntry
+from shoal.swarm.transfer.blobs import serve_blobs
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 from shoal.swarm.units import Span, whole

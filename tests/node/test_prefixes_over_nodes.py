@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from shoal.node.local_swarm import LocalNode, create_invite, local_swarm, start_node
-from shoal.swarm.driver import Driver
-from shoal.swarm.generation import Route, TokenRequest
 from shoal.swarm.home import Home
 from shoal.swarm.identifiers import ModelId, PeerId
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.generation import Route, TokenRequest
 from shoal.swarm.thin_client import thin_driver
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]

@@ -14,10 +14,10 @@ from shoal.node.node import Node, running_node
 from shoal.node.options import NodeOptions
 from shoal.node.swarm_models import find_given
 from shoal.swarm.errors import UsageError
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.home import Home
 from shoal.swarm.manifest import KV_PROFILE
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.transports.p2pd import NetworkOptions
 
 LOOPBACK = NetworkOptions(host="127.0.0.1", nat=False)

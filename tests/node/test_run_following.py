@@ -20,14 +20,14 @@ from shoal.node.training.parameters import ModelParameters
 from shoal.node.training.strategies.outer_parameters import OuterParameters
 from shoal.node.training.strategies.settings import STRATEGIES
 from shoal.node.training.worker_agreement import METHOD, Answer
-from shoal.swarm.block_transfer_donor import BlockDonor
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.home import Home
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.catch_up_messages import serve_catch_up
 from shoal.swarm.rounds.delta_log import DeltaLog
 from shoal.swarm.rounds.exchange import Outcome, RunSpec, seed_of
 from shoal.swarm.rounds.run_identity import run_id, run_key
+from shoal.swarm.sessions.generation import TokenRequest
+from shoal.swarm.transfer.block_transfer_donor import BlockDonor
 from shoal.swarm.transports.p2pd import NetworkOptions
 
 pytestmark = pytest.mark.network

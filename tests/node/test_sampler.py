@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.node.sampler import Draw, choose, uniform
-from shoal.swarm.compute import Choice
 from shoal.swarm.errors import LocalFault
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.compute import Choice
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 2.5])
 

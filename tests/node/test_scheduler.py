@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.node.scheduler import Batch, Waiting, next_batch
-from shoal.swarm.lanes import Lane
+from shoal.swarm.sessions.lanes import Lane
 from shoal.swarm.units import Span
 
 ALL, PART = Span(0, 10), Span(3, 10)

@@ -6,9 +6,9 @@ import anyio
 import pytest
 from node.families.three_nodes import running_nodes
 
-from shoal.swarm import membership_file
 from shoal.swarm.errors import OutOfMemory
-from shoal.swarm.membership_file import Membership
+from shoal.swarm.members import membership_file
+from shoal.swarm.members.membership_file import Membership
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
 

@@ -32,19 +32,19 @@ from shoal.node.audit_records import SessionRecords
 from shoal.node.audit_service import MOST_WAITING, AuditService
 from shoal.node.model_source import LocalModel
 from shoal.node.session_auditor import SessionAuditor
-from shoal.swarm.compute import Done, Work
-from shoal.swarm.driver import Driver
 from shoal.swarm.errors import LocalFault, Refused
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.identity import Identity
-from shoal.swarm.lanes import MEMBER, Claim
-from shoal.swarm.messages import Feed, Open
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.session import Patience
+from shoal.swarm.sessions.compute import Done, Work
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.generation import TokenRequest
+from shoal.swarm.sessions.lanes import MEMBER, Claim
+from shoal.swarm.sessions.messages import Feed, Open
+from shoal.swarm.sessions.session import Patience
+from shoal.swarm.sessions.work_records import WorkRecord
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.units import Span
-from shoal.swarm.work_records import WorkRecord
 
 __all__ = ["model"]  # a fixture
 OWNER = Identity(bytes([81]) * 32)

@@ -9,8 +9,8 @@ from shoal.node.weight_shelf import Given
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import ModelId, PeerId, SwarmId
 from shoal.swarm.records import Hosted, NodeRecord
+from shoal.swarm.transfer.weight_holdings import bits_of, chunks_of
 from shoal.swarm.units import Span
-from shoal.swarm.weight_holdings import bits_of, chunks_of
 
 ONE, TWO = ModelId("a1" * 32), ModelId("b2" * 32)
 ME = PeerId("me")

@@ -15,8 +15,8 @@ from shoal.node.engine import Engine
 from shoal.node.shard import Shard
 from shoal.swarm.errors import LocalFault, OutOfMemory
 from shoal.swarm.identifiers import SessionId
-from shoal.swarm.lanes import Claim, Lane
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.lanes import Claim, Lane
 from shoal.swarm.units import Span
 
 WHOLE, TOKENS = Span(0, 6), 64

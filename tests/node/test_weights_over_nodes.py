@@ -19,11 +19,11 @@ from shoal.node.node import Node, running_node
 from shoal.node.node_events import DonorDropped, LayersChosen, NodeEvent, WeightsFetched
 from shoal.node.options import BY_NEED, NodeOptions
 from shoal.node.peer_folder import PeerFolder
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.home import Home
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.manifest import CHUNK_BYTES
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.transports.p2pd import NetworkOptions
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(240)]

@@ -8,15 +8,15 @@ import anyio
 from simulation.session_world import MODEL, MODEL_ID, WIDE_AREA, OpenGate, Volunteer, World
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
-from shoal.swarm.announcement import NAME_BYTES, Announcement
-from shoal.swarm.chunk_store import ChunkStore
-from shoal.swarm.generation import Route, TokenRequest
-from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.prefix_chain import Address
-from shoal.swarm.prefixes import Prefixes
-from shoal.swarm.simulated_compute import SimulatedCompute
-from shoal.swarm.simulated_peer import SWARM
+from shoal.swarm.kv.chunk_store import ChunkStore
+from shoal.swarm.prefixes.announcement import NAME_BYTES, Announcement
+from shoal.swarm.prefixes.prefix_chain import Address
+from shoal.swarm.prefixes.prefixes import Prefixes
+from shoal.swarm.sessions.generation import Route, TokenRequest
+from shoal.swarm.sessions.hop_server import HopServer
+from shoal.swarm.simulated.compute import SimulatedCompute
+from shoal.swarm.simulated.peer import SWARM
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 from shoal.swarm.units import parse

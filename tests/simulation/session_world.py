@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 import anyio
 from anyio.abc import TaskGroup
 
-from shoal.swarm.chain_plan import ChainPlan, PlannedHop
-from shoal.swarm.compute import Compute
-from shoal.swarm.driver import Driver
 from shoal.swarm.errors import Refused
-from shoal.swarm.generation import Exactness, Route, ServedModel, TokenRequest
-from shoal.swarm.hop_server import KEEP_BYTES, Drained, HopServer
 from shoal.swarm.identifiers import ModelId, PeerId, SwarmId
 from shoal.swarm.manifest import Manifest, model_id
 from shoal.swarm.records import Hosted, NodeRecord
-from shoal.swarm.routing import plan_chain
+from shoal.swarm.routing.chain_choice import plan_chain
+from shoal.swarm.routing.chain_plan import ChainPlan, PlannedHop
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.session_events import Plan
-from shoal.swarm.session_hop import Patience
-from shoal.swarm.simulated_compute import SimulatedCompute
-from shoal.swarm.simulated_model import SimulatedModel
-from shoal.swarm.simulated_peer import SWARM
+from shoal.swarm.sessions.compute import Compute
+from shoal.swarm.sessions.driver import Driver
+from shoal.swarm.sessions.generation import Exactness, Route, ServedModel, TokenRequest
+from shoal.swarm.sessions.hop_server import KEEP_BYTES, Drained, HopServer
+from shoal.swarm.sessions.session_events import Plan
+from shoal.swarm.sessions.session_hop import Patience
+from shoal.swarm.simulated.compute import SimulatedCompute
+from shoal.swarm.simulated.model import SimulatedModel
+from shoal.swarm.simulated.peer import SWARM
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 from shoal.swarm.transports.memory_transport import MemoryTransport

@@ -4,10 +4,10 @@ import anyio
 import pytest
 from simulation.session_world import DRIVER, MODEL, MODEL_ID, World, world
 
-from shoal.swarm.generation import Exactness, TokenRequest
-from shoal.swarm.hop_server import Drained  # noqa: TC001  used at run time by nothing else
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import Exactness, TokenRequest
+from shoal.swarm.sessions.hop_server import Drained  # noqa: TC001  used at run time by nothing else
 
 LAYOUT = [(f"{part} {n}", layers) for part, layers in (("front", "embed+0:3"), ("back", "3:6+head")) for n in range(2)]
 PROMPT = tuple((7 * i + 3) % MODEL.vocabulary for i in range(150))

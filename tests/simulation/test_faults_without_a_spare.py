@@ -5,8 +5,8 @@ import pytest
 from simulation.session_world import world
 
 from shoal.swarm.errors import ModelNotServable
-from shoal.swarm.session_hop import Patience
-from shoal.swarm.simulated_compute import Fault
+from shoal.swarm.sessions.session_hop import Patience
+from shoal.swarm.simulated.compute import Fault
 
 TWO = (("first", "embed+0:3"), ("last", "3:6+head"))
 

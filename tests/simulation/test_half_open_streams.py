@@ -4,11 +4,11 @@ import anyio
 import pytest
 from simulation.session_world import PROMPT, SWARM, world
 
-from shoal.swarm import messages
 from shoal.swarm.errors import StreamBroken
-from shoal.swarm.handshake import SILENCE_S
 from shoal.swarm.identifiers import PROTOCOL_VERSION, PeerId
-from shoal.swarm.messages import CONTROL_PROTOCOL, PUSH_PROTOCOL, Hello, Welcome
+from shoal.swarm.members.handshake import SILENCE_S
+from shoal.swarm.sessions import messages
+from shoal.swarm.sessions.messages import CONTROL_PROTOCOL, PUSH_PROTOCOL, Hello, Welcome
 
 HELLO = messages.encode(Hello(PROTOCOL_VERSION, SWARM, b""))
 

@@ -6,14 +6,14 @@ import anyio
 import pytest
 from simulation.session_world import DRIVER, MODEL, MODEL_ID, PROMPT, World, world
 
-from shoal.swarm.compute import Choice
 from shoal.swarm.errors import Unavailable
-from shoal.swarm.generation import TokenRequest
-from shoal.swarm.hop import IDLE_S
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.session import Session
-from shoal.swarm.session_events import CloseHop, HopFailed, HopOpened, Plan, Planned, Ticked, TokenCame
-from shoal.swarm.session_hop import Patience
+from shoal.swarm.sessions.compute import Choice
+from shoal.swarm.sessions.generation import TokenRequest
+from shoal.swarm.sessions.hop import IDLE_S
+from shoal.swarm.sessions.session import Session
+from shoal.swarm.sessions.session_events import CloseHop, HopFailed, HopOpened, Plan, Planned, Ticked, TokenCame
+from shoal.swarm.sessions.session_hop import Patience
 from shoal.swarm.units import Span
 
 LAYOUT = [(f"{part} {n}", layers) for part, layers in (("front", "embed+0:3"), ("back", "3:6+head")) for n in range(3)]

@@ -9,13 +9,13 @@ from simulation.prefix_world import PROMPT, PrefixWorld, prefix_world
 from simulation.session_world import MODEL, MODEL_ID, OpenGate
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
-from shoal.swarm import chunk_wire
 from shoal.swarm.errors import UsageError
-from shoal.swarm.handshake import receive_greeting
-from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import ModelId, PeerId
-from shoal.swarm.kv_chunks import pack_chunk, parse_chunk
-from shoal.swarm.prefix_chain import LINK_BYTES, Address, chain
+from shoal.swarm.kv.kv_chunks import pack_chunk, parse_chunk
+from shoal.swarm.members.handshake import receive_greeting
+from shoal.swarm.prefixes.prefix_chain import LINK_BYTES, Address, chain
+from shoal.swarm.prefixes.prefixes import chunk_wire
+from shoal.swarm.sessions.hop_server import HopServer
 from shoal.swarm.transport import Stream
 from shoal.swarm.units import Span
 
@@ -388,7 +388,7 @@ async def test_what_waits_to_be_taken_in_has_a_bound_and_leaves_nothing_behind(m
         await swarm.ask(NEW, without=["other"])
         await swarm.kept("one", CHUNKS)
         size = swarm.prefixes["one"].store.memory.used_bytes // CHUNKS
-        monkeypatch.setattr("shoal.swarm.hop_prefix.STAGED_BYTES", 3 * size + size // 2)
+        monkeypatch.setattr("shoal.swarm.prefixes.hop_prefix.STAGED_BYTES", 3 * size + size // 2)
         tokens, route = await swarm.ask(NEW, without=["one"])
         assert tokens == EXPECTED
         assert 0 < route.hops[0].fetched <= 3 * CHUNK_TOKENS

@@ -9,8 +9,8 @@ from simulation.session_world import MODEL, PROMPT, world
 from shoal.swarm.errors import ModelNotServable, OutOfMemory, ShoalError
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.session_hop import Patience
-from shoal.swarm.simulated_compute import Fault
+from shoal.swarm.sessions.session_hop import Patience
+from shoal.swarm.simulated.compute import Fault
 
 FOUR = (("first", "embed+0:3"), ("spare first", "embed+0:3"), ("last", "3:6+head"), ("spare last", "3:6+head"))
 EXPECTED = MODEL.expected_tokens(PROMPT, 40)

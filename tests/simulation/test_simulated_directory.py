@@ -7,10 +7,10 @@ import pytest
 
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.records import ANNOUNCE_PERIOD_S, RECORD_TTL_S, NodeRecord
-from shoal.swarm.simulated_directory import DirectoryConditions, Heard, SimulatedDirectory, identifier
-from shoal.swarm.simulated_model import SimulatedModel
-from shoal.swarm.simulated_peer import Population, SimulatedPeer, record_bytes
-from shoal.swarm.simulated_time import Timeline
+from shoal.swarm.simulated.directory import DirectoryConditions, Heard, SimulatedDirectory, identifier
+from shoal.swarm.simulated.model import SimulatedModel
+from shoal.swarm.simulated.peer import Population, SimulatedPeer, record_bytes
+from shoal.swarm.simulated.time import Timeline
 from shoal.swarm.units import Span
 
 KEY = b"a key"

@@ -7,10 +7,10 @@ import pytest
 from simulation.session_world import DRIVER, MODEL, MODEL_ID, World, world
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
-from shoal.swarm.generation import Route, TokenRequest
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.session_hop import Patience
+from shoal.swarm.sessions.generation import Route, TokenRequest
+from shoal.swarm.sessions.session_hop import Patience
 
 LAYOUT = [(f"{part} {n}", layers) for part, layers in (("front", "embed+0:3"), ("back", "3:6+head")) for n in range(3)]
 PROMPT = tuple((7 * i + 3) % MODEL.vocabulary for i in range(200))

@@ -10,14 +10,14 @@ import msgspec
 import pytest
 
 from shoal.swarm.identifiers import ModelId
-from shoal.swarm.placement import Budget
 from shoal.swarm.records import CLOCK_SLACK_S, NodeRecord
-from shoal.swarm.simulated_client import Judge, Query
-from shoal.swarm.simulated_directory import DirectoryConditions, Heard
-from shoal.swarm.simulated_model import SimulatedModel
-from shoal.swarm.simulated_peer import Population, SimulatedPeer
+from shoal.swarm.routing.placement import Budget
+from shoal.swarm.simulated.client import Judge, Query
+from shoal.swarm.simulated.directory import DirectoryConditions, Heard
+from shoal.swarm.simulated.model import SimulatedModel
+from shoal.swarm.simulated.peer import Population, SimulatedPeer
+from shoal.swarm.simulated.report import Report
 from shoal.swarm.simulation import Placer, Scenario, Simulation, placed_by_need
-from shoal.swarm.simulation_report import Report
 from shoal.swarm.units import Span, whole
 
 GONE_AFTER_S = 30.0

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from shoal.swarm.block_transfer_donor import BlockDonor, Bundle, FilePart, Read
-from shoal.swarm.block_transfer_fetch import Result, Threads
-from shoal.swarm.block_transfer_listing import BundleId, Listing, blocked_file, bundle_id, encode_listing
 from shoal.swarm.identifiers import PeerId, SwarmId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.transfer.block_transfer_donor import BlockDonor, Bundle, FilePart, Read
+from shoal.swarm.transfer.block_transfer_fetch import Result, Threads
+from shoal.swarm.transfer.block_transfer_listing import BundleId, Listing, blocked_file, bundle_id, encode_listing
 from shoal.swarm.transport import Transport
 
 BLOCK = 1 << 16

@@ -7,7 +7,7 @@ import msgspec
 
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.identity import Identity
-from shoal.swarm.membership import Swarm, found_swarm, issue
+from shoal.swarm.members.membership import Swarm, found_swarm, issue
 from shoal.swarm.records import Hosted, NodeRecord
 from shoal.swarm.units import Span
 

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from swarm.people import MODEL, NOW, certificate, person, private_swarm
 from swarm.test_record_validator import Stored
 
-from shoal.swarm.announcement import (
+from shoal.swarm.errors import MalformedMessage, Refused
+from shoal.swarm.identifiers import ModelId
+from shoal.swarm.identity import Identity
+from shoal.swarm.members.revocation import Revocations
+from shoal.swarm.prefixes.announcement import (
     ANNOUNCEMENT_TTL_S,
     MAX_ANNOUNCEMENT_BYTES,
     MAX_CHUNKS,
@@ -18,12 +22,8 @@ from shoal.swarm.announcement import (
     read_announcement,
     sign_announcement,
 )
-from shoal.swarm.errors import MalformedMessage, Refused
-from shoal.swarm.identifiers import ModelId
-from shoal.swarm.identity import Identity
-from shoal.swarm.prefix_chain import Address, Link, address, chain
+from shoal.swarm.prefixes.prefix_chain import Address, Link, address, chain
 from shoal.swarm.records import RecordReader
-from shoal.swarm.revocation import Revocations
 from shoal.swarm.transports import dht_keys
 from shoal.swarm.transports.record_validator import SwarmRecordValidator
 

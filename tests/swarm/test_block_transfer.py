@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.swarm import block_transfer
-from shoal.swarm.block_transfer import (
+from shoal.swarm.errors import MalformedMessage, RemoteFault
+from shoal.swarm.identifiers import PeerId
+from shoal.swarm.simulated.time import Timeline
+from shoal.swarm.transfer import block_transfer
+from shoal.swarm.transfer.block_transfer import (
     HEDGE_S,
     MAX_PIECE_BYTES,
     Arrived,
@@ -26,7 +29,7 @@ from shoal.swarm.block_transfer import (
     Store,
     Tick,
 )
-from shoal.swarm.block_transfer_listing import (
+from shoal.swarm.transfer.block_transfer_listing import (
     BlockedFile,
     Listing,
     block_bytes_for,
@@ -35,9 +38,6 @@ from shoal.swarm.block_transfer_listing import (
     hash_blocks,
     read_listing,
 )
-from shoal.swarm.errors import MalformedMessage, RemoteFault
-from shoal.swarm.identifiers import PeerId
-from shoal.swarm.simulated_time import Timeline
 
 BLOCK = 1 << 16
 

@@ -12,14 +12,14 @@ import anyio
 import pytest
 from swarm.bundles import BLOCK, AtOnce, OneShelf, donor_of, member, read_at_once
 
-from shoal.swarm.block_transfer import Dropped
-from shoal.swarm.block_transfer_donor import BlockDonor, Bundle, RateLimit
-from shoal.swarm.block_transfer_fetch import BlockFetcher, Holders, Search, Waiting
-from shoal.swarm.block_transfer_folder import BlockFolder
-from shoal.swarm.block_transfer_listing import BundleId, Listing, blocked_file, bundle_id, encode_listing
-from shoal.swarm.block_transfer_messages import ANSWERS, METHOD, REQUESTS, BlockAnswer, BlockRequest
 from shoal.swarm.errors import MalformedMessage, OutOfMemory, Refused, Unavailable
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.transfer.block_transfer import Dropped
+from shoal.swarm.transfer.block_transfer_donor import BlockDonor, Bundle, RateLimit
+from shoal.swarm.transfer.block_transfer_fetch import BlockFetcher, Holders, Search, Waiting
+from shoal.swarm.transfer.block_transfer_folder import BlockFolder
+from shoal.swarm.transfer.block_transfer_listing import BundleId, Listing, blocked_file, bundle_id, encode_listing
+from shoal.swarm.transfer.block_transfer_messages import ANSWERS, METHOD, REQUESTS, BlockAnswer, BlockRequest
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 

@@ -3,12 +3,12 @@
 import pytest
 from msgspec.structs import replace
 
-from shoal.swarm.cache_keeper import CacheKeeper, Kept
 from shoal.swarm.errors import BadChunk, OutOfMemory, Refused
 from shoal.swarm.identifiers import ModelId, PeerId, SessionId
-from shoal.swarm.kept_outputs import KeptOutputs
-from shoal.swarm.kv_chunks import KvChunk, KvFormat, pack_chunk
-from shoal.swarm.messages import Feed
+from shoal.swarm.kv.cache_keeper import CacheKeeper, Kept
+from shoal.swarm.kv.kv_chunks import KvChunk, KvFormat, pack_chunk
+from shoal.swarm.sessions.kept_outputs import KeptOutputs
+from shoal.swarm.sessions.messages import Feed
 
 KIND = KvFormat(ModelId("a" * 64), "float32", (0, 4), b"p" * 32)
 DRIVER, HOP, OTHER = PeerId("driver"), PeerId("hop"), PeerId("other")

@@ -6,13 +6,13 @@ import anyio
 import pytest
 from msgspec import structs
 
-from shoal.swarm.chain_planner import DirectoryPlanner
 from shoal.swarm.errors import ModelNotServable
-from shoal.swarm.generation import TokenRequest
 from shoal.swarm.identifiers import ModelId, PeerId, SwarmId
-from shoal.swarm.latency import LatencyBook
 from shoal.swarm.records import Hosted, NodeRecord
-from shoal.swarm.session_events import Plan
+from shoal.swarm.routing.chain_planner import DirectoryPlanner
+from shoal.swarm.routing.latency import LatencyBook
+from shoal.swarm.sessions.generation import TokenRequest
+from shoal.swarm.sessions.session_events import Plan
 from shoal.swarm.units import whole
 
 MODEL, LAYERS = ModelId("a" * 64), 4

@@ -7,10 +7,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from shoal.swarm.chunk_index import Label
-from shoal.swarm.chunk_store import ChunkStore
 from shoal.swarm.identifiers import ModelId, PeerId
-from shoal.swarm.prefix_chain import Address
+from shoal.swarm.kv.chunk_index import Label
+from shoal.swarm.kv.chunk_store import ChunkStore
+from shoal.swarm.prefixes.prefix_chain import Address
 
 ME, OTHER = PeerId("me"), PeerId("other")
 

@@ -16,10 +16,10 @@ from swarm.people import MODEL, OWNER, certificate, hosted, person, private_swar
 
 from shoal.swarm.errors import SwarmUnreachable, Unavailable, UsageError
 from shoal.swarm.identity import Identity
-from shoal.swarm.membership import Swarm
+from shoal.swarm.members.membership import Swarm
+from shoal.swarm.members.revocation import Revocations, sign_list
 from shoal.swarm.node_lock import clash
 from shoal.swarm.records import RECORD_TTL_S, Hosted, NodeRecord, RecordReader, sign_record
-from shoal.swarm.revocation import Revocations, sign_list
 from shoal.swarm.transports import dht_keys
 from shoal.swarm.transports.dht_directory import DhtDirectory
 from shoal.swarm.transports.libp2p import Libp2pTransport

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from swarm.people import MODEL, NOW, OWNER, hosted, person, private_swarm, public_swarm, record
 
 from shoal.swarm.directory import RecordBook
-from shoal.swarm.membership import Swarm
+from shoal.swarm.members.membership import Swarm
+from shoal.swarm.members.revocation import Revocations, sign_list
 from shoal.swarm.records import Hosted, RecordReader, sign_record
-from shoal.swarm.revocation import Revocations, sign_list
 from shoal.swarm.units import Span
 
 SWARM = public_swarm()

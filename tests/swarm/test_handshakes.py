@@ -6,18 +6,19 @@ import anyio
 import pytest
 from swarm.people import NOW, OWNER, certificate, person, private_swarm, public_swarm
 
-from shoal.swarm import handshake, messages
-from shoal.swarm.compute import Compute
 from shoal.swarm.errors import Refused, ShoalError, VersionMismatch
-from shoal.swarm.handshake import greet, read_welcome
-from shoal.swarm.hop_server import HopServer
 from shoal.swarm.identifiers import PROTOCOL_VERSION, ModelId
 from shoal.swarm.identity import Identity
-from shoal.swarm.member_calls import MemberCalls
-from shoal.swarm.membership import MembershipGuard, Swarm, issue
-from shoal.swarm.membership_gate import MembershipGate
-from shoal.swarm.messages import CONTROL_PROTOCOL, PUSH_PROTOCOL, Hello
-from shoal.swarm.revocation import Revocations, sign_list
+from shoal.swarm.members import handshake
+from shoal.swarm.members.handshake import greet, read_welcome
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.members.membership import MembershipGuard, Swarm, issue
+from shoal.swarm.members.membership_gate import MembershipGate
+from shoal.swarm.members.revocation import Revocations, sign_list
+from shoal.swarm.sessions import messages
+from shoal.swarm.sessions.compute import Compute
+from shoal.swarm.sessions.hop_server import HopServer
+from shoal.swarm.sessions.messages import CONTROL_PROTOCOL, PUSH_PROTOCOL, Hello
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_transport import MemoryTransport
 from shoal.swarm.units import Span

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from swarm.people import NOW, OWNER, certificate, person, private_swarm, public_swarm
 
-from shoal.swarm import invite as invites
 from shoal.swarm.errors import MalformedMessage, Refused, UsageError
 from shoal.swarm.identity import Identity
-from shoal.swarm.invite import Invite, JoinAnswer, JoinRequest, RenewRequest, read_invite, write_invite
-from shoal.swarm.membership import Swarm
-from shoal.swarm.revocation import sign_list
+from shoal.swarm.members import invite as invites
+from shoal.swarm.members.invite import Invite, JoinAnswer, JoinRequest, RenewRequest, read_invite, write_invite
+from shoal.swarm.members.membership import Swarm
+from shoal.swarm.members.revocation import sign_list
 
 SWARM = private_swarm()
 ADDRESS = f"/ip4/192.168.1.7/tcp/4001/p2p/{OWNER.peer_id}"

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from swarm.people import NOW, OWNER, person, private_swarm, public_swarm
 
-from shoal.swarm import invite as invites
 from shoal.swarm.errors import MalformedMessage, Refused, UsageError
-from shoal.swarm.invite import JoinRequest, RenewRequest, read_invite
-from shoal.swarm.invite_store import InviteStore
-from shoal.swarm.membership import check_certificate, read_certificate
-from shoal.swarm.revocation import Revocations
+from shoal.swarm.members import invite as invites
+from shoal.swarm.members.invite import JoinRequest, RenewRequest, read_invite
+from shoal.swarm.members.invite_store import InviteStore
+from shoal.swarm.members.membership import check_certificate, read_certificate
+from shoal.swarm.members.revocation import Revocations
 
 SWARM = private_swarm()
 ADDRESS = f"/ip4/192.168.1.7/tcp/4001/p2p/{OWNER.peer_id}"
@@ -238,8 +238,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from swarm.people import NOW, OWNER, person, private_swarm
 from shoal.swarm.errors import Refused
-from shoal.swarm.invite import join_request, read_invite
-from shoal.swarm.invite_store import InviteStore
+from shoal.swarm.members.invite import join_request, read_invite
+from shoal.swarm.members.invite_store import InviteStore
 store = InviteStore(Path(sys.argv[1]), OWNER, private_swarm())
 me = person(int(sys.argv[3])).peer_id
 print("ready", flush=True)

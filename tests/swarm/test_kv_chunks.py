@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
-from shoal.swarm.compute import Work
 from shoal.swarm.errors import BadChunk, Refused
 from shoal.swarm.identifiers import ModelId, SessionId
-from shoal.swarm.kv_chunks import KvChunk, chunk_ranges, pack_chunk, parse_chunk
+from shoal.swarm.kv.kv_chunks import KvChunk, chunk_ranges, pack_chunk, parse_chunk
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.simulated_compute import SimulatedCompute
-from shoal.swarm.simulated_model import SimulatedModel
+from shoal.swarm.sessions.compute import Work
+from shoal.swarm.simulated.compute import SimulatedCompute
+from shoal.swarm.simulated.model import SimulatedModel
 from shoal.swarm.units import Span, whole
 
 MODEL = SimulatedModel(layers=4)

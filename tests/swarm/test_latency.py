@@ -5,7 +5,7 @@ import math
 import pytest
 
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.latency import UNANSWERED_MS, LatencyBook
+from shoal.swarm.routing.latency import UNANSWERED_MS, LatencyBook
 
 A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from swarm.people import NOW, OWNER, certificate, person, private_swarm, public_swarm
 
 from shoal.swarm.errors import Refused
-from shoal.swarm.membership import MembershipGuard, Swarm, check_certificate, found_swarm, issue
-from shoal.swarm.revocation import Revocations, sign_list
+from shoal.swarm.members.membership import MembershipGuard, Swarm, check_certificate, found_swarm, issue
+from shoal.swarm.members.revocation import Revocations, sign_list
 
 SWARM = private_swarm()
 ALICE, BOB = person(1), person(2)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from swarm.people import certificate, person, private_swarm
 
-from shoal.swarm import membership_file
 from shoal.swarm.errors import UsageError
-from shoal.swarm.membership_file import Membership
+from shoal.swarm.members import membership_file
+from shoal.swarm.members.membership_file import Membership
 
 SWARM = private_swarm()
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from shoal.compression import activations
 from shoal.compression.errors import MalformedPayload
-from shoal.swarm import messages
 from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import ModelId, PeerId, SessionId, SwarmId
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions import messages
 from shoal.swarm.units import Span
 
 PEER, SESSION = PeerId("12D3KooWexample"), SessionId("00" * 12)

@@ -9,8 +9,8 @@ from swarm.people import MODEL, hosted, plain_record
 
 from shoal.swarm.errors import OutOfMemory
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.placement import Budget, Placement, Stay, choose_span, should_move
 from shoal.swarm.records import NodeRecord
+from shoal.swarm.routing.placement import Budget, Placement, Stay, choose_span, should_move
 from shoal.swarm.units import Span, missing, whole
 
 LAYERS = 8

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 
 from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
-from shoal.swarm.chunk_fetch import ChunkFetch
-from shoal.swarm.prefill_pace import PrefillPace
-from shoal.swarm.prefix_race import SMALLEST_PIECE, Compute, PrefixRace, Skip, Wait, frontier_of
+from shoal.swarm.prefixes.chunk_fetch import ChunkFetch
+from shoal.swarm.prefixes.prefill_pace import PrefillPace
+from shoal.swarm.prefixes.prefix_race import SMALLEST_PIECE, Compute, PrefixRace, Skip, Wait, frontier_of
 
 CHUNKS = 16
 SIZES: dict[KvLevel, int] = {"lossless": 1_000_000, "near-lossless": 240_000, "default": 130_000, "small": 60_000}

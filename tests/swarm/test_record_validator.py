@@ -9,8 +9,8 @@ from swarm.people import MODEL, NOW, OWNER, certificate, hosted, person, private
 
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.identity import Identity
+from shoal.swarm.members.revocation import Revocations, sign_list
 from shoal.swarm.records import Hosted, NodeRecord, RecordReader, sign_record
-from shoal.swarm.revocation import Revocations, sign_list
 from shoal.swarm.transports import dht_keys
 from shoal.swarm.transports.record_validator import REVOCATION_TTL_S, SwarmRecordValidator
 from shoal.swarm.units import Span

@@ -18,7 +18,8 @@ from swarm.people import (
 )
 
 from shoal.swarm.errors import MalformedMessage, Refused
-from shoal.swarm.membership import Swarm
+from shoal.swarm.members.membership import Swarm
+from shoal.swarm.members.revocation import Revocations, sign_list
 from shoal.swarm.records import (
     CLOCK_SLACK_S,
     MAX_ADDRESSES,
@@ -29,7 +30,6 @@ from shoal.swarm.records import (
     SignedRecord,
     sign_record,
 )
-from shoal.swarm.revocation import Revocations, sign_list
 from shoal.swarm.units import Span
 
 SWARM = public_swarm()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from swarm.people import OWNER, person, private_swarm
 
 from shoal.swarm.errors import MalformedMessage, Refused
-from shoal.swarm.revocation import MAX_LIST_BYTES, Revocations, read_list, sign_list
+from shoal.swarm.members.revocation import MAX_LIST_BYTES, Revocations, read_list, sign_list
 
 SWARM = private_swarm()
 ALICE, BOB = person(1).peer_id, person(2).peer_id

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from shoal.swarm.compute import Choice
-from shoal.swarm.generation import Exactness
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.session import Session
-from shoal.swarm.session_events import (
+from shoal.swarm.sessions.compute import Choice
+from shoal.swarm.sessions.generation import Exactness
+from shoal.swarm.sessions.session import Session
+from shoal.swarm.sessions.session_events import (
     AdoptUpstream,
     CacheCame,
     CacheFailed,
@@ -36,7 +36,7 @@ from shoal.swarm.session_events import (
     Ticked,
     TokenCame,
 )
-from shoal.swarm.session_hop import Patience
+from shoal.swarm.sessions.session_hop import Patience
 from shoal.swarm.units import Span
 
 A, B, C, S, T = (PeerId(name) for name in "ABCST")

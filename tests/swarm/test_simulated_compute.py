@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.swarm.compute import Done, Work
 from shoal.swarm.errors import BadActivation, ContextTooLong, LocalFault, OutOfMemory, Refused
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.simulated_compute import SimulatedCompute
-from shoal.swarm.simulated_model import SimulatedModel, pack_hidden, unpack_hidden
+from shoal.swarm.sessions.compute import Done, Work
+from shoal.swarm.simulated.compute import SimulatedCompute
+from shoal.swarm.simulated.model import SimulatedModel, pack_hidden, unpack_hidden
 from shoal.swarm.units import Span, whole
 
 MODEL = SimulatedModel(layers=4)

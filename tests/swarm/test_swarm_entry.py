@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from swarm.people import NOW, OWNER, certificate, person, private_swarm
 
-from shoal.swarm import membership_file
 from shoal.swarm.errors import Refused, UsageError
 from shoal.swarm.home import Home
-from shoal.swarm.invite import read_invite
-from shoal.swarm.invite_store import InviteStore
-from shoal.swarm.joining import serve_joining
-from shoal.swarm.membership import found_swarm, read_certificate
-from shoal.swarm.membership_file import Membership
-from shoal.swarm.swarm_entry import enter, join
+from shoal.swarm.members import membership_file
+from shoal.swarm.members.invite import read_invite
+from shoal.swarm.members.invite_store import InviteStore
+from shoal.swarm.members.joining import serve_joining
+from shoal.swarm.members.membership import found_swarm, read_certificate
+from shoal.swarm.members.membership_file import Membership
+from shoal.swarm.members.swarm_entry import enter, join
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_transport import MemoryTransport
 

@@ -9,14 +9,14 @@ from swarm.bundles import member
 from training.training_group import LAYOUT, RUN, Group, Peer, drawn_outcome
 
 from shoal.node.training.checkpoints.checkpoint_manifest import SHARED_ABOUT, SharedAbout
-from shoal.swarm.block_transfer_donor import Bundle, FilePart
-from shoal.swarm.block_transfer_listing import BundleId, Listing, bundle_id, encode_listing, read_listing
 from shoal.swarm.errors import Unavailable
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.catch_up_messages import METHOD, OFFERS, CatchUpOffer, CheckpointOffer, DeltaOffer
 from shoal.swarm.rounds.delta_entry import listing_of
 from shoal.swarm.rounds.delta_log import LogLimits
 from shoal.swarm.rounds.exchange import Outcome
+from shoal.swarm.transfer.block_transfer_donor import Bundle, FilePart
+from shoal.swarm.transfer.block_transfer_listing import BundleId, Listing, bundle_id, encode_listing, read_listing
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 

@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from swarm.bundles import member
 from training.training_group import Group, Peer
 
-from shoal.swarm.block_transfer_donor import BlockDonor, on_thread
-from shoal.swarm.block_transfer_fetch import Threads
-from shoal.swarm.block_transfer_messages import ANSWERS, REQUESTS, BlockAnswer
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.transfer.block_transfer_donor import BlockDonor, on_thread
+from shoal.swarm.transfer.block_transfer_fetch import Threads
+from shoal.swarm.transfer.block_transfer_messages import ANSWERS, REQUESTS, BlockAnswer
 from shoal.swarm.transports.libp2p import Libp2pTransport
 from shoal.swarm.transports.p2pd import NetworkOptions
 

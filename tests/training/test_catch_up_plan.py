@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.swarm.block_transfer_listing import BundleId
 from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.catch_up_messages import OFFERS, CatchUpOffer, CheckpointOffer, DeltaOffer, read_offer
 from shoal.swarm.rounds.catch_up_plan import plan_catch_up, vouchers_needed
+from shoal.swarm.transfer.block_transfer_listing import BundleId
 
 
 def state(name: object) -> bytes:

@@ -24,10 +24,10 @@ from shoal.node.training.checkpoints.tensor_file import read_arrays, write_array
 from shoal.node.training.optimizers.outer import OuterSettings
 from shoal.node.training.parameter_layout import ParameterLayout
 from shoal.node.training.strategies.outer_parameters import OuterParameters
-from shoal.swarm.block_transfer_folder import BlockFolder
-from shoal.swarm.block_transfer_listing import read_listing
 from shoal.swarm.errors import OutOfMemory, UsageError
 from shoal.swarm.rounds.exchange import RunSpec
+from shoal.swarm.transfer.block_transfer_folder import BlockFolder
+from shoal.swarm.transfer.block_transfer_listing import read_listing
 
 LAYOUT = ParameterLayout.of({"embed.weight": (40, 8), "layers.0.up.weight": (8, 8), "norm.weight": (8,)})
 SPEC = RunSpec("test", "model", "data", "diloco", (LAYOUT.count,), "none", shards=1)

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training.full_disk import files_up_to
 
-from shoal.swarm.block_transfer_donor import read_piece
-from shoal.swarm.block_transfer_listing import Listing, read_listing
 from shoal.swarm.errors import MalformedMessage, OutOfMemory
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.delta_entry import PAYLOADS, listing_of, outcome_of, read_about
 from shoal.swarm.rounds.delta_log import DeltaLog, LogLimits
 from shoal.swarm.rounds.exchange import Outcome
+from shoal.swarm.transfer.block_transfer_donor import read_piece
+from shoal.swarm.transfer.block_transfer_listing import Listing, read_listing
 
 PEERS = ((PeerId("alice"), 1000), (PeerId("bob"), 900))
 

@@ -17,8 +17,8 @@ from shoal.node.training.worker_plan import planned, resolved, step_seconds
 from shoal.node.training.worker_start import prepared
 from shoal.swarm.errors import VersionMismatch
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.pings import serve_pings
 from shoal.swarm.rounds.exchange import Offer, Outcome, OutOfStep, RoundSkipped
+from shoal.swarm.routing.pings import serve_pings
 from shoal.swarm.transports.memory import MemoryNetwork
 from shoal.swarm.transports.memory_link import Conditions
 

@@ -17,15 +17,15 @@ from shoal.node.training.checkpoints.store import CheckpointStore
 from shoal.node.training.optimizers.outer import OuterSettings
 from shoal.node.training.parameter_layout import ParameterLayout
 from shoal.node.training.strategies.outer_parameters import OuterParameters
-from shoal.swarm.block_transfer_donor import BlockDonor, OnThread
-from shoal.swarm.block_transfer_fetch import Threads
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.rounds.catch_up import CatchUp
 from shoal.swarm.rounds.catch_up_fetch import CatchUpLimits
 from shoal.swarm.rounds.catch_up_messages import CheckpointOffer, serve_catch_up
 from shoal.swarm.rounds.delta_log import DeltaLog, LogLimits
 from shoal.swarm.rounds.exchange import Outcome, RunSpec, seed_of
+from shoal.swarm.transfer.block_transfer_donor import BlockDonor, OnThread
+from shoal.swarm.transfer.block_transfer_fetch import Threads
 from shoal.swarm.transport import Transport
 
 LAYOUT = ParameterLayout.of(

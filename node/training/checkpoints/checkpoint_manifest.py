@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from shoal.swarm.block_transfer_listing import BundleId, Listing, bundle_id, encode_listing, read_listing
 from shoal.swarm.canonical import Canonical
 from shoal.swarm.errors import MalformedMessage, UsageError
+from shoal.swarm.transfer.block_transfer_listing import BundleId, Listing, bundle_id, encode_listing, read_listing
 
 KIND = "checkpoint"
 OWN_KIND = "own state"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import structlog
 
-from shoal.swarm.block_transfer_listing import Listing, blocked_file
 from shoal.swarm.errors import MalformedMessage, UsageError
+from shoal.swarm.transfer.block_transfer_listing import Listing, blocked_file
 
 from .checkpoint_manifest import INNER, MODEL, OUTER, OWN, digest_of, read_manifest, read_own_about, read_shared_about
 from .snapshot import SHARED, Snapshot, Value

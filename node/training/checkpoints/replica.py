@@ -5,9 +5,9 @@ from pathlib import Path
 from shoal.compression.update_codec import Values
 from shoal.node.training.parameter_layout import ParameterLayout
 from shoal.node.training.strategies.outer_parameters import OuterParameters
-from shoal.swarm.block_transfer_listing import Listing
 from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.rounds.exchange import Outcome
+from shoal.swarm.transfer.block_transfer_listing import Listing
 
 from .reader import read_shared
 from .snapshot import Snapshot

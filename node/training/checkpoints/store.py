@@ -18,15 +18,15 @@ from pathlib import Path
 
 import structlog
 
-from shoal.swarm.block_transfer_donor import Bundle, FilePart
-from shoal.swarm.block_transfer_listing import (
+from shoal.swarm.errors import OutOfMemory, UsageError
+from shoal.swarm.transfer.block_transfer_donor import Bundle, FilePart
+from shoal.swarm.transfer.block_transfer_listing import (
     BundleId,
     Listing,
     block_bytes_for,
     encode_listing,
     read_listing,
 )
-from shoal.swarm.errors import OutOfMemory, UsageError
 
 from .checkpoint_manifest import (
     FORMAT,

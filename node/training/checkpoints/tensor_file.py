@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.node.safetensors_header import VALUE_BITS, header_length, parse_header
-from shoal.swarm.block_transfer_listing import MIN_BLOCK_BYTES, BlockedFile
 from shoal.swarm.errors import UsageError
+from shoal.swarm.transfer.block_transfer_listing import MIN_BLOCK_BYTES, BlockedFile
 
 Array = npt.NDArray[Any]
 Buffer = bytes | memoryview

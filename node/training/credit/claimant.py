@@ -27,7 +27,7 @@ from shoal.node.training.worker_processes import processes
 from shoal.swarm import peer_id
 from shoal.swarm.errors import Refused, ShoalError
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.rounds.commitments import Commitment
 from shoal.swarm.rounds.run_identity import run_id
 

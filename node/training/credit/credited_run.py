@@ -18,7 +18,7 @@ from shoal.node.training.strategies.outer_loop import OuterLoop
 from shoal.node.training.worker import Applied, Keeper, Worker, WorkerParts
 from shoal.node.training.worker_exchange import AttentiveExchange
 from shoal.swarm.errors import ShoalError
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.rounds.exchange import OutOfStep
 
 from .claimant import Claimant, can_be_claimed

@@ -8,7 +8,7 @@ from shoal.node.training.strategies.settings import StrategySettings
 from shoal.node.training.update_audit import StepState, moments_digest, values_digest
 from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.rounds.commitments import Commitment
 from shoal.swarm.rounds.exchange import RunSpec
 from shoal.swarm.rounds.run_identity import largest_payload_bytes, run_id

@@ -31,7 +31,7 @@ from shoal.node.training.worker import Applied, WorkerParts
 from shoal.swarm import peer_id
 from shoal.swarm.errors import MalformedMessage, ShoalError
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.member_calls import MemberCalls
+from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.rounds.run_identity import run_id
 
 from .evidence import Judgement

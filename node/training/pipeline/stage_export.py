@@ -13,7 +13,6 @@ from shoal.node.training.checkpoints.reader import checkpoint_at, read_shared
 from shoal.node.training.checkpoints.snapshot import Snapshot
 from shoal.node.training.checkpoints.tensor_file import Array
 from shoal.node.training.worker_agreement import ask_run
-from shoal.swarm.block_transfer_fetch import BlockFetcher, Threads
 from shoal.swarm.errors import MalformedMessage, ShoalError, Unavailable, UsageError
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.rounds.catch_up_fetch import Astray, CatchUpFetch, CatchUpLimits
@@ -22,6 +21,7 @@ from shoal.swarm.rounds.catch_up_plan import CheckpointSource
 from shoal.swarm.rounds.delta_entry import STATE_BYTES
 from shoal.swarm.rounds.exchange import RunSpec
 from shoal.swarm.rounds.run_identity import run_id, run_key
+from shoal.swarm.transfer.block_transfer_fetch import BlockFetcher, Threads
 
 from .settings import stage_run
 

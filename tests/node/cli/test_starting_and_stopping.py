@@ -17,8 +17,8 @@ from node.cli.shoal_process import HERE, assert_free, begun, ended, environment,
 from shoal.node.local_swarm import LocalNode, start_node
 from shoal.swarm.home import Home
 from shoal.swarm.identity import Identity
-from shoal.swarm.invite import read_invite, write_invite
-from shoal.swarm.membership import found_swarm
+from shoal.swarm.members.invite import read_invite, write_invite
+from shoal.swarm.members.membership import found_swarm
 from shoal.swarm.node_lock import running
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(240)]

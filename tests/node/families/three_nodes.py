@@ -14,8 +14,8 @@ from anyio.abc import TaskGroup
 from shoal.node.node import Node, run_node
 from shoal.node.node_events import NodeEvent
 from shoal.node.options import NodeOptions
-from shoal.swarm.generation import Route, TokenRequest
 from shoal.swarm.home import Home
+from shoal.swarm.sessions.generation import Route, TokenRequest
 from shoal.swarm.transports.p2pd import NetworkOptions
 
 START_S = 60.0

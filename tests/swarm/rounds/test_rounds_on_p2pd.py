@@ -11,10 +11,10 @@ from swarm.people import certificate, person, private_swarm, record
 from swarm.rounds.round_peers import QUICK, Trainer, run_spec
 
 from shoal.swarm.errors import DaemonDied, UsageError
-from shoal.swarm.membership import MembershipGuard
-from shoal.swarm.membership_gate import MembershipGate
+from shoal.swarm.members.membership import MembershipGuard
+from shoal.swarm.members.membership_gate import MembershipGate
+from shoal.swarm.members.revocation import Revocations
 from shoal.swarm.records import NodeRecord, RecordReader
-from shoal.swarm.revocation import Revocations
 from shoal.swarm.rounds.exchange import RunSpec
 from shoal.swarm.rounds.meeting import DirectoryMeeting
 from shoal.swarm.rounds.round_exchange import RoundExchange

@@ -2,7 +2,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from novels_text import STORY, novels_model
 
-from shoal.swarm.compute import Choice
+from shoal.swarm.sessions.compute import Choice
 from shoal.swarm.text.pieces import Piece
 from shoal.swarm.text.text_assembly import TextAssembly
 

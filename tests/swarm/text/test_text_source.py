@@ -3,9 +3,9 @@ import pytest
 from novels_text import STORY, novels_files, novels_manifest, repeats, scripted_novels, tells
 
 from shoal.swarm.errors import ContextTooLong, ModelNotServable, ShoalError, StreamBroken, Unavailable, UsageError
-from shoal.swarm.generation import ServedModel
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import ServedModel
 from shoal.swarm.text.model_choice import NoModelNamed, UnknownModel, choose_model, public_names
 from shoal.swarm.text.scripted_source import ScriptedModel, ScriptedSource
 from shoal.swarm.text.text_request import TextRequest

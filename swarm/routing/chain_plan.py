@@ -1,0 +1,41 @@
+"""What a driver asks of whoever chooses peers."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal.swarm.identifiers import ModelId, PeerId
+from shoal.swarm.manifest import Manifest
+from shoal.swarm.sessions.generation import ServedModel, TokenRequest
+from shoal.swarm.sessions.session_events import Plan
+from shoal.swarm.units import Span
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedHop:
+    peer: PeerId
+    name: str
+    span: Span
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPlan:
+    hops: tuple[PlannedHop, ...]
+    dtype: str  # of the arithmetic, equal on all hops
+
+
+class ChainPlanner(Protocol):
+    async def plan(self, request: TokenRequest, wanted: Plan, dtype: str | None) -> ChainPlan:
+        """The cheapest chain for `wanted`; dtype: the one that the session has begun with.
+
+        raises: ModelNotServable naming the missing layers; Unavailable when the swarm cannot be asked
+        """
+
+    def blame(self, peer: PeerId) -> None:
+        """The peer failed a session: avoid it for a while."""
+
+    async def models(self) -> list[ServedModel]: ...
+
+    async def manifest(self, model: ModelId) -> Manifest: ...
+
+    async def text_files(self, model: ModelId) -> dict[str, bytes]: ...

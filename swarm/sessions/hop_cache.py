@@ -1,0 +1,140 @@
+"""What a hop does with its session's cache beside computing: sends it on while the session goes on, or takes it in."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
+from shoal.swarm.errors import BadChunk, Refused, ShoalError
+from shoal.swarm.identifiers import SessionId
+from shoal.swarm.kv.cache_streams import next_of_cache, open_attached
+from shoal.swarm.members.handshake import Gate
+from shoal.swarm.transport import Stream, Transport
+
+from . import messages
+from .compute import Compute
+from .messages import CacheEnd, CacheLost, Chunk, Open, SendCache
+
+
+class CacheSender:
+    """One cache stream out of a hop. `sent`: positions that have gone out"""
+
+    def __init__(self, stream: Stream, compute: Compute, session: SessionId, level: KvLevel) -> None:
+        self.sent = 0
+        self._stream = stream
+        self._compute = compute
+        self._session = session
+        self._level = level
+
+    @classmethod
+    async def open(
+        cls, to: SendCache, compute: Compute, session: SessionId, level: KvLevel, transport: Transport, gate: Gate
+    ) -> "CacheSender":
+        """raises: Unavailable, Refused, RemoteFault"""
+        stream = await open_attached(transport, gate, messages.CACHE_PROTOCOL, to.peer, to.addresses, to.session)
+        return cls(stream, compute, session, level)
+
+    async def send_full_chunks(self, held: Callable[[], int]) -> None:
+        """All that are there, one at a time: memory and other sessions wait for no more than one."""
+        while held() - self.sent >= CHUNK_TOKENS:
+            await self.send_to(self.sent + CHUNK_TOKENS)
+
+    async def send_to(self, stop: int) -> None:
+        """raises: Unavailable, Refused, LocalFault"""
+        while self.sent < stop:
+            until = min(stop, self.sent + CHUNK_TOKENS)
+            for data in await self._compute.export_kv(self._session, self.sent, until, self._level):
+                await self._stream.send(messages.encode(Chunk(data)))
+            self.sent = until
+
+    async def end(self, history: tuple[int, ...]) -> None:
+        """raises: Unavailable"""
+        await self._stream.send(messages.encode(CacheEnd(self.sent, history)))
+        await self._stream.close()
+
+    def abort(self) -> None:
+        self._stream.abort()
+
+
+class HopCache:
+    """held: positions that the hop has; tell: the driver"""
+
+    def __init__(
+        self,
+        request: Open,
+        compute: Compute,
+        transport: Transport,
+        gate: Gate,
+        held: Callable[[], int],
+        tell: Callable[[messages.AnyMessage], Awaitable[None]],
+    ) -> None:
+        self._request = request
+        self._compute = compute
+        self._transport = transport
+        self._gate = gate
+        self._held = held
+        self._tell = tell
+        self._grown: anyio.Event | None = None
+        self._following = anyio.CancelScope()
+
+    def grew(self, before: int, after: int) -> None:
+        """Wake the sender when a chunk has filled."""
+        if self._grown is not None and before // CHUNK_TOKENS != after // CHUNK_TOKENS:
+            self._grown.set()
+
+    async def sender(self, to: SendCache) -> CacheSender:
+        """raises: Unavailable, Refused, RemoteFault"""
+        level = to.level
+        if not self._compute.kv_format(self._request.span).profile:
+            level = "lossless"  # nothing else can be coded here
+        return await CacheSender.open(to, self._compute, self._request.session, level, self._transport, self._gate)
+
+    async def follow(self, to: SendCache) -> None:
+        """Send each chunk as it fills, until the session ends or another receiver is named."""
+        self._following.cancel()
+        self._following = scope = anyio.CancelScope()
+        with scope:
+            try:
+                sender = await self.sender(to)
+                try:
+                    while True:
+                        self._grown = grown = anyio.Event()
+                        await sender.send_full_chunks(self._held)
+                        await grown.wait()
+                finally:
+                    sender.abort()
+            except ShoalError as error:
+                await self._tell(cache_lost(to.session, error))
+
+    async def load(self, chunks: Sequence[bytes]) -> int:
+        """Take in what was kept here. returns: positions held then; a chunk that cannot be used ends it"""
+        held = 0
+        try:
+            for data in chunks:
+                held = await self._compute.import_kv(self._request.session, held, [data])
+        except ShoalError as error:
+            await self._tell(cache_lost(self._request.session, error))
+        return held
+
+    async def take(self, stream: Stream) -> int:
+        """Take in what the other end of a cache stream sends. returns: positions held then
+
+        raises: BadChunk, Refused, Unavailable, LocalFault
+        """
+        if stream.peer != self._request.cache_from:
+            raise Refused("the driver of this session named another sender of its cache")
+        session, held = self._request.session, 0
+        while True:
+            match await next_of_cache(stream):
+                case Chunk(data):
+                    held = await self._compute.import_kv(session, held, [data])
+                case CacheEnd(end, history):
+                    if end != held:
+                        raise BadChunk(f"a cache of {end} positions of which {held} came")
+                    if history:
+                        await self._compute.import_kv(session, held, [], history)
+                    return held
+
+
+def cache_lost(session: SessionId, error: Exception) -> CacheLost:
+    return CacheLost(session, str(error)[:500])

@@ -1,0 +1,297 @@
+"""The serving side of sessions: accepts control and push streams and joins them to hops."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+
+from shoal.swarm.errors import (
+    ContextTooLong,
+    LocalFault,
+    MalformedMessage,
+    OutOfMemory,
+    Refused,
+    RemoteFault,
+    ShoalError,
+    StreamBroken,
+    Unavailable,
+)
+from shoal.swarm.identifiers import ModelId, SessionId
+from shoal.swarm.kv.cache_keeper import CacheKeeper, Kept
+from shoal.swarm.kv.cache_streams import ATTACH_PATIENCE_S, CacheReceiver
+from shoal.swarm.members.handshake import Gate, failure, prompt_message, receive_greeting
+from shoal.swarm.prefixes.hop_prefix import HopPrefix, begun
+from shoal.swarm.prefixes.prefixes import Prefixes
+from shoal.swarm.transport import Stream, Transport
+from shoal.swarm.units import Span
+
+from . import messages
+from .compute import Compute
+from .hop import Hop
+from .lanes import Accounts, NoBooks
+from .messages import Attach, Hold, Open, Opened
+from .metering import Meter, Metering
+from .work_records import WorkRecords
+
+KEEP_BYTES = 64 << 20  # of outputs per session, for replay
+HOLD_IDLE_S = 600.0  # a standby that is sent nothing for so long forgets what it keeps
+DRAIN_LOOK_S = 0.05
+
+
+class Hosting(Protocol):
+    """What this node serves now."""
+
+    def find(self, model: ModelId, dtype: str, span: Span) -> Compute:
+        """raises: Refused when the model, the dtype or a unit of the span is not served here"""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """For status: a session that is open here."""
+
+    session: SessionId
+    driver: str
+    span: Span
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """How far a leaving node has come. moved: to successors; ended: by themselves, or by their drivers"""
+
+    sessions: int  # when it began
+    moved: int = 0
+    ended: int = 0
+    waiting: int = 0  # still here
+    stranded: str = ""  # why one of those has no successor
+
+    @property
+    def over(self) -> bool:
+        return not self.waiting
+
+
+class HopServer:
+    """metering: who is paid; accounts: whose turn it is; records: who keeps what was done, for
+    audits; prefixes: KV that outlives its session"""
+
+    def __init__(
+        self,
+        transport: Transport,
+        gate: Gate,
+        hosting: Hosting,
+        keep_bytes: int = KEEP_BYTES,
+        *,
+        metering: Metering | None = None,
+        accounts: Accounts | None = None,
+        records: WorkRecords | None = None,
+        prefixes: Prefixes | None = None,
+        receiver: CacheReceiver | None = None,
+    ) -> None:
+        self._transport = transport
+        self._gate = gate
+        self._hosting = hosting
+        self._keep_bytes = keep_bytes
+        self._metering = metering
+        self._accounts = accounts or NoBooks()
+        self._records = records
+        self._prefixes = prefixes
+        self.receiver = receiver or CacheReceiver(transport, gate, CacheKeeper())
+        self._leaving = False
+        self._moved = self._ended = 0
+        self._hops: dict[SessionId, Hop] = {}
+        self._appeared = anyio.Event()
+
+    async def start(self) -> None:
+        await self._transport.serve(messages.CONTROL_PROTOCOL, self._control)
+        await self._transport.serve(messages.PUSH_PROTOCOL, self._push)
+        await self.receiver.start()
+
+    def sessions(self) -> list[OpenSession]:
+        return [OpenSession(key, hop.driver, hop.request.span, hop.held) for key, hop in self._hops.items()]
+
+    # Leaving
+
+    async def drain(self, limit_s: float, told: Callable[[Drained], None], *, waits: bool = True) -> Drained:
+        """Take no more sessions, have those that are here moved to successors, and wait until the last is gone.
+
+        told: each time that something has changed; waits: also for those that find no successor
+
+        returns: what became of them, after `limit_s` at the latest
+        """
+        self._leaving = True
+        self._moved = self._ended = 0
+        asked: set[SessionId] = set()
+        last = Drained(len(self._hops), waiting=len(self._hops))
+        told(last)
+        async with anyio.create_task_group() as tasks:
+            with anyio.move_on_after(limit_s):
+                while not last.over:
+                    for session, hop in self._hops.items():
+                        if session not in asked:  # one that was just about to open comes later
+                            asked.add(session)
+                            tasks.start_soon(hop.leave, limit_s)
+                    await anyio.sleep(DRAIN_LOOK_S)
+                    stranded = [hop.stranded for hop in self._hops.values() if hop.stranded]
+                    now = Drained(len(asked), self._moved, self._ended, len(self._hops), next(iter(stranded), ""))
+                    if now != last:
+                        told(now)
+                    last = now
+                    if not waits and len(stranded) == len(self._hops):
+                        break
+            tasks.cancel_scope.cancel()
+        return last
+
+    def stay(self) -> None:
+        """Take sessions again."""
+        self._leaving = False
+
+    # Streams
+
+    async def _control(self, stream: Stream) -> None:
+        await receive_greeting(stream, self._gate)
+        request = await prompt_message(stream)
+        if isinstance(request, Hold):
+            await self._hold(stream, request)
+            return
+        if not isinstance(request, Open):
+            raise MalformedMessage(f"a control stream began with {type(request).__name__}")
+        hop = await self._open(stream, request)
+        if hop is None:
+            return
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hop.connect_downstream)
+                tasks.start_soon(hop.end_when_idle, tasks.cancel_scope)
+                if hop.prefix is not None:
+                    tasks.start_soon(hop.run_prefix)
+                if request.kept_as is not None:
+                    tasks.start_soon(hop.load_kept, self.receiver.keeper)
+                elif request.cache_from is not None:
+                    self.receiver.expect(request.session, hop.take_cache)
+                try:
+                    await hop.control_loop(tasks)
+                finally:
+                    tasks.cancel_scope.cancel()
+        except* (StreamBroken, RemoteFault):
+            pass  # the driver is gone or talks nonsense: the session ends here
+        finally:
+            if hop.prefix is not None:
+                await hop.prefix.settle()
+            self.receiver.expect_no_more(request.session)
+            del self._hops[request.session]
+            hop.close()
+            if hop.handed:
+                self._moved += 1
+            else:
+                self._ended += 1
+            with anyio.CancelScope(shield=True):
+                await stream.close()
+
+    def _check_stays(self) -> None:
+        """raises: Refused"""
+        if self._leaving:
+            raise Refused("this node is about to leave")
+
+    async def _hold(self, stream: Stream, request: Hold) -> None:
+        """Keep what a hop sends of its cache, until the driver ends the stream."""
+        keeper, name = self.receiver.keeper, request.session
+        kind: messages.FailureKind = "not_hosted"
+        try:
+            self._check_stays()
+            compute = self._hosting.find(request.model, request.dtype, request.span)
+            kind = "no_room"
+            self.receiver.keep(name, Kept(stream.peer, request.sender, compute.kv_format(request.span)))
+        except ShoalError as error:
+            await stream.send(messages.encode(failure(kind, error)))
+            await stream.close()
+            return
+        try:
+            await stream.send(messages.encode(Opened(name)))
+            await compute.prepare_kv(request.span)
+            over, held = False, -1
+            while not over and keeper.held(name) != held:
+                held = keeper.held(name)
+                with anyio.move_on_after(HOLD_IDLE_S):
+                    if await stream.receive() is not None:
+                        raise MalformedMessage("a message to a standby")
+                    over = True
+        except (Unavailable, Refused, LocalFault):
+            return  # the driver is gone, or this node cannot take caches in: the driver sees the stream end
+        finally:
+            keeper.end(name)
+            with anyio.CancelScope(shield=True):
+                await stream.close()
+
+    async def _open(self, stream: Stream, request: Open) -> Hop | None:
+        kind: messages.FailureKind = "not_hosted"
+        meter: Meter | None = None
+        prefix: HopPrefix | None = None
+        try:
+            self._check_stays()
+            compute = self._hosting.find(request.model, request.dtype, request.span)
+            kind = "refused"
+            if request.session in self._hops:
+                raise Refused("a session of this name is open already")
+            if self._metering is not None:
+                meter = await self._metering.open(stream.peer, request)
+            claim = await self._accounts.claim(stream.peer, request)
+            if request.cache_from is not None:
+                await compute.prepare_kv(request.span)
+            prefix = begun(self._prefixes, request, compute)
+            kind = "no_room"
+            await compute.open(
+                request.session, request.span, request.max_tokens, request.sampling, request.history, claim
+            )
+        except ShoalError as error:
+            if isinstance(error, ContextTooLong):
+                kind = "too_long"
+            elif not isinstance(error, OutOfMemory | Refused):
+                kind = "local"
+            if meter is not None:
+                meter.close()
+            if prefix is not None:
+                prefix.close()
+            await stream.send(messages.encode(failure(kind, error)))
+            await stream.close()
+            return None
+        record = self._records.begin(request, stream.peer) if self._records is not None else None
+        hop = Hop(
+            request,
+            compute,
+            stream,
+            self._transport,
+            self._gate,
+            self._keep_bytes,
+            meter,
+            record,
+            self._metering,
+            prefix,
+        )
+        self._hops[request.session] = hop
+        self._appeared.set()
+        self._appeared = anyio.Event()
+        try:
+            if prefix is not None:
+                await stream.send(messages.encode(prefix.staged()))
+            await stream.send(messages.encode(Opened(request.session)))
+        except Unavailable:
+            del self._hops[request.session]
+            hop.close()
+            return None
+        return hop
+
+    async def _push(self, stream: Stream) -> None:
+        await receive_greeting(stream, self._gate)
+        attach = await prompt_message(stream)
+        if not isinstance(attach, Attach):
+            raise MalformedMessage(f"a push stream began with {type(attach).__name__}")
+        with anyio.move_on_after(ATTACH_PATIENCE_S):
+            while attach.session not in self._hops:
+                await self._appeared.wait()
+        hop = self._hops.get(attach.session)
+        if hop is None:
+            raise Refused("no such session")
+        with hop.reading():
+            await hop.admit_upstream(stream.peer)
+            await hop.take_all(stream)
