@@ -48,6 +48,15 @@ class Hosted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     device: str = "cpu"  # its kind: audits compare numbers within one
 
 
+class Coming(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a node is about to hold of a model, in the place of what it holds of it now."""
+
+    model: ModelId
+    span: Span
+    dtype: str
+    settled: bool = False  # it is on its way; else it waits for those who claim the same
+
+
 class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     peer: PeerId
     swarm: SwarmId
@@ -62,6 +71,12 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     certificate: bytes = b""  # membership, in private swarms
     withdrawn: bool = False  # the node has left; the record only takes the place of the one before
     runs: tuple[str, ...] = ()  # keys of the training runs it takes part in, `rounds.run_identity.run_key`
+    coming: tuple[Coming, ...] = ()  # while it changes its layers
+
+    @property
+    def models(self) -> list[ModelId]:
+        """Under whose keys it is stored."""
+        return sorted({item.model for item in (*self.hosted, *self.coming)})
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -102,6 +117,8 @@ def record_problem(record: NodeRecord) -> str:
             return "an address is not a multiaddr"
     if len(record.hosted) > MAX_HOSTED:
         return f"a record has at most {MAX_HOSTED} hosted spans"
+    if len(record.coming) > MAX_HOSTED:
+        return f"a record has at most {MAX_HOSTED} spans to come"
     if len(record.rtt_ms) > MAX_NEIGHBOURS:
         return f"a record has at most {MAX_NEIGHBOURS} round trips"
     if len(record.runs) > MAX_RUNS or any(len(key) != 64 or not key.isalnum() for key in record.runs):
@@ -111,7 +128,18 @@ def record_problem(record: NodeRecord) -> str:
             return "a round trip is not a time"
     if not (math.isfinite(record.started_at) and math.isfinite(record.expires_at)):
         return "a record's times are not finite"
-    return next(filter(None, map(_hosted_problem, record.hosted)), "")
+    problems = (*map(_hosted_problem, record.hosted), *map(_coming_problem, record.coming))
+    return next(filter(None, problems), "")
+
+
+def _coming_problem(coming: Coming) -> str:
+    if len(coming.model) != 64 or not coming.model.isalnum():
+        return "a model id has 64 hexadecimal characters"
+    if not coming.dtype.isprintable() or len(coming.dtype) > 16:
+        return "a dtype is not printable or too long"
+    if coming.span.stop > MAX_LAYERS + 2:
+        return "a span to come lies outside every model"
+    return ""
 
 
 def _hosted_problem(hosted: Hosted) -> str:
