@@ -39,19 +39,29 @@ class HostedModels:
 
     def __init__(self) -> None:
         self._models: dict[ModelId, HostedModel] = {}
+        self._between: dict[ModelId, tuple[Manifest, dict[str, bytes]]] = {}  # models whose layers are exchanged
 
     def add(self, hosted: HostedModel) -> None:
         self._models[hosted.model] = hosted
+        self._between.pop(hosted.model, None)
 
-    def remove(self, model: ModelId) -> HostedModel | None:
-        return self._models.pop(model, None)
+    def retire(self, model: ModelId) -> HostedModel | None:
+        """No more sessions begin here until other layers of the model are added; its small files are still given."""
+        hosted = self._models.pop(model, None)
+        if hosted is not None:
+            self._between[model] = hosted.manifest, hosted.texts
+        return hosted
 
     def __iter__(self) -> Iterator[HostedModel]:
         return iter(tuple(self._models.values()))
 
     def manifest(self, model: ModelId) -> Manifest | None:
+        files = self._files(model)
+        return files[0] if files else None
+
+    def _files(self, model: ModelId) -> tuple[Manifest, dict[str, bytes]] | None:
         hosted = self._models.get(model)
-        return hosted.manifest if hosted else None
+        return (hosted.manifest, hosted.texts) if hosted else self._between.get(model)
 
     def coder(self, model: ModelId) -> ChunkCoder | None:
         """What recodes and compares chunks of a model's caches."""
@@ -60,6 +70,8 @@ class HostedModels:
 
     def find(self, model: ModelId, dtype: str, span: Span) -> Compute:
         hosted = self._models.get(model)
+        if hosted is None and model in self._between:
+            raise Refused(f"this node exchanges its layers of {self._between[model][0].name} now")
         if hosted is None:
             raise Refused(f"model {model[:12]} is not served here")
         if hosted.dtype != dtype:
@@ -70,10 +82,8 @@ class HostedModels:
         return hosted.engine
 
     def blobs(self, model: ModelId) -> dict[str, bytes] | None:
-        hosted = self._models.get(model)
-        if hosted is None:
-            return None
-        return {MANIFEST: manifests.encode(hosted.manifest), **hosted.texts}
+        files = self._files(model)
+        return {MANIFEST: manifests.encode(files[0]), **files[1]} if files else None
 
     def records(self) -> tuple[Hosted, ...]:
         return tuple(

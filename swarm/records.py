@@ -52,6 +52,8 @@ class Coming(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """What a node is about to hold of a model, in the place of what it holds of it now."""
 
     model: ModelId
+    name: str  # the manifest's display name
+    layers: int  # decoder layers of the whole model
     span: Span
     dtype: str
     settled: bool = False  # it is on its way; else it waits for those who claim the same
@@ -76,7 +78,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     @property
     def models(self) -> list[ModelId]:
         """Under whose keys it is stored."""
-        return sorted({item.model for item in (*self.hosted, *self.coming)})
+        return sorted({held.model for held in self.hosted} | {coming.model for coming in self.coming})
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -128,32 +130,26 @@ def record_problem(record: NodeRecord) -> str:
             return "a round trip is not a time"
     if not (math.isfinite(record.started_at) and math.isfinite(record.expires_at)):
         return "a record's times are not finite"
-    problems = (*map(_hosted_problem, record.hosted), *map(_coming_problem, record.coming))
+    problems = (*map(_hosted_problem, record.hosted), *map(_part_problem, record.coming))
     return next(filter(None, problems), "")
 
 
-def _coming_problem(coming: Coming) -> str:
-    if len(coming.model) != 64 or not coming.model.isalnum():
+def _part_problem(part: Hosted | Coming) -> str:
+    if len(part.model) != 64 or not part.model.isalnum():
         return "a model id has 64 hexadecimal characters"
-    if not coming.dtype.isprintable() or len(coming.dtype) > 16:
-        return "a dtype is not printable or too long"
-    if coming.span.stop > MAX_LAYERS + 2:
-        return "a span to come lies outside every model"
+    if not part.name.isprintable() or not part.dtype.isprintable() or len(part.dtype) > 16:
+        return "a model's name or dtype is not printable or too long"
+    if not 0 <= part.layers <= MAX_LAYERS or part.span.stop > part.layers + 2:
+        return "a span lies outside its model"
     return ""
 
 
 def _hosted_problem(hosted: Hosted) -> str:
-    if len(hosted.model) != 64 or not hosted.model.isalnum():
-        return "a model id has 64 hexadecimal characters"
-    if (
-        not hosted.name.isprintable()
-        or not hosted.dtype.isprintable()
-        or len(hosted.dtype) > 16
-        or len(hosted.device) > 16
-    ):
-        return "a model's name or dtype is not printable or too long"
-    if not 0 <= hosted.layers <= MAX_LAYERS or hosted.span.stop > hosted.layers + 2:
-        return "a hosted span lies outside its model"
+    problem = _part_problem(hosted)
+    if problem:
+        return problem
+    if len(hosted.device) > 16:
+        return "the name of a device is too long"
     if not 0 <= hosted.step_ms < math.inf:
         return "a step time is not a time"
     if min(hosted.queue, hosted.free_tokens, hosted.max_context) < 0:

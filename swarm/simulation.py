@@ -149,7 +149,7 @@ class Simulation:
         """Look the swarm up and move if it is worth it; the old layers are served until the new ones are loaded."""
         if not peer.alive or peer.record is None:
             return
-        model = peer.model
+        model, mover = peer.model, self._mover(peer)
 
         def decide(heard: Heard) -> None:
             if not peer.alive or peer.record is None or peer.leaving_since < math.inf or peer.moves_to is not None:
@@ -172,12 +172,14 @@ class Simulation:
                 case _:
                     pass
 
-        mover = self._movers.get(peer.peer)
-        if mover is None:
-            generator = random.Random(f"{self.scenario.seed}/{peer.peer}")
-            mover = self._movers[peer.peer] = Mover(peer.peer, model, None, generator, self.scenario.moving)
         self._directory.look_up(node_keys(SWARM), decide)
         self.timeline.after(self.scenario.review_s * self._random.uniform(0.5, 1.5), self._review, peer)
+
+    def _mover(self, peer: SimulatedPeer) -> Mover:
+        if peer.peer not in self._movers:
+            generator = random.Random(f"{self.scenario.seed}/{peer.peer}")
+            self._movers[peer.peer] = Mover(peer.peer, peer.model, None, generator, self.scenario.moving)
+        return self._movers[peer.peer]
 
     def _move(self, peer: SimulatedPeer) -> None:
         if not peer.alive:

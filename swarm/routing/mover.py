@@ -113,6 +113,10 @@ class Mover:
             return Drop("another node goes, or it is needed no more")
         return Go(placement)
 
+    def may_try(self, now: float) -> bool:
+        """Whether the last failure lies far enough back, for a node that holds nothing."""
+        return now >= self._any_from
+
     def moved(self, now: float) -> None:
         self._forget()
         self._balance_from = now + self.timing.rest_s * self._random.uniform(1.0, 1.5)

@@ -108,7 +108,7 @@ class SimulatedPeer:
     def _say_coming(self, span: Span | None, *, settled: bool) -> None:
         assert self.record is not None
         held = self.record.hosted[0]
-        coming = () if span is None else (Coming(held.model, span, held.dtype, settled),)
+        coming = () if span is None else (Coming(held.model, held.name, held.layers, span, held.dtype, settled),)
         self.record = msgspec.structs.replace(self.record, coming=coming)
 
     def move(self) -> None:

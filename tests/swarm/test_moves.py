@@ -20,7 +20,7 @@ TIMING = MoveTiming(look_s=6.0, gap_s=5.0, unbalanced_s=60.0, settle_s=12.0, res
 
 
 def holder(peer: str, start: int, stop: int, coming: Span | None = None, *, settled: bool = False) -> NodeRecord:
-    said = () if coming is None else (Coming(MODEL, coming, "float32", settled),)
+    said = () if coming is None else (Coming(MODEL, "novels-6m", LAYERS, coming, "float32", settled),)
     return plain_record(peer, hosted(Span(start, stop), LAYERS, 2.0 * (stop - start)), coming=said)
 
 
@@ -91,7 +91,8 @@ def test_a_span_to_come_has_limits_too() -> None:
     assert not record_problem(good)
     (coming,) = good.coming
     for wrong in (
-        msgspec.structs.replace(coming, span=Span(0, 5000)),
+        msgspec.structs.replace(coming, span=Span(0, UNITS + 1)),
+        msgspec.structs.replace(coming, layers=5000),
         msgspec.structs.replace(coming, dtype="\n"),
         msgspec.structs.replace(coming, model="short"),
     ):

@@ -115,11 +115,10 @@ def test_nodes_that_come_one_by_one_soon_cover_the_model() -> None:
 
 
 def test_who_is_on_the_way_counts_where_it_goes() -> None:
-    moving = plain_record(
-        "b", hosted(Span(0, 4), LAYERS), coming=(Coming(MODEL, Span(4, 8), "float32", settled=True),)
-    )
+    coming = (Coming(MODEL, "novels-6m", LAYERS, Span(4, 8), "float32", settled=True),)
+    moving = plain_record("b", hosted(Span(0, 4), LAYERS), coming=coming)
     found = choose([holder("a", 0, 4), moving], 4)
     assert found.span == Span(6, 10)
     assert found.reason == "nobody holds layers 7:8, head"
-    loading = plain_record("b", coming=(Coming(MODEL, Span(4, 8), "float32", settled=True),))
+    loading = plain_record("b", coming=coming)
     assert choose([holder("a", 0, 4), loading], 4).span == Span(6, 10)

@@ -1,0 +1,93 @@
+"""A running node looks now and then at what the swarm lacks, and changes its layers when that is worth it."""
+
+import random
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+
+from shoal.swarm.errors import ShoalError
+from shoal.swarm.routing.mover import Claim, Drop, Go, Mover, MoveTiming
+from shoal.swarm.routing.moves import Stay
+from shoal.swarm.routing.placement import Placement
+from shoal.swarm.units import describe
+
+from .hosting import Hosting
+from .node_events import Warned
+
+if TYPE_CHECKING:
+    from .hosting import Report
+    from .node import Node
+
+log = structlog.get_logger(__name__)
+
+
+class Rebalancing:
+    """`swarm.routing.mover` carried out. Only where the layers were not named, and do not follow a training run."""
+
+    def __init__(self, node: "Node", hosting: Hosting, report: "Report", timing: MoveTiming | None = None) -> None:
+        self._node, self._hosting, self._report = node, hosting, report
+        self._timing = timing
+        self._scope = anyio.CancelScope()
+        self._said = ""
+
+    @property
+    def is_wanted(self) -> bool:
+        options = self._node.options
+        named = options.layers is not None or options.follow is not None
+        return options.rebalance and not named and self._hosting.loader is not None
+
+    def stop(self) -> None:
+        """The node leaves: what goes on is left as it is."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Until it is stopped."""
+        loader = self._hosting.loader
+        if not self.is_wanted or loader is None:
+            return
+        node = self._node
+        me, model = node.transport.me, loader.model.model_id
+        mover = Mover(me, model, loader.dtype, random.Random(f"{me} {node.started_at}"), self._timing)
+        with self._scope:
+            while True:
+                await anyio.sleep(mover.next_look_s())
+                await self._look(mover)
+
+    async def _look(self, mover: Mover) -> None:
+        hosting, node = self._hosting, self._node
+        loader, held = hosting.loader, hosting.held
+        assert loader is not None
+        now, records = anyio.current_time(), node.known()
+        if held is None:  # neither new nor old layers could be loaded
+            if mover.may_try(now):
+                await self._go(mover, loader.place(None, records, node.transport.me))
+            return
+        verdict = mover.look(records, loader.budget_now(held.span), held.span, now)
+        span = held.span
+        del held  # or these layers stay in memory while others are loaded
+        match verdict:
+            case Claim(placement):
+                log.info("layers_claimed", layers=describe(placement.span, loader.budget.layers), why=placement.reason)
+                await hosting.say_coming(placement.span)
+            case Drop(reason):
+                log.info("claim_dropped", reason=reason)
+                await hosting.say_coming(None)
+            case Go(placement):
+                await self._go(mover, placement)
+            case Stay(reason):
+                if reason != self._said:
+                    log.info("layers_kept", layers=describe(span, loader.budget.layers), reason=reason)
+                self._said = reason
+
+    async def _go(self, mover: Mover, placement: Placement) -> None:
+        try:
+            await self._hosting.move_to(placement)
+        except ShoalError as error:
+            mover.failed(anyio.current_time())
+            held = self._hosting.held
+            kept = f"this node keeps {held.layers_text}" if held else "this node holds nothing now, and tries again"
+            self._report(Warned(f"other layers could not be loaded ({error}); {kept}"))
+            await self._node.loops.announce()
+        else:
+            mover.moved(anyio.current_time())
