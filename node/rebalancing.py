@@ -51,7 +51,7 @@ class Rebalancing:
         mover = Mover(me, model, loader.dtype, random.Random(f"{me} {node.started_at}"), self._timing)
         with self._scope:
             while True:
-                await anyio.sleep(mover.next_look_s())
+                await anyio.sleep(mover.next_look_s(anyio.current_time()))
                 await self._look(mover)
 
     async def _look(self, mover: Mover) -> None:

@@ -173,12 +173,13 @@ class Simulation:
                     pass
 
         self._directory.look_up(node_keys(SWARM), decide)
-        self.timeline.after(self.scenario.review_s * self._random.uniform(0.5, 1.5), self._review, peer)
+        self.timeline.after(mover.next_look_s(self.timeline.now), self._review, peer)
 
     def _mover(self, peer: SimulatedPeer) -> Mover:
         if peer.peer not in self._movers:
             generator = random.Random(f"{self.scenario.seed}/{peer.peer}")
-            self._movers[peer.peer] = Mover(peer.peer, peer.model, None, generator, self.scenario.moving)
+            timing = replace(self.scenario.moving, look_s=self.scenario.review_s)
+            self._movers[peer.peer] = Mover(peer.peer, peer.model, None, generator, timing)
         return self._movers[peer.peer]
 
     def _move(self, peer: SimulatedPeer) -> None:

@@ -73,8 +73,10 @@ class Mover:
         self._balance_from = 0.0  # no move for balance before
         self._any_from = 0.0
 
-    def next_look_s(self) -> float:
-        """From now."""
+    def next_look_s(self, now: float) -> float:
+        """From now; with a claim, when everybody has heard of it."""
+        if self.claimed is not None:
+            return max(0.0, self._claimed_at + self.timing.settle_s - now) + 0.1
         return self.timing.look_s * self._random.uniform(0.5, 1.5)
 
     def look(self, records: Sequence[NodeRecord], budget: Budget, own: Span, now: float) -> Verdict:

@@ -36,7 +36,7 @@ def seconds(simulation: Simulation, until_s: float) -> Iterator[float]:
         yield simulation.timeline.now
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_when_all_holders_of_a_layer_are_killed_others_take_it_over(seed: int) -> None:
     simulation = Simulation(scenario(seed))
     (model,) = simulation.models
@@ -63,7 +63,7 @@ def test_when_all_holders_of_a_layer_are_killed_others_take_it_over(seed: int) -
     assert quiet_since_s < began_s + 600.0, "they still move long after"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_under_churn_nodes_move_seldom_and_leave_no_hole(seed: int) -> None:
     """All nodes are replaced once within a quarter of an hour: joiners choose their place, the others mend."""
     simulation = Simulation(scenario(seed, churn=1.0))
@@ -78,14 +78,11 @@ def test_under_churn_nodes_move_seldom_and_leave_no_hole(seed: int) -> None:
     assert with_gap_s <= still_s
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_swarm_that_nobody_leaves_comes_to_rest(seed: int) -> None:
-    simulation = Simulation(scenario(seed, duration_s=1800.0))
+def test_a_swarm_that_nobody_leaves_comes_to_rest() -> None:
+    simulation = Simulation(scenario(0, duration_s=1500.0))
     simulation.start()
-    for _ in seconds(simulation, WARM_UP_S + 900.0):
-        pass
+    simulation.timeline.run(WARM_UP_S + 600.0)
     moved = simulation.report.moved
-    for _ in seconds(simulation, WARM_UP_S + 1800.0):
-        pass
+    simulation.timeline.run(WARM_UP_S + 1500.0)
     assert moved <= PEERS // 4
     assert simulation.report.moved == moved

@@ -137,6 +137,14 @@ def test_a_gap_is_claimed_and_filled_within_half_a_minute() -> None:
         assert node.until(GAP, Go) == TIMING.settle_s
 
 
+def test_with_a_claim_it_looks_when_all_have_heard() -> None:
+    node = Looked(Span(0, 4))
+    assert 0.5 * TIMING.look_s <= node.mover.next_look_s(node.now) <= 1.5 * TIMING.look_s
+    node.until(GAP, Claim)
+    assert node.mover.next_look_s(node.now) == pytest.approx(TIMING.settle_s, abs=0.2)
+    assert node.mover.next_look_s(node.now + 60.0) < 0.2
+
+
 def test_a_gap_that_closes_at_once_moves_nobody() -> None:
     node = Looked(Span(0, 4))
     whole_again = [*GAP, holder("d", 6, 10)]
