@@ -73,7 +73,7 @@ class Driver:
         self._receiver = receiver or CacheReceiver(transport, gate, CacheKeeper())
 
     async def models(self) -> list[ServedModel]:
-        """raises: DaemonDied, Refused (this node is no member any more) instead of a list that lacks what it asks for"""
+        """raises: DaemonDied, Refused (this node is no member any more) rather than a list with gaps"""
         found = await self._planner.models()
         if not found or any(model.missing for model in found):
             fault = await own_fault(self._transport, self._gate)
