@@ -17,7 +17,7 @@ import anyio.from_thread
 import anyio.to_thread
 import structlog
 
-from shoal.swarm.errors import ShoalError, UsageError
+from shoal.swarm.errors import Unavailable, UsageError
 from shoal.swarm.manifest import ADAPTER
 from shoal.swarm.records import Coming, NodeRecord
 from shoal.swarm.routing.placement import Placement
@@ -26,7 +26,7 @@ from shoal.swarm.units import Span, describe
 
 from .hosted_models import HostedModel
 from .model_loading import Loader, free_weights
-from .node_events import LayersMoved, LayersMoving, NodeEvent
+from .node_events import LayersMoved, LayersMoving, NodeEvent, WeightsMissing
 from .options import BY_NEED
 from .peer_folder import PeerFolder
 from .peer_model import kept_model
@@ -60,6 +60,8 @@ class Hosting:
         self._node, self._report = node, report
         self._loop_thread = threading.get_ident()
         self._older: list[Engine] = []  # whose sessions are being handed over
+        self._fetching: anyio.CancelScope | None = None  # for other layers, in a running node
+        self._lacking = ""
         self.loader: Loader | None = None  # None: a gateway, so far
         self.coming: tuple[Coming, ...] = ()  # as our record says
         self.move: Move | None = None
@@ -140,7 +142,7 @@ class Hosting:
         self._report(self._moving(loader, held, placement))
         try:
             await self.say_coming(placement.span, settled=True)
-            await self._on_thread(partial(loader.fetch, placement.span, self._tell))
+            await self._fetch(loader, placement.span)
             if held is None:
                 self.move.stage = "loading"
                 self._take(await self._on_thread(partial(loader.load, placement.span, self._tell)))
@@ -160,6 +162,16 @@ class Hosting:
         seconds = anyio.current_time() - began_s
         self._report(LayersMoved(name, layers, seconds, drained.moved, drained.sessions - drained.moved))
         await self._give_held()
+
+    async def _fetch(self, loader: Loader, span: Span) -> None:
+        """While the old layers serve. raises: as `Loader.fetch`; Unavailable also when nobody has the weights now"""
+        self._fetching = anyio.CancelScope()
+        self._lacking = ""
+        with self._fetching:
+            await self._on_thread(partial(loader.fetch, span, self._tell))
+        self._fetching = None
+        if self._lacking:
+            raise Unavailable(f"no member that is there has the weights: {self._lacking}")
 
     async def _beside(self, loader: Loader, held: HostedModel, placement: Placement) -> None:
         assert self.move is not None
@@ -187,7 +199,7 @@ class Hosting:
         await self._on_thread(free_weights)
         try:
             fresh = await self._on_thread(partial(loader.load, placement.span, self._tell))
-        except ShoalError:
+        except Exception:
             self._take(await self._on_thread(partial(loader.load, before, self._tell)))
             raise
         self._take(fresh)
@@ -227,7 +239,11 @@ class Hosting:
     def _tell(self, event: NodeEvent) -> None:
         """Events belong to the loop, and come from the loading thread as well as from what it asks of the loop."""
         if threading.get_ident() == self._loop_thread:
-            self._report(event)
+            if isinstance(event, WeightsMissing) and self._fetching is not None:
+                self._lacking = event.reason  # another node may have them; at a start one waits
+                self._fetching.cancel()
+            else:
+                self._report(event)
         else:
             anyio.from_thread.run_sync(self._report, event)
 

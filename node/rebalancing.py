@@ -84,10 +84,16 @@ class Rebalancing:
         try:
             await self._hosting.move_to(placement)
         except ShoalError as error:
-            mover.failed(anyio.current_time())
-            held = self._hosting.held
-            kept = f"this node keeps {held.layers_text}" if held else "this node holds nothing now, and tries again"
-            self._report(Warned(f"other layers could not be loaded ({error}); {kept}"))
-            await self._node.loops.announce()
+            await self._failed(mover, str(error))
+        except Exception as error:  # a bug of ours: it serves on with what it has
+            log.exception("move_failed")
+            await self._failed(mover, f"{type(error).__name__}: {error}")
         else:
             mover.moved(anyio.current_time())
+
+    async def _failed(self, mover: Mover, reason: str) -> None:
+        mover.failed(anyio.current_time())
+        held = self._hosting.held
+        kept = f"this node keeps {held.layers_text}" if held else "this node holds nothing now, and tries again"
+        self._report(Warned(f"other layers could not be loaded ({reason}); {kept}"))
+        await self._node.loops.announce()

@@ -26,7 +26,8 @@ class MoveTiming:
     unbalanced_s: float = 60.0  # so has an imbalance
     settle_s: float = 12.0  # until everybody has heard of a claim
     rest_s: float = 300.0  # after a move, until the next for balance
-    again_s: float = 30.0  # after a claim that fell or a move that failed, half to twice as long
+    again_s: float = 30.0  # after a claim that fell or a move that failed, half to twice as long; then twice that, ...
+    again_most_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Mover:
         self._since: float | None = None  # there is a reason to move
         self._gap_since: float | None = None
         self._tries = 0
+        self._failures = 0  # one after the other
         self._balance_from = 0.0  # no move for balance before
         self._any_from = 0.0
 
@@ -111,7 +113,7 @@ class Mover:
         gain = holding_claim(records, self._model, layers, self._me, self._dtype)
         self.claimed = None
         if gain is None or (self._for_gap and not gain.new_units):
-            self.failed(now)
+            self._wait(now, self.timing.again_s)
             return Drop("another node goes, or it is needed no more")
         return Go(placement)
 
@@ -121,11 +123,17 @@ class Mover:
 
     def moved(self, now: float) -> None:
         self._forget()
+        self._failures = 0
         self._balance_from = now + self.timing.rest_s * self._random.uniform(1.0, 1.5)
 
     def failed(self, now: float) -> None:
+        """Others come first for a while: maybe they can."""
+        self._wait(now, min(self.timing.again_s * 2.0**self._failures, self.timing.again_most_s))
+        self._failures += 1
+
+    def _wait(self, now: float, wait_s: float) -> None:
         self._forget()
-        self._any_from = now + self.timing.again_s * self._random.uniform(0.5, 2.0)
+        self._any_from = now + wait_s * self._random.uniform(0.5, 2.0)
 
     def _forget(self) -> None:
         self._since = self._gap_since = None

@@ -212,6 +212,17 @@ def test_after_a_move_for_balance_a_node_rests_but_not_from_gaps() -> None:
     assert node.until(gap, Claim) < 60.0
 
 
+def test_who_fails_lets_others_go_first_for_longer_and_longer() -> None:
+    node = Looked(Span(0, 4))
+    waits = []
+    for _ in range(6):
+        waits.append(node.until(GAP, Claim, looks=300))
+        node.until(GAP, Go)
+        node.mover.failed(node.now)
+    assert waits[-1] > 4 * waits[1]
+    assert max(waits) <= 2.0 * TIMING.again_most_s + 60.0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_swarm_comes_to_rest(seed: int) -> None:
     """Everybody looks at the same time, at what was announced a look before."""
