@@ -39,7 +39,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 LOOKS, LOOK_S = 3, 0.5  # for what the swarm serves, before a node takes the default
 DRAIN_S = 60.0  # that sessions of layers that are let go may take to go elsewhere
-GRACE_S = 1.0  # between the word that layers are let go and their end: those who have planned with them ask first
+GRACE_S = 1.0  # between the word that layers are let go and their end, for sessions that are just being opened
 Report = Callable[[NodeEvent], None]
 
 
@@ -192,7 +192,6 @@ class Hosting:
         self._older.append(engine)
         del held
         await node.loops.announce()
-        await anyio.sleep(GRACE_S)
         await self._let_go(engine)
         del engine
         self.move.stage = "loading"
@@ -215,6 +214,7 @@ class Hosting:
             log.info("drain", **asdict(drained))
 
         hops = self._node.hops
+        await anyio.sleep(GRACE_S)
         await hops.drain(DRAIN_S, told, of=engine)
         hops.end(engine)
         await anyio.to_thread.run_sync(engine.stop)

@@ -31,11 +31,11 @@ def show(home: HomeFlag, json: bool) -> None:
     rows: list[list[object]] = []
     for peer in NodeApi.of(home).get("/peers")["peers"]:
         output.event("peer", **peer)
-        rows.extend(_row(peer, item) for item in _parts(peer))
+        rows.extend(_row(peer, item) for item in parts_of(peer))
     show_table(output, HEADS, rows)
 
 
-def _parts(peer: Mapping[str, Any]) -> list[dict[str, Any]]:
+def parts_of(peer: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What it holds of each model, and what it is about to hold."""
     parts: list[dict[str, Any]] = [dict(item) for item in peer["hosted"]]
     for item in peer.get("coming", ()):
