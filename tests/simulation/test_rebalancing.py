@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +62,20 @@ def test_when_all_holders_of_a_layer_are_killed_others_take_it_over(seed: int) -
     assert simulation.report.holes_left == 0, "a node that moved was the last holder of what it left"
     assert moved - before <= 12, "of the 30 or so that are left"
     assert quiet_since_s < began_s + 600.0, "they still move long after"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_where_each_layer_has_few_holders_those_who_could_all_go_leave_no_hole(seed: int) -> None:
+    """Nine nodes for two or three copies. If claims were not settled, one run in two would end a layer's last copy."""
+    simulation = Simulation(replace(scenario(seed), peers=9, layers=(14,), population=Population((6, 6))))
+    (model,) = simulation.models
+    simulation.start()
+    simulation.timeline.run(WARM_UP_S + FELL_S)
+    simulation.kill_holders(model, random.Random(seed).choice([0, 15]))
+    simulation.timeline.run(WARM_UP_S + FELL_S + 300.0)
+    assert not simulation.gaps(model)
+    assert simulation.report.moved <= 6
+    assert simulation.report.holes_left == 0
 
 
 @pytest.mark.parametrize("seed", range(2))
