@@ -167,9 +167,11 @@ class Hosting:
         """While the old layers serve. raises: as `Loader.fetch`; Unavailable also when nobody has the weights now"""
         self._fetching = anyio.CancelScope()
         self._lacking = ""
-        with self._fetching:
-            await self._on_thread(partial(loader.fetch, span, self._tell))
-        self._fetching = None
+        try:
+            with self._fetching:
+                await self._on_thread(partial(loader.fetch, span, self._tell))
+        finally:
+            self._fetching = None
         if self._lacking:
             raise Unavailable(f"no member that is there has the weights: {self._lacking}")
 
@@ -196,12 +198,17 @@ class Hosting:
         del engine
         self.move.stage = "loading"
         await self._on_thread(free_weights)
+        failure: Exception | None = None
         try:
-            fresh = await self._on_thread(partial(loader.load, placement.span, self._tell))
-        except Exception:
+            self._take(await self._on_thread(partial(loader.load, placement.span, self._tell)))
+        except Exception as error:
+            log.warning("layers_not_loaded", exc_info=True)
+            failure = error.with_traceback(None)  # it would keep alive what was loaded so far
+            failure.__cause__ = failure.__context__ = None
+        if failure is not None:
+            await self._on_thread(free_weights)
             self._take(await self._on_thread(partial(loader.load, before, self._tell)))
-            raise
-        self._take(fresh)
+            raise failure
 
     async def _let_go(self, engine: "Engine") -> None:
         """Sessions of these layers go to successors; what has found none after a while ends."""
