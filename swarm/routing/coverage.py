@@ -12,7 +12,8 @@ from shoal.swarm.units import Span, missing, whole
 from .chain_choice import name_missing
 
 T = TypeVar("T")
-MOVE_GAIN = 1.5  # a node moves to rebalance only when the new place is this much better than its own
+MOVE_GAIN = 1.5  # a node wants to move for balance only when the new place is this much better than its own
+KEEP_GAIN = 1.2  # and goes on wanting it down to here: measured speeds swing with the load
 _NEW_UNIT = 1e6  # outweighs every sum of 1 / r
 
 
@@ -100,7 +101,7 @@ class Claims:
         hold: dict[PeerId, Gain] = {}
         for peer in sorted(self.claimed, key=order):
             others = Coverage(_without(parts, peer).values(), layers)
-            gain = others.gain(parts[peer].span, self.claimed[peer])
+            gain = others.gain(parts[peer].span, self.claimed[peer], KEEP_GAIN)
             if gain is not None:
                 hold[peer] = gain
                 parts[peer] = Part(self.claimed[peer], parts[peer].steps_per_s)

@@ -13,6 +13,7 @@ from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.records import NodeRecord
 from shoal.swarm.units import Span
 
+from .coverage import KEEP_GAIN, MOVE_GAIN
 from .moves import Stay, holding_claim, wish_to_move
 from .placement import Budget, Placement
 
@@ -85,7 +86,8 @@ class Mover:
         """records: of all who live, our own among them; own: what this node holds; now: monotonic seconds"""
         if self.claimed is not None:
             return self._with_claim(self.claimed, records, budget.layers, now)
-        wish = wish_to_move(records, self._model, budget, own, self._random, self._me, self._dtype)
+        gain = MOVE_GAIN if self._since is None else KEEP_GAIN
+        wish = wish_to_move(records, self._model, budget, own, self._random, self._me, self._dtype, gain)
         if isinstance(wish, Stay):
             self._forget()
             return wish

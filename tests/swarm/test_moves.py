@@ -161,6 +161,23 @@ def test_an_imbalance_has_to_last() -> None:
     assert node.until(crowd, Go) < 60.0
 
 
+def test_an_imbalance_lasts_though_speeds_swing() -> None:
+    """Two at each place but one, whose speed is measured anew each time; the need is 1.3 to 2.6 times that of here."""
+    node = Looked(Span(0, 5), units=5)
+
+    def crowd(step_ms: float) -> list[NodeRecord]:
+        lonely = plain_record("lonely", hosted(Span(5, 10), LAYERS, step_ms))
+        return [holder("a", 0, 5), holder("b", 0, 5), lonely]
+
+    for turn in range(12):
+        verdict = node.look(crowd(13.0 if turn % 2 == 0 else 6.5))
+        assert isinstance(verdict, Stay | Claim)
+    assert node.mover.claimed is not None
+    node = Looked(Span(0, 5), units=5)
+    for turn in range(30):
+        assert isinstance(node.look(crowd(13.0 if turn % 2 == 0 else 5.0)), Stay), "it is over now and then"
+
+
 def test_a_claim_is_dropped_when_somebody_else_has_come() -> None:
     node = Looked(Span(0, 4))
     node.until(GAP, Claim)
