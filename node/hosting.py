@@ -39,7 +39,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 LOOKS, LOOK_S = 3, 0.5  # for what the swarm serves, before a node takes the default
 DRAIN_S = 60.0  # that sessions of layers that are let go may take to go elsewhere
-GRACE_S = 1.0  # between the word that layers are let go and their end, for sessions that are just being opened
+GRACE_S = 3.0  # between the word that layers are let go and their end: drivers plan with records of some seconds ago
 Report = Callable[[NodeEvent], None]
 
 
@@ -179,23 +179,17 @@ class Hosting:
         assert self.move is not None
         self.move.stage = "loading"
         fresh = await self._on_thread(partial(loader.load, placement.span, self._tell))
-        self._older.append(held.engine)
         self._take(fresh)  # sessions that open from now on are its
         self.coming = ()
-        await self._node.loops.announce()
-        await self._let_go(held.engine)
+        await self._let_go(held)
 
     async def _in_place(self, loader: Loader, placement: Placement) -> None:
-        node = self._node
-        held = node.hosted.retire(loader.model.model_id)
+        held = self.held
         assert held is not None
         assert self.move is not None
-        before, engine = held.span, held.engine
-        self._older.append(engine)
+        before = held.span
+        await self._let_go(held)
         del held
-        await node.loops.announce()
-        await self._let_go(engine)
-        del engine
         self.move.stage = "loading"
         await self._on_thread(free_weights)
         failure: Exception | None = None
@@ -210,20 +204,23 @@ class Hosting:
             self._take(await self._on_thread(partial(loader.load, before, self._tell)))
             raise failure
 
-    async def _let_go(self, engine: "Engine") -> None:
+    async def _let_go(self, held: HostedModel) -> None:
         """Sessions of these layers go to successors; what has found none after a while ends."""
         assert self.move is not None
         self.move.stage = "handing over"
-        move = self.move
+        move, node, engine = self.move, self._node, held.engine
 
         def told(drained: Drained) -> None:
             move.drained = drained
             log.info("drain", **asdict(drained))
 
-        hops = self._node.hops
+        self._older.append(engine)
+        node.hosted.part_with(held)
+        await node.loops.announce()
         await anyio.sleep(GRACE_S)
-        await hops.drain(DRAIN_S, told, of=engine)
-        hops.end(engine)
+        node.hosted.parted(held.model)
+        await node.hops.drain(DRAIN_S, told, of=engine)
+        node.hops.end(engine)
         await anyio.to_thread.run_sync(engine.stop)
         self._older.remove(engine)
 

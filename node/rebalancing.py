@@ -8,18 +8,23 @@ import structlog
 
 from shoal.swarm.errors import ShoalError
 from shoal.swarm.routing.mover import Claim, Drop, Go, Mover, MoveTiming
-from shoal.swarm.routing.moves import Stay
+from shoal.swarm.routing.moves import Stay, relied_on
 from shoal.swarm.routing.placement import Placement
-from shoal.swarm.units import describe
+from shoal.swarm.units import Span, describe
 
 from .hosting import Hosting
 from .node_events import Warned
 
 if TYPE_CHECKING:
+    from shoal.swarm.records import NodeRecord
+
     from .hosting import Report
+    from .model_loading import Loader
     from .node import Node
 
 log = structlog.get_logger(__name__)
+ANSWER_S = 2.0
+MOST_ASKED = 64
 
 
 class Rebalancing:
@@ -74,11 +79,24 @@ class Rebalancing:
                 log.info("claim_dropped", reason=reason)
                 await hosting.say_coming(None)
             case Go(placement):
-                await self._go(mover, placement)
+                if await self._others_answer(loader, records, span, placement.span):
+                    await self._go(mover, placement)
+                else:
+                    log.info("claim_dropped", reason="who else holds these layers does not answer")
+                    mover.failed(now)
+                    await hosting.say_coming(None)
             case Stay(reason):
                 if reason != self._said:
                     log.info("layers_kept", layers=describe(span, loader.budget.layers), reason=reason)
                 self._said = reason
+
+    async def _others_answer(self, loader: "Loader", records: "list[NodeRecord]", own: Span, span: Span) -> bool:
+        """Whether somebody who holds it is there for each unit that would be left: records outlive their nodes."""
+        node = self._node
+        relied = relied_on(records, loader.model.model_id, own, span, node.transport.me, loader.dtype)
+        asked = {peer for peers in relied.values() for peer in peers}
+        there = await node.pinger.answering([r for r in records if r.peer in asked][:MOST_ASKED], ANSWER_S)
+        return all(not there.isdisjoint(peers) for peers in relied.values())
 
     async def _go(self, mover: Mover, placement: Placement) -> None:
         try:

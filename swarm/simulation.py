@@ -16,6 +16,7 @@ from .records import NodeRecord
 from .routing.chain_choice import DEFAULT_MAX_HOPS
 from .routing.coverage import Coverage, Part
 from .routing.mover import Claim, Drop, Go, Mover, MoveTiming
+from .routing.moves import relied_on
 from .routing.placement import Budget, choose_span
 from .simulated.client import Judge, Query
 from .simulated.directory import DirectoryConditions, Heard, SimulatedDirectory
@@ -166,9 +167,7 @@ class Simulation:
                     peer.claim(None)
                     self._tell(peer)
                 case Go(placement):
-                    peer.go(placement.span)
-                    self._tell(peer)
-                    self.timeline.after(peer.load_s, self._move, peer)
+                    self._go(peer, known, placement.span)
                 case _:
                     pass
 
@@ -182,15 +181,29 @@ class Simulation:
             self._movers[peer.peer] = Mover(peer.peer, peer.model, None, generator, timing)
         return self._movers[peer.peer]
 
+    def _go(self, peer: SimulatedPeer, known: Sequence[NodeRecord], span: Span) -> None:
+        """Ask those who hold what it leaves whether they are there; then load."""
+        relied = relied_on(known, peer.model, peer.span, span, peer.peer)
+        peer.relied_on = {unit: [p for p in peers if self.peers[p].alive] for unit, peers in relied.items()}
+        if not all(peer.relied_on.values()):
+            self._mover(peer).failed(self.timeline.now)
+            peer.claim(None)
+            self._tell(peer)
+            return
+        peer.go(span)
+        self._tell(peer)
+        self.timeline.after(peer.load_s, self._move, peer)
+
     def _move(self, peer: SimulatedPeer) -> None:
         if not peer.alive:
             return
         before = self.gaps(peer.model)
         peer.move()
-        self._movers[peer.peer].moved(self.timeline.now)
+        self._mover(peer).moved(self.timeline.now)
         self.report.moved += 1
-        left = [unit for unit in self.gaps(peer.model) if unit not in before]
-        self.report.holes_left += len(left)
+        for unit in self.gaps(peer.model):
+            if unit not in before and any(self.peers[other].alive for other in peer.relied_on[unit]):
+                self.report.holes_left += 1  # they have not died since, they have gone
         self._tell(peer)
 
     def gaps(self, model: ModelId) -> list[int]:

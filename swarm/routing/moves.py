@@ -66,6 +66,20 @@ def holding_claim(
     return hold.get(me)
 
 
+def relied_on(
+    records: Iterable[NodeRecord],
+    model: ModelId,
+    own: Span,
+    span: Span,
+    me: PeerId,
+    dtype: str | None = None,
+) -> dict[int, list[PeerId]]:
+    """For each unit that a move from `own` to `span` leaves, who else is said to hold it, or to be about to."""
+    parts = read_claims(records, model, dtype, me).parts
+    left = [unit for unit in range(own.start, own.stop) if not span.start <= unit < span.stop]
+    return {unit: [p for p, part in parts.items() if part.span.start <= unit < part.span.stop] for unit in left}
+
+
 def free_to_move(parts: Mapping[PeerId, Part], layers: int) -> int:
     """How many nodes hold nothing that only they hold, at least one."""
     holders = Coverage(parts.values(), layers).holders

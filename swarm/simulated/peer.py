@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -40,6 +40,7 @@ class SimulatedPeer:
     leaving_since: float = math.inf  # it has withdrawn its record, and serves until it dies
     died_at: float = math.inf
     moves_to: Span | None = None  # which it loads
+    relied_on: dict[int, list[PeerId]] = field(default_factory=dict)  # for the units that it leaves, when it went
 
     @classmethod
     def draw(cls, generator: random.Random, population: Population) -> "SimulatedPeer":

@@ -197,5 +197,8 @@ def test_after_a_kill_the_others_cover_the_model_again_by_themselves(tmp_path: P
         told = [event for node in alive for event in node.events if event["event"].startswith("layers_mov")]
         assert [event["event"] for event in told] == ["layers_moving", "layers_moved"], told
         assert "nobody holds" in told[0]["reason"]
-        moves = [status(node)["moves"] for node in alive]
-        assert sorted(moves) == [0, 1]
+        moves = {node.name: status(node)["moves"] for node in alive}
+        assert sorted(moves.values()) == [0, 1]
+        for node in alive:
+            metrics = httpx.get(f"{node.api}/metrics", headers={"authorization": f"Bearer {node.key}"}, timeout=30).text
+            assert ('shoal_layer_moves_total{model="novels-6m"} 1.0' in metrics) == (moves[node.name] == 1)
