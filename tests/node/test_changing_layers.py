@@ -5,6 +5,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,16 @@ async def test_layers_that_cannot_be_loaded_leave_a_node_with_what_it_had(
         tokens, route = await generate(front, request)
         assert len(tokens) == 20
         assert route.hops[-1].peer == mover.transport.me
+
+        given = mover.options
+        for options, wanted in (
+            (given, False),  # its layers were named
+            (replace(given, layers=None), True),
+            (replace(given, layers=None, rebalance=False), False),
+            (replace(given, layers=None, follow="a run"), False),
+        ):
+            mover.options = options
+            assert mover.rebalancing.is_wanted == wanted
 
 
 def status(node: LocalNode) -> dict[str, Any]:
