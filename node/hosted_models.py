@@ -91,6 +91,11 @@ class HostedModels:
         files = self._files(model)
         return {MANIFEST: manifests.encode(files[0]), **files[1]} if files else None
 
+    def measure_when_idle(self) -> None:
+        """Have every engine that has nothing to do find out how fast it is."""
+        for hosted in self:
+            hosted.engine.measure_when_idle()
+
     def records(self) -> tuple[Hosted, ...]:
         return tuple(
             Hosted(

@@ -201,6 +201,15 @@ class HopServer:
         if hop is None:
             return
         try:
+            await self._run(stream, request, hop)
+        finally:
+            del hop  # the end of a stream may take its time, and layers that are let go shall not wait for it
+            with anyio.CancelScope(shield=True):
+                await stream.close()
+
+    async def _run(self, stream: Stream, request: Open, hop: Hop) -> None:
+        """Until the driver ends the session, or is gone."""
+        try:
             async with anyio.create_task_group() as tasks:
                 self._scopes[request.session] = hop.compute, tasks.cancel_scope
                 tasks.start_soon(hop.connect_downstream)
@@ -226,8 +235,6 @@ class HopServer:
             hop.close()
             for departure in self._departures:
                 departure.over(request.session, moved=hop.handed)
-            with anyio.CancelScope(shield=True):
-                await stream.close()
 
     def _check_stays(self) -> None:
         """raises: Refused"""
@@ -264,6 +271,7 @@ class HopServer:
         finally:
             keeper.end(name)
             self._scopes.pop(name, None)
+            del compute
             with anyio.CancelScope(shield=True):
                 await stream.close()
 
