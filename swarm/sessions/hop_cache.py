@@ -106,9 +106,9 @@ class HopCache:
             except ShoalError as error:
                 await self._tell(cache_lost(to.session, error))
 
-    async def load(self, chunks: Sequence[bytes]) -> int:
-        """Take in what was kept here. returns: positions held then; a chunk that cannot be used ends it"""
-        held = 0
+    async def load(self, chunks: Sequence[bytes], held: int = 0) -> int:
+        """Take in what was kept here, after the `held` positions that are in. returns: positions held then; a chunk
+        that cannot be used ends it"""
         try:
             for data in chunks:
                 held = await self._compute.import_kv(self._request.session, held, [data])

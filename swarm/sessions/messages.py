@@ -67,7 +67,7 @@ class Open(Message, frozen=True, tag=2):
     stamp: bytes = b""  # a newcomer's proof of work, see `lanes`
     cache_from: PeerId | None = None  # who sends the cache before positions come; this hop itself: from what it keeps
     kept_as: SessionId | None = None  # what it keeps it as
-    cache_below: int = 0  # of what it keeps, chunks of positions below this only
+    cache_below: int = 0  # of what it keeps, positions below this only: whoever is behind it holds those too
     prefix: Prefix | None = None
 
 
@@ -83,12 +83,28 @@ class Hold(Message, frozen=True, tag=19):
     dtype: str
     span: Span
     sender: PeerId
+    max_tokens: int = 0  # of the session; room for so many stands ready here as long as nobody else needs it
+
+
+class Kept(Message, frozen=True, tag=36):
+    """Standby to driver: positions that it keeps. An `Open` on the same stream makes a hop of it."""
+
+    held: int
+
+
+class Prepare(Message, frozen=True, tag=37):
+    """Driver to a hop or a standby: have a push stream ready to a peer to which positions may have to go one day."""
+
+    peer: PeerId
+    session: SessionId
+    addresses: tuple[str, ...]
 
 
 class Attach(Message, frozen=True, tag=4):
     """First message after Hello on a push stream or a cache stream."""
 
     session: SessionId
+    early: bool = False  # nothing comes before the driver says so, perhaps never
 
 
 class Timing(msgspec.Struct, frozen=True, array_like=True):
@@ -338,6 +354,8 @@ AnyMessage = (
     | Welcome
     | Open
     | Hold
+    | Kept
+    | Prepare
     | Opened
     | Attach
     | SendCache

@@ -27,6 +27,7 @@ from .session_events import (
     Broke,
     CacheCame,
     CacheFailed,
+    CacheKept,
     CloseHop,
     ConnectFirst,
     Effect,
@@ -46,6 +47,7 @@ from .session_events import (
     PlanFailed,
     Planned,
     ProgressCame,
+    PromoteHold,
     Repaired,
     Restore,
     RewireHop,
@@ -134,6 +136,8 @@ class Session:
                     yield from self._lose(hop, reason, now)
             case PeerSought(key, peer, reason):
                 yield from self._on_sought(key, peer, reason, now)
+            case CacheKept(key, held):
+                self._standbys.kept(self.hops, key, held)
             case CacheCame(key, held):
                 yield from self._on_cache(key, held, now)
             case CacheFailed(key, to, reason):
@@ -218,8 +222,7 @@ class Session:
             below = fresh[index + 1] if index + 1 < len(fresh) else after
             restore = None
             if kept is not None and hop.restoring:
-                at_peer = kept.peer is not None
-                restore = Restore(kept.peer, kept.key if at_peer else None, self._loadable() if at_peer else 0)
+                restore = Restore(None)
             yield OpenHop(hop.key, hop.peer, hop.span, upstream, below.key if below else None, restore)
         self._deadline_s = now + self.patience.open_s
         yield from self._wake(self._deadline_s)
@@ -242,7 +245,7 @@ class Session:
                 hop.opened = True
                 if hop.restoring:
                     self._deadline_s = now + self.patience.step_s
-                if hop.restoring and self._loading and self._loading.peer is None:
+                if hop.restoring and self._loading:
                     yield SendKept(self._loading.key, key, self._loadable())
         yield from self._complete_opening(now)
 
@@ -264,6 +267,11 @@ class Session:
             yield RewireHop(self.hops[at - 1].key, fresh[0].key, fresh[0].loaded)
         self._gap = self._gap_span = None
         self.phase = "running"
+        yield from self._go_on(now)
+
+    def _go_on(self, now: float) -> Iterator[Effect]:
+        """The chain is whole again."""
+        yield from self._standbys.connect(self.hops)
         for hop in self.hops:
             hop.unanswered_since_s = None
         yield from self._await_step(now, filling=True)
@@ -329,13 +337,32 @@ class Session:
         if standby is not None and (not standby.holding or standby.peer in self.exclude):
             yield CloseHop(standby.key)
             standby = None
-        self._loading = standby
-        if standby is None or standby.peer is None:
-            yield from self._plan(hop.span, 0.0)
+        if standby is not None and standby.peer is not None:
+            yield from self._promote(standby, standby.peer, hop.span, now)
             return
-        self._gap_span = hop.span
-        self._plan_number += 1  # no plan is awaited
-        yield from self._on_planned(((standby.peer, hop.span),), now)
+        self._loading = standby
+        yield from self._plan(hop.span, 0.0)
+
+    def _promote(self, standby: Standby, peer: PeerId, span: Span, now: float) -> Iterator[Effect]:
+        """All that is needed is said at once: to the standby, and to those before and behind it."""
+        assert self._gap is not None
+        below = self._loadable()
+        before, after = self._neighbours()
+        held = min(standby.held, below) // CHUNK_TOKENS * CHUNK_TOKENS  # it may have more, and is sent that for nothing
+        hop = Hop(standby.key, peer, span, opened=True, restoring=True, loaded=held, held=held)
+        upstream = before.peer if before else None
+        yield PromoteHold(hop.key, peer, span, upstream, after.key if after else None, below)
+        self.hops.insert(self._gap, hop)
+        self._gap = self._gap_span = None
+        if after is not None:
+            yield AdoptUpstream(after.key, peer)
+        yield self._feeding(hop)
+        yield from self._go_on(now)
+
+    def _feeding(self, hop: Hop) -> Effect:
+        """Have a hop sent what it lacks, by whoever stands before it."""
+        at = self.hops.index(hop)
+        return RewireHop(self.hops[at - 1].key, hop.key, hop.loaded) if at else ConnectFirst(hop.key, hop.loaded)
 
     def _give_up(self, reason: str) -> Iterator[Effect]:
         yield from self._break(Unavailable(f"gave up after {self._failures} failures; the last: {reason}"))
@@ -430,11 +457,27 @@ class Session:
             self._move.restored = held
             yield from self._complete_move(now)
             return
+        for hop in self.hops:
+            if hop.key == key and hop.restoring:
+                yield from self._begin_promoted(hop, held)
+                return
         for hop in self._pending:
             if hop.key == key and hop.restoring:
                 hop.restoring = False
                 hop.held = hop.loaded = held
         yield from self._complete_opening(now)
+
+    def _begin_promoted(self, hop: Hop, held: int) -> Iterator[Effect]:
+        """A standby has become a hop, and has as much as it said, or less: then it is sent more."""
+        lacks = held < hop.loaded
+        hop.restoring = False
+        hop.held = hop.loaded = held
+        if not lacks:
+            return
+        if self._gap is not None and self._gap == self.hops.index(hop):
+            yield from self._plan_all()  # who is to come before it may begin too late to send that
+        else:
+            yield self._feeding(hop)
 
     def _on_cache_failed(self, key: HopKey, to: HopKey, reason: str, now: float) -> Iterator[Effect]:
         """What a standby has got so far stays useful, and with nothing a replacement begins at position 0."""
@@ -446,7 +489,7 @@ class Session:
             yield from self._lose(leaver, f"leaves, and its cache cannot be moved: {reason}", now)
             return
         for hop in self._pending:
-            if hop.key == key and hop.restoring and self._loading is not None and self._loading.peer is None:
+            if hop.key == key and hop.restoring and self._loading is not None:
                 yield from self._lose(hop, f"cannot use the snapshot: {reason}", now)
                 return
 
@@ -458,16 +501,14 @@ class Session:
         successor, leaver = move.successor, move.leaver
         successor.restoring = False
         successor.held = successor.loaded = move.restored
-        before, after = neighbours(self.hops, leaver)
+        _, after = neighbours(self.hops, leaver)
         self.hops[self.hops.index(leaver)] = successor
         if after is not None:
             yield AdoptUpstream(after.key, successor.peer)
-        if before is None:
-            yield ConnectFirst(successor.key, successor.loaded)
-        else:
-            yield RewireHop(before.key, successor.key, successor.loaded)
+        yield self._feeding(successor)
         yield CloseHop(leaver.key)
         yield from self._standbys.end(leaver)
+        yield from self._standbys.connect(self.hops)
         self._move = None
         self._moved.append((move, successor))
         yield from self._await_step(now, filling=self._filling)
