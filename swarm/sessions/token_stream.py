@@ -191,6 +191,11 @@ class DriverStream:
         """The peers that serve this session now, in order."""
         return tuple(hop.peer for hop in self._session.hops)
 
+    @property
+    def standbys(self) -> tuple[PeerId | None, ...]:
+        """Who keeps what each of them would be replaced with; None: nobody, or this process."""
+        return tuple(hop.standby.peer if hop.standby is not None else None for hop in self._session.hops)
+
     async def __aiter__(self) -> AsyncIterator[Choice]:
         async for item in self._choices:
             if isinstance(item, ShoalError):

@@ -11,6 +11,7 @@ from shoal.swarm.identifiers import PeerId
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions.generation import Route, TokenRequest
 from shoal.swarm.sessions.session_hop import Patience
+from shoal.swarm.transports.memory_link import Conditions
 
 LAYOUT = [(f"{part} {n}", layers) for part, layers in (("front", "embed+0:3"), ("back", "3:6+head")) for n in range(3)]
 PROMPT = tuple((7 * i + 3) % MODEL.vocabulary for i in range(200))
@@ -224,3 +225,44 @@ async def test_a_driver_that_dies_leaves_nothing_at_its_standbys() -> None:
             with anyio.fail_after(60.0):
                 while holding(swarm):  # noqa: ASYNC110  it polls to see that nothing is left
                     await anyio.sleep(0.1)
+
+
+async def pause_of(swarm: World, place: int, exactness: str) -> float:
+    tokens, route = await killing(swarm, [place], exactness=exactness)
+    assert tokens == EXPECTED
+    (failover,) = route.failovers
+    return failover.pause_s
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_failover_with_a_standby_waits_for_one_message_after_the_other_and_no_greeting(place: int) -> None:
+    """50 ms each way. The news of the loss; then, of the first hop: what is missing to the standby, from there to the
+    other hop, and a token; of the last: word to the other hop, what is missing to the standby, and a token."""
+    hops = 4
+    conditions = Conditions(latency_s=(0.05, 0.05))
+    async with world(*LAYOUT, conditions=conditions, unit_step_s=1e-6) as swarm:
+        pause_s = await pause_of(swarm, place, "exact")
+    assert hops * 0.05 <= pause_s < hops * 0.05 + 0.04, "computing the tail takes the rest"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_node_whose_room_is_needed_for_sessions_goes_on_from_the_bytes(place: int) -> None:
+    async with world(*LAYOUT) as swarm:
+        rooms = {name: volunteer.compute.standing for name, volunteer in swarm.volunteers.items()}
+        emptied: list[str] = []
+
+        def disturb(busy: list[PeerId]) -> None:
+            for name, standing in rooms.items():
+                emptied.extend(name for _ in standing)
+                standing.clear()
+            swarm.network.kill(busy[place])
+
+        with anyio.fail_after(60.0):
+            tokens, route = await swarm.generate(COUNT, PROMPT, disturb=(20, disturb), exactness="exact")
+        assert len(emptied) == 2, "both standbys had room until then"
+        assert tokens == EXPECTED
+        assert route.failovers[0].loaded == imported(swarm) == 192
+        await swarm.settled()
+        assert not any(rooms.values())
