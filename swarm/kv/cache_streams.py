@@ -110,6 +110,6 @@ class CacheReceiver:
         while True:
             match await next_of_cache(stream):
                 case Chunk(data):
-                    self.keeper.add(name, data)
+                    await stream.send(messages.encode(messages.Kept(self.keeper.add(name, data))))
                 case CacheEnd():
                     raise Refused("a standby is not handed over to")

@@ -114,8 +114,10 @@ class Hop:
         self.stranded = ""  # why there is no successor
         self._taking = anyio.Lock(fast_acquire=True)  # without a turn of the event loop, 30 us each time
         self._active_s = anyio.current_time()
-        self._downstream: Stream | None = None
         self._prepared = prepared or PreparedStream(transport, gate)
+        self._downstream: Stream | None = None
+        if self._target is not None:  # at once: what may be needed later can be named from now on
+            self._downstream = self._prepared.take(self._target.downstream, self._target.downstream_session)
         self._downstream_lock = anyio.Lock(fast_acquire=True)
         self._connecting = anyio.CancelScope()
         self._readers: set[anyio.CancelScope] = set()
@@ -128,7 +130,7 @@ class Hop:
 
     async def connect_downstream(self) -> None:
         """Open the push stream early, so that the first positions find it ready."""
-        if self._target is None:
+        if self._target is None or self._downstream is not None:
             return
         if self.request.cache_from is not None and self.request.kept_as is None:
             await self._restored.wait()  # before that the next hop does not expect this one

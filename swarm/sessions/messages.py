@@ -87,7 +87,10 @@ class Hold(Message, frozen=True, tag=19):
 
 
 class Kept(Message, frozen=True, tag=36):
-    """Standby to driver: positions that it keeps. An `Open` on the same stream makes a hop of it."""
+    """Standby to driver, and to the hop that sends it a cache: positions that it keeps.
+
+    An `Open` on the driver's stream makes a hop of it.
+    """
 
     held: int
 
@@ -236,6 +239,7 @@ class Rewire(Message, frozen=True, tag=13):
 class SendCache(Message, frozen=True, tag=20):
     """Driver to hop: send this session's cache, in whole chunks as they fill, to a peer that waits for it.
 
+    level: the lowest that is allowed
     hands_over: all of it, and compute nothing any more: the peer takes this hop's place. Answered by Handed.
     """
 

@@ -59,7 +59,7 @@ async def test_a_killed_standby_costs_nothing_and_both_holders_killed_at_once_co
     swarm: tuple[Holders, str], tmp_path: Path
 ) -> None:
     holders, invite = swarm
-    gone: list[PeerId] = []
+    gone: list[str] = []
 
     def kill_standby(stream: DriverStream) -> None:
         standby = stream.standbys[-1]
@@ -79,7 +79,7 @@ async def test_a_killed_standby_costs_nothing_and_both_holders_killed_at_once_co
         assert got == expected
         assert not route.failovers, "the session did not even notice"
 
-        await anyio.to_thread.run_sync(holders.restart, gone.pop(), BACK)
+        await anyio.to_thread.run_sync(holders.restart, PeerId(gone.pop()), BACK)
         got, route = await tokens_of(driver, kill_both)
         assert got == expected
         lost, third = set(gone), {failover.replaced_by for failover in route.failovers}

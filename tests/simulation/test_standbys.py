@@ -8,6 +8,7 @@ from simulation.session_world import DRIVER, MODEL, MODEL_ID, World, world
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.kv.kv_chunks import parse_chunk
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions.generation import Route, TokenRequest
 from shoal.swarm.sessions.session_hop import Patience
@@ -266,3 +267,34 @@ async def test_a_node_whose_room_is_needed_for_sessions_goes_on_from_the_bytes(p
         assert route.failovers[0].loaded == imported(swarm) == 192
         await swarm.settled()
         assert not any(rooms.values())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("bandwidth_byte_s", "lossy"), [(1e9, False), (1500.0, True)])
+async def test_a_session_that_allows_losses_has_them_only_where_the_link_is_slow(
+    bandwidth_byte_s: float, lossy: bool
+) -> None:
+    """Simulated chunks are small, so a link that is to be slow for them is very slow."""
+    conditions = Conditions(latency_s=(0.005, 0.03), bandwidth_byte_s=bandwidth_byte_s)
+    async with world(*LAYOUT, seed=2) as swarm:
+        for volunteer in swarm.volunteers.values():
+            volunteer.compute.profile = b"p" * 32
+        for one in swarm.volunteers:
+            for other in swarm.volunteers:
+                if one[:-1] == other[:-1] and one != other:
+                    swarm.network.link(PeerId(one), PeerId(other)).conditions = conditions
+        kept: dict[str, list[bytes]] = {}
+
+        def look(busy: list[PeerId]) -> None:
+            for server in swarm.servers.values():
+                keeper = server.receiver.keeper
+                for name in keeper.names():
+                    profiles = [parse_chunk(data).format.profile for data in keeper.chunks(name, DRIVER, 1 << 20)]
+                    kept[name] = profiles
+
+        with anyio.fail_after(600.0):
+            await swarm.generate(300, PROMPT, disturb=(295, look), exactness="fast")
+        assert len(kept) == 2
+        for profiles in kept.values():
+            assert profiles[0], "nothing was known of the link"
+            assert bool(profiles[-1]) == lossy
