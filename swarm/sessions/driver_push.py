@@ -14,7 +14,7 @@ from . import messages
 from .feeder import Feeder
 from .hop_link import LinkAddress
 from .messages import Prepare
-from .prepared_stream import PreparedStream
+from .prepared_stream import PreparedStream, ReadyStream
 from .session_events import Event, HopLost
 
 
@@ -81,11 +81,12 @@ class DriverPush:
         return self._tick()
 
     async def _run(
-        self, to: LinkAddress, start: int, replay: bool, stream: Stream | None, scope: anyio.CancelScope
+        self, to: LinkAddress, start: int, replay: bool, ready: ReadyStream | None, scope: anyio.CancelScope
     ) -> None:
-        """stream: one that is ready"""
+        stream: Stream | None = None
         with scope:
             try:
+                stream = await ready.stream() if ready is not None else None
                 stream = stream or await open_attached(
                     self._transport, self._gate, messages.PUSH_PROTOCOL, to.peer, to.addresses, to.session
                 )

@@ -58,7 +58,7 @@ from .messages import (
     with_word,
 )
 from .metering import Meter, Metering
-from .prepared_stream import PreparedStream
+from .prepared_stream import PreparedStream, ReadyStream
 from .work_records import WorkRecord
 
 ATTACH_PATIENCE_S = 10.0
@@ -116,8 +116,9 @@ class Hop:
         self._active_s = anyio.current_time()
         self._prepared = prepared or PreparedStream(transport, gate)
         self._downstream: Stream | None = None
+        self._ready: ReadyStream | None = None
         if self._target is not None:  # at once: what may be needed later can be named from now on
-            self._downstream = self._prepared.take(self._target.downstream, self._target.downstream_session)
+            self._ready = self._prepared.take(self._target.downstream, self._target.downstream_session)
         self._downstream_lock = anyio.Lock(fast_acquire=True)
         self._connecting = anyio.CancelScope()
         self._readers: set[anyio.CancelScope] = set()
@@ -130,7 +131,7 @@ class Hop:
 
     async def connect_downstream(self) -> None:
         """Open the push stream early, so that the first positions find it ready."""
-        if self._target is None or self._downstream is not None:
+        if self._target is None:
             return
         if self.request.cache_from is not None and self.request.kept_as is None:
             await self._restored.wait()  # before that the next hop does not expect this one
@@ -139,7 +140,9 @@ class Hop:
                 await self._open_downstream(self._target)
 
     async def _open_downstream(self, to: Rewire) -> None:
-        self._downstream = self._prepared.take(to.downstream, to.downstream_session)
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            self._downstream = await ready.stream()
         if self._downstream is not None:
             return
         try:
@@ -158,6 +161,9 @@ class Hop:
         """Push to another peer from now on, beginning with what it lacks. Probes are answered meanwhile."""
         self._target, self._finished = to, False
         self._held_behind = to.start
+        if self._ready is not None:
+            self._ready.give_up()
+        self._ready = self._prepared.take(to.downstream, to.downstream_session)
         self._connecting.cancel()
         self._connecting = anyio.CancelScope()
         if self._downstream is not None:
@@ -564,6 +570,8 @@ class Hop:
         if self._downstream is not None:
             self._downstream.abort()
         self._prepared.give_up()
+        if self._ready is not None:
+            self._ready.give_up()
         self._compute.close(self.request.session)
         if self.prefix is not None:
             self.prefix.close()

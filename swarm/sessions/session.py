@@ -46,6 +46,7 @@ from .session_events import (
     Plan,
     PlanFailed,
     Planned,
+    PrepareLink,
     ProgressCame,
     PromoteHold,
     Repaired,
@@ -224,6 +225,8 @@ class Session:
             if kept is not None and hop.restoring:
                 restore = Restore(None)
             yield OpenHop(hop.key, hop.peer, hop.span, upstream, below.key if below else None, restore)
+        if self._gap is not None:
+            yield PrepareLink(before.key if before else None, fresh[0].key)  # while it opens
         self._deadline_s = now + self.patience.open_s
         yield from self._wake(self._deadline_s)
 
