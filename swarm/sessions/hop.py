@@ -172,6 +172,8 @@ class Hop:
 
     async def _rewire(self, to: Rewire, scope: anyio.CancelScope) -> None:
         with scope:
+            if self.request.cache_from is not None:
+                await self._restored.wait()  # only then is it known from where on this hop can replay
             async with self._downstream_lock:
                 await self._replay(to)
 

@@ -298,3 +298,32 @@ async def test_a_session_that_allows_losses_has_them_only_where_the_link_is_slow
         for profiles in kept.values():
             assert profiles[0], "nothing was known of the link"
             assert bool(profiles[-1]) == lossy
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("apart_s", [0.0, 0.01, 0.03, 0.06, 0.1])
+async def test_two_hops_lost_one_after_the_other_whose_standbys_are_not_equally_far_cost_no_token(
+    first: int, apart_s: float
+) -> None:
+    """The second one's standby wants to be sent what the first one's has not computed."""
+    async with world(*LAYOUT) as swarm, anyio.create_task_group() as tasks:
+
+        async def kill(peer: PeerId) -> None:
+            await anyio.sleep(apart_s)
+            swarm.network.kill(peer)
+
+        def disturb(busy: list[PeerId]) -> None:
+            for name, server in swarm.servers.items():  # what the last hop's standby has is only a part
+                for held in server.receiver.keeper.names() if name.startswith("back") else ():
+                    kept = server.receiver.keeper._kept[held]  # noqa: SLF001
+                    del kept.chunks[1:]
+                    swarm.volunteers[name].compute.standing.clear()
+            tasks.start_soon(kill, busy[1 - first])
+            swarm.network.kill(busy[first])
+
+        with anyio.fail_after(20.0):
+            tokens, route = await swarm.generate(COUNT, PROMPT, disturb=(20, disturb), exactness="exact")
+        assert tokens == EXPECTED
+        assert len(route.failovers) == 2
+        await swarm.settled()
