@@ -318,7 +318,8 @@ async def test_two_hops_lost_one_after_the_other_whose_standbys_are_not_equally_
                 for held in server.receiver.keeper.names() if name.startswith("back") else ():
                     kept = server.receiver.keeper._kept[held]  # noqa: SLF001
                     del kept.chunks[1:]
-                    swarm.volunteers[name].compute.standing.clear()
+                swarm.volunteers[name].compute.standing.clear()
+                swarm.volunteers[name].compute.position_s = 0.0005  # loading takes a while then
             tasks.start_soon(kill, busy[1 - first])
             swarm.network.kill(busy[first])
 
