@@ -19,11 +19,9 @@ from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm.errors import (
     DaemonDied,
     ModelNotServable,
-    OutOfMemory,
     Refused,
     ShoalError,
     Unavailable,
-    VersionMismatch,
 )
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.units import Span
@@ -57,22 +55,18 @@ from .session_events import (
     PrepareLink,
     ProgressCame,
     PromoteHold,
-    Repaired,
     Restore,
     RewireHop,
     SendKept,
-    SendProbe,
     TellStranded,
     Ticked,
     TokenCame,
-    WakeAt,
 )
 from .session_hop import Hop, Patience, Standby
 from .session_move import Move, neighbours
+from .session_repairs import Repairs
 from .session_standby import Standbys
-
-_TICK_SLACK_S = 1e-3  # a wake-up may come this much early
-
+from .session_watch import Watch
 
 Phase = Literal["planning", "opening", "running", "over"]
 
@@ -98,23 +92,16 @@ class Session:
     _gap: int | None = None  # index in `hops` where a replacement goes; None: the whole chain is being opened
     _gap_span: Span | None = None
     _pending: list[Hop] = field(default_factory=list)  # replacements on their way
-    _lost: list[tuple[PeerId, Span, str]] = field(default_factory=list)
-    _broke_at_s: float = 0.0
-    _failures: int = 0
+    _repairs: Repairs = field(default_factory=Repairs)
     _plan_tries: int = 0
-    _refusal: ShoalError | None = None
-    _waiting_since_s: float = 0.0
-    _usual_step_s: float = 0.0
-    _deadline_s: float = 0.0  # of the phase
-    _filling: bool = True  # the chain computes a prompt or a replay, in chunks
-    _wake_s: float = 0.0
+    _watch: Watch = field(init=False)
     _standbys: Standbys = field(init=False)
     _loading: Standby | None = None  # the replacement begins with what is kept there
     _move: Move | None = None
-    _moved: list[tuple[Move, Hop]] = field(default_factory=list)  # with who took over; the next token ends the pause
 
     def __post_init__(self) -> None:
         self._standbys = Standbys(self.exactness, self.keep_snapshots, self.patience)
+        self._watch = Watch(self.patience)
 
     def start(self) -> Iterator[Effect]:
         self.ids[:] = self.prompt
@@ -208,18 +195,11 @@ class Session:
             yield from self._break(error)
             return
         self._plan_tries += 1
-        worth_retrying = isinstance(error, ModelNotServable | Unavailable) and self._failures > 0
+        worth_retrying = isinstance(error, ModelNotServable | Unavailable) and self._repairs.failures > 0
         if worth_retrying and self._plan_tries < self.patience.plan_tries:
             yield from self._plan(self._gap_span, self.patience.plan_retry_s)
             return
-        yield from self._break(self._refusal or self._with_reason(error))
-
-    def _with_reason(self, error: ShoalError) -> ShoalError:
-        """The error with what became of the last peer that was lost: nobody is left because somebody failed."""
-        if not self._lost:
-            return error
-        peer, _, reason = self._lost[-1]
-        return type(error)(f"{error} ({peer} failed: {reason})")
+        yield from self._break(self._repairs.explained(error))
 
     def _on_planned(self, chain: tuple[tuple[PeerId, Span], ...], now: float) -> Iterator[Effect]:
         self.phase = "opening"
@@ -240,8 +220,8 @@ class Session:
             yield OpenHop(hop.key, hop.peer, hop.span, upstream, below.key if below else None, restore)
         if self._gap is not None:
             yield PrepareLink(before.key if before else None, fresh[0].key)  # while it opens
-        self._deadline_s = now + self.patience.open_s
-        yield from self._wake(self._deadline_s)
+        self._watch.deadline_s = now + self.patience.open_s
+        yield from self._watch.wake(self._watch.deadline_s)
 
     def _loadable(self) -> int:
         """A replacement may begin with the positions below this, and no more: who stands behind it has those, and the
@@ -260,7 +240,7 @@ class Session:
             if hop.key == key:
                 hop.opened = True
                 if hop.restoring:
-                    self._deadline_s = now + self.patience.step_s
+                    self._watch.deadline_s = now + self.patience.step_s
                 if hop.restoring and self._loading:
                     yield SendKept(self._loading.key, key, self._loadable())
         yield from self._complete_opening(now)
@@ -290,7 +270,7 @@ class Session:
         yield from self._standbys.connect(self.hops)
         for hop in self.hops:
             hop.unanswered_since_s = None
-        yield from self._await_step(now, filling=True)
+        yield from self._watch.await_step(now, filling=True)
 
     # Losing a hop
 
@@ -302,10 +282,10 @@ class Session:
         if hop is None:
             return
         if not hop.opened:
-            self._refusal = _refusal(event) or self._refusal
+            self._repairs.refused(event)
         if event.kind == "cannot_replay":
-            self._failures += 1
-            if self._failures > self.patience.failures:
+            self._repairs.failures += 1
+            if self._repairs.failures > self.patience.failures:
                 yield from self._give_up(event.text)
             else:
                 yield from self._plan_all()
@@ -316,14 +296,11 @@ class Session:
         yield from self._lose(blamed or hop, f"{event.kind}: {event.text}", now)
 
     def _lose(self, hop: Hop, reason: str, now: float) -> Iterator[Effect]:
-        self._failures += 1
         self.exclude |= {hop.peer}
-        if not self._lost:
-            self._broke_at_s = self._waiting_since_s or now
-        self._lost.append((hop.peer, hop.span, reason))
+        self._repairs.lost(hop, reason, self._watch.waiting_since_s or now)
         yield CloseHop(hop.key)
         yield from self._end_move()
-        if self._failures > self.patience.failures:
+        if self._repairs.failures > self.patience.failures:
             yield from self._give_up(reason)
             return
         if self.phase == "running" and hop in self.hops:
@@ -381,7 +358,7 @@ class Session:
         return RewireHop(self.hops[at - 1].key, hop.key, hop.loaded) if at else ConnectFirst(hop.key, hop.loaded)
 
     def _give_up(self, reason: str) -> Iterator[Effect]:
-        yield from self._break(Unavailable(f"gave up after {self._failures} failures; the last: {reason}"))
+        yield from self._break(Unavailable(f"gave up after {self._repairs.failures} failures; the last: {reason}"))
 
     def _break(self, error: ShoalError) -> Iterator[Effect]:
         yield from self._close_all()
@@ -526,20 +503,8 @@ class Session:
         yield from self._standbys.end(leaver)
         yield from self._standbys.connect(self.hops)
         self._move = None
-        self._moved.append((move, successor))
-        yield from self._await_step(now, filling=self._filling)
-
-    def _give_reports(self, now: float) -> Iterator[Effect]:
-        for peer, span, reason in self._lost:
-            by = [hop for hop in self.hops if hop.span.intersects(span)]
-            loaded = max((hop.loaded for hop in by), default=0)
-            yield Repaired(peer, span, reason, now - self._broke_at_s, tuple(hop.peer for hop in by), loaded)
-        self._lost.clear()
-        for move, by_hop in self._moved:
-            pause_s = now - (move.handed_at_s or now)
-            leaver = move.leaver
-            yield Repaired(leaver.peer, leaver.span, "left", pause_s, (by_hop.peer,), by_hop.loaded, planned=True)
-        self._moved.clear()
+        self._repairs.moved(move, successor)
+        yield from self._watch.await_step(now, filling=self._watch.filling)
 
     # Running
 
@@ -551,7 +516,8 @@ class Session:
             hop.held = max(hop.held, position)  # it came through all of them
         running = self.phase == "running"
         if running:
-            yield from self._note_step(now)
+            self._watch.step_came(now)
+            yield from self._repairs.told(self.hops, now)
         if choice.id in self.stop_ids:
             yield from self._close_all()
             yield Finished("stop")
@@ -566,100 +532,39 @@ class Session:
             yield Finished("length")
             return
         if running:
-            yield from self._await_step(now, filling=False)
+            yield from self._watch.await_step(now, filling=False)
             yield from self._tend(now)
-
-    def _note_step(self, now: float) -> Iterator[Effect]:
-        step_s = now - self._waiting_since_s
-        if not self._filling:
-            self._usual_step_s = step_s if not self._usual_step_s else 0.8 * self._usual_step_s + 0.2 * step_s
-        if self._lost or self._moved:
-            yield from self._give_reports(now)
-
-    def _await_step(self, now: float, *, filling: bool) -> Iterator[Effect]:
-        self._waiting_since_s = now
-        self._filling = filling
-        self._deadline_s = now + (self.patience.prefill_s if filling else self.patience.step_s)
-        yield from self._wake(now + self._silence_s())
-
-    def _silence_s(self) -> float:
-        return max(self.patience.probe_after_s, 4 * self._usual_step_s)
-
-    def _wake(self, when_s: float) -> Iterator[Effect]:
-        """Ask for a wake-up unless one that is early enough is out already."""
-        if self._wake_s == 0.0 or when_s < self._wake_s:
-            self._wake_s = when_s
-            yield WakeAt(when_s)
 
     def _on_progress(self, key: HopKey, held: int, now: float) -> Iterator[Effect]:
         hop = self._hop(key)
         if hop is None:
             return
         hop.unanswered_since_s = None
-        if held > hop.held and self._filling and self.phase == "running":
-            self._deadline_s = max(self._deadline_s, now + self.patience.prefill_s)
+        if held > hop.held and self.phase == "running":
+            self._watch.goes_on(now)
         hop.held = max(hop.held, held)
         yield from ()
 
     def _on_tick(self, now: float) -> Iterator[Effect]:
-        overslept_s = now - self._wake_s if self._wake_s else 0.0
-        self._wake_s = 0.0
-        if overslept_s > self.patience.probe_s:
-            self._forgive(overslept_s, now)
+        self._watch.woken(self.hops, now)
         if self.phase == "opening":
             yield from self._tick_opening(now)
         elif self.phase == "running":
             yield from self._tick_running(now)
 
-    def _forgive(self, overslept_s: float, now: float) -> None:
-        """This process stood still (a suspended machine, Ctrl-Z): the time is nobody's fault, and probes start anew."""
-        self._deadline_s += overslept_s
-        for hop in self.hops:
-            if hop.unanswered_since_s is not None:
-                hop.unanswered_since_s = now
-
     def _tick_opening(self, now: float) -> Iterator[Effect]:
         late = [hop for hop in self._pending if not hop.opened or hop.restoring]
-        if now >= self._deadline_s and late:
+        if now >= self._watch.deadline_s and late:
             wanted = "took in no cache" if late[0].opened else "did not open"
             yield from self._lose(late[0], f"{wanted} in time", now)
         else:
-            yield from self._wake(self._deadline_s)
+            yield from self._watch.wake(self._watch.deadline_s)
 
     def _tick_running(self, now: float) -> Iterator[Effect]:
         if self._move is not None and self._move.is_late(now):
             yield from self._fail_move(f"took over nothing within {self.patience.prefill_s:.0f} s")
-        for hop in self.hops:
-            since_s = hop.unanswered_since_s
-            if since_s is not None and now - since_s >= self.patience.probe_s - _TICK_SLACK_S:
-                yield from self._lose(hop, f"no answer to a probe for {now - since_s:.1f} s", now)
-                return
-        if now >= self._deadline_s:
-            yield from self._lose(self._stuck_hop(), "answers probes but computes nothing", now)
-            return
-        probed = False
-        if now >= self._waiting_since_s + self._silence_s():  # as the wake-up was asked for, to the last bit
-            for hop in self.hops:
-                if hop.unanswered_since_s is None:
-                    hop.unanswered_since_s = now
-                    yield SendProbe(hop.key)
-                probed = True
-        yield from self._wake(now + self.patience.probe_s if probed else self._waiting_since_s + self._silence_s())
-
-    def _stuck_hop(self) -> Hop:
-        """The first hop that lacks positions its upstream has."""
-        target = len(self.ids)
-        return next((hop for hop in self.hops if hop.held < target), self.hops[-1])
-
-
-def _refusal(event: HopFailed) -> ShoalError | None:
-    """What to tell the user when a hop would not open and nobody else is left."""
-    match event.kind:
-        case "no_room" | "too_long":
-            return OutOfMemory(event.text)
-        case "refused":
-            return Refused(event.text)
-        case "version":
-            return VersionMismatch(event.text)
-        case _:
-            return None
+        given_up = self._watch.lost(self.hops, len(self.ids), now)
+        if given_up is not None:
+            yield from self._lose(*given_up, now)
+        else:
+            yield from self._watch.probe(self.hops, now)

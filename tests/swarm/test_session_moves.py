@@ -248,9 +248,9 @@ def test_a_move_that_takes_too_long_is_given_up() -> None:
     successor = moving(running)
     running.token()
     running.now += Patience().prefill_s
-    running.session._waiting_since_s = running.now  # noqa: SLF001  tokens have come all the while
-    running.session._deadline_s = running.now + 30.0  # noqa: SLF001
-    running.session._wake_s = running.now + 0.001  # noqa: SLF001
+    running.session._watch.waiting_since_s = running.now  # noqa: SLF001  tokens have come all the while
+    running.session._watch.deadline_s = running.now + 30.0  # noqa: SLF001
+    running.session._watch._wake_s = running.now + 0.001  # noqa: SLF001
     effects = running.say(Ticked())
     assert CloseHop(successor) in effects
     assert KeepOn(2) in effects
