@@ -9,9 +9,8 @@ import anyio
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from shoal.compression.errors import MalformedPayload
 from shoal.compression.kv_levels import KvLevel
-from shoal.swarm.errors import BadActivation, MalformedMessage, ShoalError
+from shoal.swarm.errors import MalformedMessage, ShoalError
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.kv.cache_streams import CacheReceiver
 from shoal.swarm.kv.kv_chunks import KvFormat
@@ -23,16 +22,15 @@ from shoal.swarm.transport import Transport
 from shoal.swarm.units import describe, has_head, layer_range
 
 from . import session_events as events
-from .compute import Choice, Compute, Work
+from .compute import Choice
 from .driver_push import DriverPush
 from .feeder import Feeder
 from .generation import Failover, FinishReason, Route, RouteHop, TokenRequest
 from .held_aside import HeldAside, hop_session
 from .hop_link import HopLink, LinkAddress
-from .kept_outputs import without_held
+from .local_head import LocalHead
 from .messages import (
     Adopt,
-    Feed,
     NoSuccessor,
     Open,
     Output,
@@ -53,34 +51,6 @@ from .metering import Payment
 from .own_fault import own_fault
 from .session import Session
 from .work_records import UsedHop, UsedSession
-
-
-class LocalHead:
-    """The head that a driver keeps for itself."""
-
-    def __init__(self, compute: Compute, session: SessionId) -> None:
-        self._compute = compute
-        self._session = session
-        self._held = 0
-
-    async def take(self, output: Output) -> Choice | None:
-        """raises: BadActivation"""
-        feed = Feed(output.start, output.count, (), output.hidden, output.wants_token, True, output.trace)
-        try:
-            fresh = without_held(feed, self._held)
-        except MalformedPayload as error:
-            raise BadActivation(str(error)) from error
-        if fresh is None:
-            return None
-        if fresh.start != self._held:
-            raise BadActivation(f"positions from {fresh.start} came, {self._held} are held")
-        work = Work(self._session, fresh.start, fresh.count, hidden=fresh.hidden, wants_token=fresh.wants_token)
-        done = await self._compute.run(work)
-        self._held += fresh.count
-        return done.choice
-
-    def close(self) -> None:
-        self._compute.close(self._session)
 
 
 @dataclass(slots=True)
