@@ -138,11 +138,13 @@ class Engine:
 
     @property
     def sessions(self) -> int:
-        return len(self._core.sessions)
+        """Those that may compute."""
+        return self._core.busy_sessions
 
     @property
     def free_tokens(self) -> int:
-        return self._core.cache.free_tokens
+        """Room that a session can have; who only stands by yields it."""
+        return self._core.free_tokens
 
     @property
     def tokens_done(self) -> int:
@@ -194,6 +196,24 @@ class Engine:
                 self._thread.post(_Cancel(reply))
             raise
         return done
+
+    async def stand_by(self, session: SessionId, span: Span, max_tokens: int) -> None:
+        """See `Compute.stand_by`. raises: OutOfMemory, ContextTooLong, Refused, LocalFault"""
+        await self._ask(partial(self._core.stand_by, session, span, max_tokens))
+
+    async def take_over(
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        below: int,
+        claim: Claim = MEMBER,
+    ) -> int:
+        """See `Compute.take_over`. raises: Refused, OutOfMemory, LocalFault"""
+        named = session, span, max_tokens, sampling, history, below, claim
+        return await self._ask(partial(self._core.take_over, *named))
 
     def kv_format(self, span: Span) -> KvFormat:
         return self._coding(span).kind

@@ -75,6 +75,60 @@ class EngineCore:
         claim: Claim = MEMBER,
     ) -> None:
         """raises: OutOfMemory, ContextTooLong, Refused"""
+        self._check_new(session, span, max_tokens)
+        self._check_start(sampling, history)
+        if not self.has_room(claim.lane, max_tokens):
+            raise OutOfMemory(f"no room for {max_tokens} tokens is left to the {claim.lane} lane")
+        self._make_room(max_tokens)
+        kept = list(history) if sampling.needs_history else []
+        self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept, claim)
+
+    def stand_by(self, session: SessionId, span: Span, max_tokens: int) -> None:
+        """raises: OutOfMemory, ContextTooLong, Refused"""
+        self._check_new(session, span, max_tokens)
+        self.sessions[session] = Session(span, self.cache.reserve(max_tokens), Sampling(), [], stands_by=True)
+
+    def take_over(
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        below: int,
+        claim: Claim = MEMBER,
+    ) -> int:
+        """returns: positions held. raises: OutOfMemory, Refused"""
+        found = self._found(session)
+        if not found.stands_by or found.span != span or found.room.tokens < max_tokens:
+            raise Refused("what stands by here is not what is wanted")
+        self._check_start(sampling, history)
+        if not self.has_room(claim.lane, max_tokens):
+            raise OutOfMemory(f"no room for {max_tokens} tokens is left to the {claim.lane} lane")
+        found.room.truncate(max(0, min(found.room.length, below)))
+        found.sampling, found.claim, found.stands_by = sampling, claim, False
+        found.history = list(history) if sampling.needs_history else []
+        return found.room.length
+
+    def _make_room(self, tokens: int) -> None:
+        """Those that stand by yield to a session, the oldest first, until it has room in one run of pages."""
+        standing = [name for name, session in self.sessions.items() if session.stands_by]
+        while standing and tokens <= self.free_tokens and not self.cache.has_run(tokens):
+            self.close(standing.pop(0))
+
+    @property
+    def busy_sessions(self) -> int:
+        """Those that may compute; who stands by does not."""
+        return sum(not session.stands_by for session in self.sessions.values())
+
+    @property
+    def free_tokens(self) -> int:
+        """Room that a session can have."""
+        standing = sum(session.room.size_tokens for session in self.sessions.values() if session.stands_by)
+        return self.cache.free_tokens + standing
+
+    def _check_new(self, session: SessionId, span: Span, max_tokens: int) -> None:
+        """raises: ContextTooLong, Refused"""
         if session in self.sessions:
             raise Refused("a session of this name is open already")
         if not self.shard.span.covers(span):
@@ -84,15 +138,14 @@ class EngineCore:
         if max_tokens > self.shard.manifest.max_context:
             limit = self.shard.manifest.max_context
             raise ContextTooLong(f"{max_tokens} tokens are more than the model's context of {limit}")
+
+    def _check_start(self, sampling: Sampling, history: tuple[int, ...]) -> None:
+        """raises: Refused"""
         try:
             checked(sampling)
         except ValueError as error:
             raise Refused(str(error)) from error
         self._check_history(history)
-        if not self.has_room(claim.lane, max_tokens):
-            raise OutOfMemory(f"no room for {max_tokens} tokens is left to the {claim.lane} lane")
-        kept = list(history) if sampling.needs_history else []
-        self.sessions[session] = Session(span, self.cache.reserve(max_tokens), sampling, kept, claim)
 
     def remember(self, session: SessionId, history: tuple[int, ...]) -> None:
         """What the head of a session has seen and chosen so far. raises: Refused"""
@@ -110,6 +163,8 @@ class EngineCore:
         """Whether a session's lane has room for it now, or would have it if nobody else were here."""
         held = {True: 0, False: 0}
         for session in () if empty else self.sessions.values():
+            if session.stands_by:
+                continue
             held[session.claim.lane is Lane.FREE] += session.room.size_tokens
         size_tokens = max(1, -(-tokens // PAGE_TOKENS)) * PAGE_TOKENS
         return not self.keeps_lanes or has_room(lane, size_tokens, held[True], held[False], self.cache.capacity)
@@ -158,6 +213,8 @@ class EngineCore:
         raises: Refused, BadActivation, ContextTooLong
         """
         session = self._found(work.session)
+        if session.stands_by:
+            raise Refused("this cache stands by and computes nothing")
         if work.count < 1 or work.start != session.expected:
             raise Refused(f"{work.count} positions from {work.start} on; {session.expected} are held")
         if work.start + work.count > session.room.tokens:
@@ -217,7 +274,7 @@ class EngineCore:
 
     def measure_when_idle(self) -> None:
         """A shard that was slow once is not chosen, so nothing but this would show that it is fast again."""
-        if self.sessions or self._clock() - self._measured_s < _STALE_S:
+        if self.busy_sessions or self._clock() - self._measured_s < _STALE_S:
             return
         try:
             self.step_ms = step_ms(self.shard, self.cache, self._clock)

@@ -59,6 +59,7 @@ class Session:
     sampling: Sampling
     history: list[int]
     claim: Claim = MEMBER
+    stands_by: bool = False  # its room is free for whoever needs it
     jobs: list[Job] = field(default_factory=list)
 
     @property

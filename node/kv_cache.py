@@ -76,6 +76,10 @@ class PagedCache:
     def free_tokens(self) -> int:
         return sum(run.count for run in self._free) * PAGE_TOKENS
 
+    def has_run(self, tokens: int) -> bool:
+        """Whether so many fit into one run of free pages."""
+        return max((run.count for run in self._free), default=0) * PAGE_TOKENS >= tokens
+
     def reserve(self, tokens: int) -> Reservation:
         """raises: OutOfMemory"""
         wanted = max(1, -(-tokens // PAGE_TOKENS))

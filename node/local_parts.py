@@ -7,7 +7,7 @@ import anyio
 import anyio.to_thread
 
 from shoal.compression.kv_levels import KvLevel
-from shoal.swarm.errors import UsageError
+from shoal.swarm.errors import Refused, UsageError
 from shoal.swarm.identifiers import ModelId, SessionId
 from shoal.swarm.kv.kv_chunks import KvFormat
 from shoal.swarm.sampling import Sampling
@@ -43,6 +43,21 @@ class SplitCompute:
         compute = next(part for held, part in self._parts.items() if held.covers(span))
         await compute.open(session, span, max_tokens, sampling, history, claim)
         self._sessions[session] = compute
+
+    async def stand_by(self, session: SessionId, span: Span, max_tokens: int) -> None:
+        raise Refused("the parts of a driver stand by for nobody")
+
+    async def take_over(
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        below: int,
+        claim: Claim = MEMBER,
+    ) -> int:
+        raise Refused("the parts of a driver stand by for nobody")
 
     async def run(self, work: Work) -> Done:
         return await self._sessions[work.session].run(work)

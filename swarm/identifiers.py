@@ -7,4 +7,4 @@ ModelId = NewType("ModelId", str)  # hex sha256 of the canonical manifest, 64 ch
 SessionId = NewType("SessionId", str)  # 32 hex characters, drawn by the driver
 SwarmId = NewType("SwarmId", str)  # hex sha256 over the swarm's name and owner key, 64 characters
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3

@@ -4,6 +4,7 @@ Nothing is decoded here. A chunk must say that it is of the expected model, dtyp
 is held. Memory is bounded for all of them together; what no longer fits is refused, and what is held stays useful.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -25,6 +26,7 @@ class Kept:
     sender: PeerId
     kind: KvFormat
     any_profile: bool = False  # who keeps it does not know the model
+    grew: Callable[[], None] = lambda: None  # called with each chunk that has come
     held: int = 0  # positions
     chunks: list[tuple[int, bytes]] = field(default_factory=list)  # with the position behind each
 
@@ -81,14 +83,15 @@ class CacheKeeper:
             kept.held += chunk.count
             kept.chunks.append((kept.held, data))
             self.size_bytes += len(data)
+            kept.grew()
         return kept.held
 
-    def chunks(self, name: SessionId, owner: PeerId, below: int) -> list[bytes]:
-        """Those of positions below `below` only. raises: Refused"""
+    def chunks(self, name: SessionId, owner: PeerId, below: int, start: int = 0) -> list[bytes]:
+        """Those of positions from `start` on and below `below` only. raises: Refused"""
         kept = self._kept.get(name)
         if kept is None or kept.owner != owner:
             raise Refused("no cache of this name is kept for this peer")
-        return [data for stop, data in kept.chunks if stop <= below]
+        return [data for stop, data in kept.chunks if start < stop <= below]
 
     def end(self, name: SessionId) -> None:
         """Forget it; unknown names are ignored."""

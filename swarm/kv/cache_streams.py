@@ -23,15 +23,25 @@ Sink = Callable[[Stream], Awaitable[None]]
 
 
 async def open_attached(
-    transport: Transport, gate: Gate, protocol: str, peer: PeerId, addresses: tuple[str, ...], session: SessionId
+    transport: Transport,
+    gate: Gate,
+    protocol: str,
+    peer: PeerId,
+    addresses: tuple[str, ...],
+    session: SessionId,
+    *,
+    early: bool = False,
 ) -> Stream:
-    """A stream to `peer`, attached to what it calls `session`. raises: Unavailable, Refused, RemoteFault"""
+    """A stream to `peer`, attached to what it calls `session`. early: see `messages.Attach`
+
+    raises: Unavailable, Refused, RemoteFault
+    """
     if addresses:
         await transport.connect(peer, addresses)
     stream = await transport.open(peer, protocol)
     try:
         await greet(stream, gate)
-        await stream.send(messages.encode(Attach(session)))
+        await stream.send(messages.encode(Attach(session, early)))
         await read_welcome(stream, gate)
     except BaseException:
         stream.abort()
@@ -100,6 +110,6 @@ class CacheReceiver:
         while True:
             match await next_of_cache(stream):
                 case Chunk(data):
-                    self.keeper.add(name, data)
+                    await stream.send(messages.encode(messages.Kept(self.keeper.add(name, data))))
                 case CacheEnd():
                     raise Refused("a standby is not handed over to")

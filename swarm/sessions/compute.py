@@ -73,6 +73,29 @@ class Compute(Protocol):
                 Refused (unknown session, or `start` does not continue it)
         """
 
+    async def stand_by(self, session: SessionId, span: Span, max_tokens: int) -> None:
+        """Make room for a cache that `import_kv` fills and that `take_over` may one day make a session of.
+
+        It is there only as long as no session needs the room: what it holds may be gone at any moment.
+        raises: OutOfMemory (nothing is free), ContextTooLong, Refused
+        """
+
+    async def take_over(
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        below: int,
+        claim: Claim = MEMBER,
+    ) -> int:
+        """As `open`, of what stood by, beginning with the positions that it holds below `below`. returns: how many
+
+        raises: Refused (also when it is gone, or was made for another span or fewer tokens), OutOfMemory; then what
+                stood by is as it was
+        """
+
     def kv_format(self, span: Span) -> KvFormat:
         """What the caches of sessions over `span` are, for whoever is to take them in."""
 

@@ -24,11 +24,12 @@ from .feeder import Feeder, IdFeeder, LocalFeeder
 from .generation import EXACTNESSES, ServedModel, TokenRequest, checked_session
 from .hop_server import KEEP_BYTES
 from .lanes import Stamping
+from .local_head import LocalHead
 from .metering import Paying
 from .own_fault import own_fault
 from .session import Session
 from .session_hop import Patience
-from .token_stream import DriverStream, LocalHead
+from .token_stream import DriverStream
 from .work_records import SessionAudits
 
 

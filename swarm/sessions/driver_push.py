@@ -13,6 +13,8 @@ from shoal.swarm.transport import Stream, Transport
 from . import messages
 from .feeder import Feeder
 from .hop_link import LinkAddress
+from .messages import Prepare
+from .prepared_stream import PreparedStream, ReadyStream
 from .session_events import Event, HopLost
 
 
@@ -44,13 +46,22 @@ class DriverPush:
         self._more = anyio.Event()
         self._scope = anyio.CancelScope()
         self._connected_before = False
+        self._prepared = PreparedStream(transport, gate)
 
     def connect(self, to: LinkAddress, start: int, tasks: TaskGroup) -> None:
         """Push into this hop from now on, from position `start`; what still goes on with an earlier one ends."""
         self._scope.cancel()
         self._scope = anyio.CancelScope()
+        ready = self._prepared.take(to.peer, to.session)
         replay, self._connected_before = self._connected_before, True
-        tasks.start_soon(self._run, to, start, replay, self._scope)
+        tasks.start_soon(self._run, to, start, replay, ready, self._scope)
+
+    def prepare(self, to: LinkAddress, tasks: TaskGroup) -> None:
+        """This hop may be the first one day."""
+        self._prepared.prepare(Prepare(to.peer, to.session, to.addresses), tasks)
+
+    def end(self) -> None:
+        self._prepared.give_up()
 
     def feed(self, stop: int) -> None:
         """Push all tokens before index `stop` that were not pushed yet."""
@@ -69,11 +80,14 @@ class DriverPush:
             await self._more.wait()
         return self._tick()
 
-    async def _run(self, to: LinkAddress, start: int, replay: bool, scope: anyio.CancelScope) -> None:
+    async def _run(
+        self, to: LinkAddress, start: int, replay: bool, ready: ReadyStream | None, scope: anyio.CancelScope
+    ) -> None:
+        stream: Stream | None = None
         with scope:
-            stream = None
             try:
-                stream = await open_attached(
+                stream = await ready.stream() if ready is not None else None
+                stream = stream or await open_attached(
                     self._transport, self._gate, messages.PUSH_PROTOCOL, to.peer, to.addresses, to.session
                 )
                 await self._push_all(stream, start, replay)

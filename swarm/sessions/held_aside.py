@@ -1,7 +1,6 @@
 """The driver's shell around standbys: opens them, keeps snapshots itself when asked to, and sends those it has."""
 
 from collections.abc import Callable, Iterable
-from typing import TypedDict
 
 from shoal.compression.kv_levels import KvLevel
 from shoal.swarm.errors import ShoalError
@@ -20,14 +19,6 @@ from .messages import CacheEnd, Chunk, Hold, Output, SendCache, Token
 from .session_events import CacheFailed, Event, HopKey, Restore
 
 
-class Restoring(TypedDict):
-    """Fields of `messages.Open`."""
-
-    cache_from: PeerId
-    kept_as: SessionId | None
-    cache_below: int
-
-
 def hop_session(name: SessionId, key: HopKey) -> SessionId:
     """What a hop or a standby calls the session `name` of its driver."""
     return SessionId(f"{name}{key:04x}")
@@ -43,8 +34,12 @@ class HeldAside:
         gate: Gate,
         receiver: CacheReceiver,
         post: Callable[[Event], None],
+        on_result: Callable[[HopKey, Token | Output], None],
+        key_of: Callable[[SessionId], HopKey],
     ) -> None:
         self._name = name
+        self._on_result = on_result
+        self._key_of = key_of
         self._transport = transport
         self._gate = gate
         self._receiver = receiver
@@ -56,14 +51,21 @@ class HeldAside:
         return (*self._links, *self._here)
 
     def open(
-        self, key: HopKey, at: PlannedHop, span: Span, model: ModelId, dtype: str, sender: PeerId
+        self, key: HopKey, at: PlannedHop, span: Span, model: ModelId, dtype: str, sender: PeerId, max_tokens: int
     ) -> tuple[HopLink, Hold]:
         """returns: a link, and what it begins with"""
         session = hop_session(self._name, key)
         address = LinkAddress(key, at.peer, at.name, span, session, at.addresses)
-        link = HopLink(address, self._transport, self._gate, self._post, _no_result, lambda _: 0)
+        link = HopLink(address, self._transport, self._gate, self._post, self._on_result, self._key_of)
         self._links[key] = link
-        return link, Hold(session, model, dtype, span, sender)
+        return link, Hold(session, model, dtype, span, sender, max_tokens)
+
+    def promote(self, key: HopKey) -> HopLink:
+        """A standby that becomes a hop is none any more."""
+        return self._links.pop(key)
+
+    def link(self, key: HopKey) -> HopLink | None:
+        return self._links.get(key)
 
     def keep_here(self, key: HopKey, sender: PeerId, kind: KvFormat) -> None:
         try:
@@ -99,9 +101,8 @@ class HeldAside:
         except ShoalError as error:
             self._post(CacheFailed(to.key, to.key, str(error)))
 
-    def restoring(self, restore: Restore) -> Restoring:
-        kept = hop_session(self._name, restore.kept) if restore.kept is not None else None
-        return Restoring(cache_from=restore.sender or self._transport.me, kept_as=kept, cache_below=restore.below)
+    def source(self, restore: Restore) -> PeerId:
+        return restore.sender or self._transport.me
 
     def end(self, key: HopKey) -> HopLink | None:
         """returns: the link to close"""
@@ -113,7 +114,3 @@ class HeldAside:
     def end_all(self) -> list[HopLink]:
         links = [self.end(key) for key in tuple(self.keys())]
         return [link for link in links if link is not None]
-
-
-def _no_result(key: HopKey, result: Token | Output) -> None:
-    """A standby computes nothing; whatever it claims is ignored."""

@@ -4,6 +4,7 @@ The order is kept by the push stream itself: one reader takes a feed, computes i
 next; while an upstream is replaced, the two readers take turns. The control stream stays free to answer probes.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,6 +40,7 @@ from .messages import (
     Open,
     Output,
     Pay,
+    Prepare,
     Probe,
     Progress,
     Pushed,
@@ -56,6 +58,7 @@ from .messages import (
     with_word,
 )
 from .metering import Meter, Metering
+from .prepared_stream import PreparedStream, ReadyStream
 from .work_records import WorkRecord
 
 ATTACH_PATIENCE_S = 10.0
@@ -78,8 +81,9 @@ class Hop:
         record: WorkRecord | None = None,
         metering: Metering | None = None,
         prefix: HopPrefix | None = None,
+        prepared: PreparedStream | None = None,
     ) -> None:
-        """metering: for a driver that pays later"""
+        """metering: for a driver that pays later; prepared: what it has got ready as a standby"""
         self.request = request
         self.prefix = prefix
         self._meter = meter
@@ -98,17 +102,23 @@ class Hop:
         self._record = record
         self._cache = HopCache(request, compute, transport, gate, lambda: self.held, self._tell)
         self._restored = anyio.Event()
+        self._catching_up = request.cache_from is not None  # until positions come that continue what it began with
         self._chosen: list[int] = []  # tokens, when the sampling has penalties
         self._handing = anyio.CancelScope()
         self._target: Rewire | None = None
         if request.downstream is not None and request.downstream_session is not None:
             self._target = Rewire(request.downstream, request.downstream_session, request.downstream_addresses)
+        self._held_behind = request.cache_below  # whom this hop pushes to has the positions before
         self._finished = False  # whom this hop pushes to has been told that nothing more comes
         self.handed = False  # a successor has everything
         self.stranded = ""  # why there is no successor
         self._taking = anyio.Lock(fast_acquire=True)  # without a turn of the event loop, 30 us each time
         self._active_s = anyio.current_time()
+        self._prepared = prepared or PreparedStream(transport, gate)
         self._downstream: Stream | None = None
+        self._ready: ReadyStream | None = None
+        if self._target is not None:  # at once: what may be needed later can be named from now on
+            self._ready = self._prepared.take(self._target.downstream, self._target.downstream_session)
         self._downstream_lock = anyio.Lock(fast_acquire=True)
         self._connecting = anyio.CancelScope()
         self._readers: set[anyio.CancelScope] = set()
@@ -127,13 +137,18 @@ class Hop:
         """Open the push stream early, so that the first positions find it ready."""
         if self._target is None:
             return
-        if self.request.cache_from is not None:
+        if self.request.cache_from is not None and self.request.kept_as is None:
             await self._restored.wait()  # before that the next hop does not expect this one
         with self._connecting:
             async with self._downstream_lock:
                 await self._open_downstream(self._target)
 
     async def _open_downstream(self, to: Rewire) -> None:
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            self._downstream = await ready.stream()
+        if self._downstream is not None:
+            return
         try:
             self._downstream = await open_attached(
                 self._transport,
@@ -149,6 +164,10 @@ class Hop:
     def rewire(self, to: Rewire, tasks: TaskGroup) -> None:
         """Push to another peer from now on, beginning with what it lacks. Probes are answered meanwhile."""
         self._target, self._finished = to, False
+        self._held_behind = to.start
+        if self._ready is not None:
+            self._ready.give_up()
+        self._ready = self._prepared.take(to.downstream, to.downstream_session)
         self._connecting.cancel()
         self._connecting = anyio.CancelScope()
         if self._downstream is not None:
@@ -157,6 +176,8 @@ class Hop:
 
     async def _rewire(self, to: Rewire, scope: anyio.CancelScope) -> None:
         with scope:
+            if self.request.cache_from is not None:
+                await self._restored.wait()  # only then is it known from where on this hop can replay
             async with self._downstream_lock:
                 await self._replay(to)
 
@@ -189,13 +210,20 @@ class Hop:
         self._upstream_changed.set()
         self._upstream_changed = anyio.Event()
 
-    async def admit_upstream(self, peer: PeerId) -> None:
-        """Wait until the driver has named this peer as upstream. raises: Refused"""
-        with anyio.move_on_after(ATTACH_PATIENCE_S):
+    async def admit_upstream(self, peer: PeerId, *, early: bool) -> None:
+        """Wait until the driver has named this peer as upstream, and until there is a cache to continue.
+
+        early: it was told to be ready, and may wait as long as the session goes on
+
+        raises: Refused
+        """
+        with anyio.move_on_after(math.inf if early else ATTACH_PATIENCE_S):
             while self._upstream != peer:
                 await self._upstream_changed.wait()
         if self._upstream != peer:
             raise Refused("the driver of this session named another upstream")
+        if self.request.cache_from is not None:
+            await self._restored.wait()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -299,9 +327,12 @@ class Hop:
 
     async def _compute_feed(self, fresh: Feed, tick: bytes, blamed: PeerId | None, *, sliced: bool) -> bool:
         if fresh.start != self.held:
+            if self._catching_up:
+                return True  # the driver hears of what is missing, and has all of it sent again
             text = f"positions from {fresh.start} came, {self.held} are held"
             await self._tell(Failed("bad_input", text, blamed))
             return False
+        self._catching_up = False
         if self._meter is not None:
             try:
                 await self._meter.admit(fresh.count)
@@ -362,7 +393,10 @@ class Hop:
             out = Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace)
             async with self._downstream_lock:
                 self._kept.add(out)
-                await self._push(slice_of(out, tick) if sliced else with_word(out, tick))
+                if sliced or tick:
+                    await self._push(slice_of(out, tick) if sliced else with_word(out, tick))
+                elif (lacking := without_held(out, self._held_behind)) is not None:
+                    await self._push(lacking)
         elif done.choice is not None:
             choice = done.choice
             if self.request.sampling.needs_history:
@@ -375,16 +409,17 @@ class Hop:
 
     # The cache
 
-    async def load_kept(self, keeper: CacheKeeper) -> None:
-        """Begin with what this node keeps as a standby."""
+    async def load_kept(self, keeper: CacheKeeper, ready: int) -> None:
+        """Begin with what this node keeps as a standby, of which so many positions are in the engine already."""
         request = self.request
         try:
             assert request.kept_as is not None
-            chunks = keeper.chunks(request.kept_as, self.driver, request.cache_below)
+            chunks = keeper.chunks(request.kept_as, self.driver, request.cache_below, ready)
+            keeper.end(request.kept_as)
         except ShoalError as error:
             await self._tell(cache_lost(request.session, error))
             chunks = []
-        await self._begin_at(await self._cache.load(chunks))
+        await self._begin_at(await self._cache.load(chunks, ready))
 
     async def take_cache(self, stream: Stream) -> None:
         """Begin with what comes on a cache stream."""
@@ -478,6 +513,8 @@ class Hop:
                     self.adopt(upstream)
                 case Rewire() as to:
                     self.rewire(to, tasks)
+                case Prepare() as to:
+                    self._prepared.prepare(to, tasks)
                 case SendCache() as to:
                     self.send_cache(to, tasks)
                 case Stay():
@@ -538,6 +575,9 @@ class Hop:
             reader.cancel()
         if self._downstream is not None:
             self._downstream.abort()
+        self._prepared.give_up()
+        if self._ready is not None:
+            self._ready.give_up()
         self._compute.close(self.request.session)
         if self.prefix is not None:
             self.prefix.close()

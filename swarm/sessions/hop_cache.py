@@ -1,5 +1,6 @@
 """What a hop does with its session's cache beside computing: sends it on while the session goes on, or takes it in."""
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
@@ -13,18 +14,23 @@ from shoal.swarm.transport import Stream, Transport
 
 from . import messages
 from .compute import Compute
-from .messages import CacheEnd, CacheLost, Chunk, Open, SendCache
+from .messages import CacheEnd, CacheLost, Chunk, Kept, Open, SendCache
+from .snapshot_level import SnapshotPace, allowed_levels
+
+FIRST_WORD_S = 2.0  # until the receiver has told of the first chunk
 
 
 class CacheSender:
-    """One cache stream out of a hop. `sent`: positions that have gone out"""
+    """One cache stream out of a hop. `sent`: positions that have gone out, as so many `bytes`"""
 
     def __init__(self, stream: Stream, compute: Compute, session: SessionId, level: KvLevel) -> None:
-        self.sent = 0
+        self.sent = self.bytes = 0
         self._stream = stream
         self._compute = compute
         self._session = session
-        self._level = level
+        self.level = level
+        self._pace: SnapshotPace | None = None
+        self._heard = anyio.Event()
 
     @classmethod
     async def open(
@@ -34,17 +40,38 @@ class CacheSender:
         stream = await open_attached(transport, gate, messages.CACHE_PROTOCOL, to.peer, to.addresses, to.session)
         return cls(stream, compute, session, level)
 
+    async def keep_pace(self, pace: SnapshotPace) -> None:
+        """Choose the level of each chunk by what the receiver says has come; runs beside the sending."""
+        self._pace = pace
+        with contextlib.suppress(ShoalError):  # who sends finds out too
+            while (frame := await self._stream.receive()) is not None:
+                if isinstance(messages.decode(frame), Kept):
+                    pace.came(anyio.current_time())
+                    self._heard.set()
+
     async def send_full_chunks(self, held: Callable[[], int]) -> None:
         """All that are there, one at a time: memory and other sessions wait for no more than one."""
-        while held() - self.sent >= CHUNK_TOKENS:
-            await self.send_to(self.sent + CHUNK_TOKENS)
+        while (waiting := (held() - self.sent) // CHUNK_TOKENS) > 0:
+            if self._pace is None:
+                await self.send_to(self.sent + CHUNK_TOKENS)
+            else:
+                await self._send_in_pace(self._pace, waiting)
+
+    async def _send_in_pace(self, pace: SnapshotPace, waiting: int) -> None:
+        self.level = pace.level(waiting)
+        before = self.bytes
+        await self.send_to(self.sent + CHUNK_TOKENS)
+        pace.sent(self.level, self.bytes - before, anyio.current_time())
+        with anyio.move_on_after(FIRST_WORD_S):
+            await self._heard.wait()  # so that a long prompt does not all go out before the link is known
 
     async def send_to(self, stop: int) -> None:
         """raises: Unavailable, Refused, LocalFault"""
         while self.sent < stop:
             until = min(stop, self.sent + CHUNK_TOKENS)
-            for data in await self._compute.export_kv(self._session, self.sent, until, self._level):
+            for data in await self._compute.export_kv(self._session, self.sent, until, self.level):
                 await self._stream.send(messages.encode(Chunk(data)))
+                self.bytes += len(data)
             self.sent = until
 
     async def end(self, history: tuple[int, ...]) -> None:
@@ -75,12 +102,15 @@ class HopCache:
         self._held = held
         self._tell = tell
         self._grown: anyio.Event | None = None
+        self._pace: SnapshotPace | None = None
         self._following = anyio.CancelScope()
 
     def grew(self, before: int, after: int) -> None:
         """Wake the sender when a chunk has filled."""
         if self._grown is not None and before // CHUNK_TOKENS != after // CHUNK_TOKENS:
             self._grown.set()
+            if self._pace is not None and after - before < CHUNK_TOKENS:
+                self._pace.filled(anyio.current_time())
 
     async def sender(self, to: SendCache) -> CacheSender:
         """raises: Unavailable, Refused, RemoteFault"""
@@ -97,18 +127,33 @@ class HopCache:
             try:
                 sender = await self.sender(to)
                 try:
-                    while True:
-                        self._grown = grown = anyio.Event()
-                        await sender.send_full_chunks(self._held)
-                        await grown.wait()
+                    await self._send_as_they_fill(sender, allowed_levels(sender.level))
                 finally:
                     sender.abort()
             except ShoalError as error:
                 await self._tell(cache_lost(to.session, error))
 
-    async def load(self, chunks: Sequence[bytes]) -> int:
-        """Take in what was kept here. returns: positions held then; a chunk that cannot be used ends it"""
-        held = 0
+    async def _send_as_they_fill(self, sender: CacheSender, levels: tuple[KvLevel, ...]) -> None:
+        """For ever. raises: Unavailable, Refused, LocalFault"""
+        error: ShoalError | None = None
+        async with anyio.create_task_group() as tasks:
+            if len(levels) > 1:
+                self._pace = SnapshotPace(levels)
+                tasks.start_soon(sender.keep_pace, self._pace)
+            try:
+                while True:
+                    self._grown = grown = anyio.Event()
+                    await sender.send_full_chunks(self._held)
+                    await grown.wait()
+            except ShoalError as caught:  # goes on below, as it is and not in a group
+                error = caught
+            tasks.cancel_scope.cancel()
+        if error is not None:
+            raise error
+
+    async def load(self, chunks: Sequence[bytes], held: int = 0) -> int:
+        """Take in what was kept here, after the `held` positions that are in. returns: positions held then; a chunk
+        that cannot be used ends it"""
         try:
             for data in chunks:
                 held = await self._compute.import_kv(self._request.session, held, [data])

@@ -19,6 +19,7 @@ from .messages import (
     Failed,
     Handed,
     Hold,
+    Kept,
     Leaving,
     Open,
     Opened,
@@ -32,6 +33,7 @@ from .messages import (
 from .session_events import (
     CacheCame,
     CacheFailed,
+    CacheKept,
     Event,
     HopFailed,
     HopHanded,
@@ -101,6 +103,12 @@ class HopLink:
             except ShoalError as error:
                 self._post(HopFailed(key, "refused", str(error)))
 
+    async def promote(self, request: Open, opening: Callable[[], Awaitable[bytes]] | None) -> None:
+        """Of a link to a standby: make it the link to a hop."""
+        if opening is not None:
+            request = replace(request, payment=await opening())
+        await self.tell(request)
+
     async def _read(self, stream: Stream) -> None:
         key = self.at.key
         while True:
@@ -113,6 +121,8 @@ class HopLink:
                     self._on_prefix(key, said)
                 case Opened():
                     self._post(HopOpened(key))
+                case Kept(held):
+                    self._post(CacheKept(key, held))
                 case Restored(held):
                     self._post(CacheCame(key, held))
                 case CacheLost(session, text):

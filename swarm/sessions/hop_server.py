@@ -1,5 +1,6 @@
 """The serving side of sessions: accepts control and push streams and joins them to hops."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -32,10 +33,10 @@ from .hop import Hop
 from .lanes import Accounts, NoBooks
 from .messages import Attach, Hold, Open, Opened
 from .metering import Meter, Metering
+from .standby_room import StandbyRoom
 from .work_records import WorkRecords
 
 KEEP_BYTES = 64 << 20  # of outputs per session, for replay
-HOLD_IDLE_S = 600.0  # a standby that is sent nothing for so long forgets what it keeps
 DRAIN_LOOK_S = 0.05
 
 
@@ -119,6 +120,7 @@ class HopServer:
         self._departures: list[_Departure] = []
         self._hops: dict[SessionId, Hop] = {}
         self._scopes: dict[SessionId, tuple[Compute, anyio.CancelScope]] = {}  # of open sessions and of holds
+        self._rooms: dict[SessionId, StandbyRoom] = {}
         self._appeared = anyio.Event()
 
     async def start(self) -> None:
@@ -192,23 +194,24 @@ class HopServer:
     async def _control(self, stream: Stream) -> None:
         await receive_greeting(stream, self._gate)
         request = await prompt_message(stream)
-        if isinstance(request, Hold):
-            await self._hold(stream, request)
-            return
-        if not isinstance(request, Open):
-            raise MalformedMessage(f"a control stream began with {type(request).__name__}")
-        hop = await self._open(stream, request)
-        if hop is None:
-            return
-        try:
-            await self._run(stream, request, hop)
-        finally:
-            del hop  # the end of a stream may take its time, and layers that are let go shall not wait for it
-            with anyio.CancelScope(shield=True):
-                await stream.close()
+        match request:
+            case Hold():
+                await self._hold(stream, request)
+            case Open():
+                try:
+                    await self._serve(stream, request)
+                finally:  # the end of a stream may take its time, and layers that are let go do not wait for it
+                    with anyio.CancelScope(shield=True):
+                        await stream.close()
+            case other:
+                raise MalformedMessage(f"a control stream began with {type(other).__name__}")
 
-    async def _run(self, stream: Stream, request: Open, hop: Hop) -> None:
-        """Until the driver ends the session, or is gone."""
+    async def _serve(self, stream: Stream, request: Open, room: StandbyRoom | None = None) -> None:
+        """Until the driver ends the session, or is gone. room: what stands by to become this hop"""
+        opened = await self._open(stream, request, room)
+        if opened is None:
+            return
+        hop, ready = opened
         try:
             async with anyio.create_task_group() as tasks:
                 self._scopes[request.session] = hop.compute, tasks.cancel_scope
@@ -217,7 +220,7 @@ class HopServer:
                 if hop.prefix is not None:
                     tasks.start_soon(hop.run_prefix)
                 if request.kept_as is not None:
-                    tasks.start_soon(hop.load_kept, self.receiver.keeper)
+                    tasks.start_soon(hop.load_kept, self.receiver.keeper, ready)
                 elif request.cache_from is not None:
                     self.receiver.expect(request.session, hop.take_cache)
                 try:
@@ -242,40 +245,43 @@ class HopServer:
             raise Refused("this node is about to leave")
 
     async def _hold(self, stream: Stream, request: Hold) -> None:
-        """Keep what a hop sends of its cache, until the driver ends the stream."""
+        """Keep what a hop sends of its cache, until the driver ends the stream, or makes a hop of this."""
         keeper, name = self.receiver.keeper, request.session
         kind: messages.FailureKind = "not_hosted"
         try:
             self._check_stays()
             compute = self._hosting.find(request.model, request.dtype, request.span)
             kind = "no_room"
-            self.receiver.keep(name, Kept(stream.peer, request.sender, compute.kv_format(request.span)))
+            room = StandbyRoom(request, compute, keeper, stream, self._transport, self._gate)
+            kept = Kept(stream.peer, request.sender, compute.kv_format(request.span), grew=room.grew)
+            self.receiver.keep(name, kept)
         except ShoalError as error:
             await stream.send(messages.encode(failure(kind, error)))
             await stream.close()
             return
+        self._rooms[name] = room
         try:
             await stream.send(messages.encode(Opened(name)))
-            await compute.prepare_kv(request.span)
-            over, held = False, -1
+            opened = None
             with anyio.CancelScope() as scope:
                 self._scopes[name] = compute, scope
-                while not over and keeper.held(name) != held:
-                    held = keeper.held(name)
-                    with anyio.move_on_after(HOLD_IDLE_S):
-                        if await stream.receive() is not None:
-                            raise MalformedMessage("a message to a standby")
-                        over = True
+                opened = await room.stand_by()
+            if opened is not None:
+                await self._serve(stream, opened, room)
         except (Unavailable, Refused, LocalFault):
             return  # the driver is gone, or this node cannot take caches in: the driver sees the stream end
         finally:
+            room.close()
             keeper.end(name)
             self._scopes.pop(name, None)
-            del compute
+            del self._rooms[name], room, compute  # as above
+            self._tell_waiting()
             with anyio.CancelScope(shield=True):
                 await stream.close()
 
-    async def _open(self, stream: Stream, request: Open) -> Hop | None:
+    async def _open(self, stream: Stream, request: Open, room: StandbyRoom | None) -> tuple[Hop, int] | None:
+        """returns: the hop, and positions that it has in the engine already"""
+        ready = 0
         kind: messages.FailureKind = "not_hosted"
         meter: Meter | None = None
         prefix: HopPrefix | None = None
@@ -292,9 +298,12 @@ class HopServer:
                 await compute.prepare_kv(request.span)
             prefix = begun(self._prefixes, request, compute)
             kind = "no_room"
-            await compute.open(
-                request.session, request.span, request.max_tokens, request.sampling, request.history, claim
-            )
+            if room is not None and room.compute is compute:
+                ready = await room.become(request, claim)
+            else:
+                await compute.open(
+                    request.session, request.span, request.max_tokens, request.sampling, request.history, claim
+                )
         except ShoalError as error:
             if isinstance(error, ContextTooLong):
                 kind = "too_long"
@@ -319,10 +328,10 @@ class HopServer:
             record,
             self._metering,
             prefix,
+            room.prepared if room is not None else None,
         )
         self._hops[request.session] = hop
-        self._appeared.set()
-        self._appeared = anyio.Event()
+        self._tell_waiting()
         try:
             if prefix is not None:
                 await stream.send(messages.encode(prefix.staged()))
@@ -331,19 +340,31 @@ class HopServer:
             del self._hops[request.session]
             hop.close()
             return None
-        return hop
+        return hop, ready
 
     async def _push(self, stream: Stream) -> None:
         await receive_greeting(stream, self._gate)
         attach = await prompt_message(stream)
         if not isinstance(attach, Attach):
             raise MalformedMessage(f"a push stream began with {type(attach).__name__}")
-        with anyio.move_on_after(ATTACH_PATIENCE_S):
-            while attach.session not in self._hops:
+        hop = await self._find(attach.session)
+        with hop.reading():
+            await hop.admit_upstream(stream.peer, early=attach.early)
+            await hop.take_all(stream)
+
+    async def _find(self, session: SessionId) -> Hop:
+        """The hop of that name, also one that is just being opened, or that a standby is to become. raises: Refused"""
+        with anyio.move_on_after(ATTACH_PATIENCE_S) as patience:
+            while (hop := self._hops.get(session)) is None:
+                if session in self._rooms:
+                    patience.deadline = math.inf
+                elif patience.deadline == math.inf:
+                    break  # the driver has let the standby go
                 await self._appeared.wait()
-        hop = self._hops.get(attach.session)
         if hop is None:
             raise Refused("no such session")
-        with hop.reading():
-            await hop.admit_upstream(stream.peer)
-            await hop.take_all(stream)
+        return hop
+
+    def _tell_waiting(self) -> None:
+        self._appeared.set()
+        self._appeared = anyio.Event()

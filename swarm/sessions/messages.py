@@ -67,7 +67,7 @@ class Open(Message, frozen=True, tag=2):
     stamp: bytes = b""  # a newcomer's proof of work, see `lanes`
     cache_from: PeerId | None = None  # who sends the cache before positions come; this hop itself: from what it keeps
     kept_as: SessionId | None = None  # what it keeps it as
-    cache_below: int = 0  # of what it keeps, chunks of positions below this only
+    cache_below: int = 0  # of what it keeps, positions below this only: whoever is behind it holds those too
     prefix: Prefix | None = None
 
 
@@ -83,12 +83,31 @@ class Hold(Message, frozen=True, tag=19):
     dtype: str
     span: Span
     sender: PeerId
+    max_tokens: int = 0  # of the session; room for so many stands ready here as long as nobody else needs it
+
+
+class Kept(Message, frozen=True, tag=36):
+    """Standby to driver, and to the hop that sends it a cache: positions that it keeps.
+
+    An `Open` on the driver's stream makes a hop of it.
+    """
+
+    held: int
+
+
+class Prepare(Message, frozen=True, tag=37):
+    """Driver to a hop or a standby: have a push stream ready to a peer to which positions may have to go one day."""
+
+    peer: PeerId
+    session: SessionId
+    addresses: tuple[str, ...]
 
 
 class Attach(Message, frozen=True, tag=4):
     """First message after Hello on a push stream or a cache stream."""
 
     session: SessionId
+    early: bool = False  # nothing comes before the driver says so, perhaps never
 
 
 class Timing(msgspec.Struct, frozen=True, array_like=True):
@@ -220,6 +239,7 @@ class Rewire(Message, frozen=True, tag=13):
 class SendCache(Message, frozen=True, tag=20):
     """Driver to hop: send this session's cache, in whole chunks as they fill, to a peer that waits for it.
 
+    level: the lowest that is allowed
     hands_over: all of it, and compute nothing any more: the peer takes this hop's place. Answered by Handed.
     """
 
@@ -338,6 +358,8 @@ AnyMessage = (
     | Welcome
     | Open
     | Hold
+    | Kept
+    | Prepare
     | Opened
     | Attach
     | SendCache

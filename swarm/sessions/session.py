@@ -19,11 +19,9 @@ from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm.errors import (
     DaemonDied,
     ModelNotServable,
-    OutOfMemory,
     Refused,
     ShoalError,
     Unavailable,
-    VersionMismatch,
 )
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.units import Span
@@ -35,6 +33,7 @@ from .session_events import (
     Broke,
     CacheCame,
     CacheFailed,
+    CacheKept,
     CloseHop,
     ConnectFirst,
     Effect,
@@ -53,23 +52,21 @@ from .session_events import (
     Plan,
     PlanFailed,
     Planned,
+    PrepareLink,
     ProgressCame,
-    Repaired,
+    PromoteHold,
     Restore,
     RewireHop,
     SendKept,
-    SendProbe,
     TellStranded,
     Ticked,
     TokenCame,
-    WakeAt,
 )
 from .session_hop import Hop, Patience, Standby
 from .session_move import Move, neighbours
+from .session_repairs import Repairs
 from .session_standby import Standbys
-
-_TICK_SLACK_S = 1e-3  # a wake-up may come this much early
-
+from .session_watch import Watch
 
 Phase = Literal["planning", "opening", "running", "over"]
 
@@ -95,23 +92,16 @@ class Session:
     _gap: int | None = None  # index in `hops` where a replacement goes; None: the whole chain is being opened
     _gap_span: Span | None = None
     _pending: list[Hop] = field(default_factory=list)  # replacements on their way
-    _lost: list[tuple[PeerId, Span, str]] = field(default_factory=list)
-    _broke_at_s: float = 0.0
-    _failures: int = 0
+    _repairs: Repairs = field(default_factory=Repairs)
     _plan_tries: int = 0
-    _refusal: ShoalError | None = None
-    _waiting_since_s: float = 0.0
-    _usual_step_s: float = 0.0
-    _deadline_s: float = 0.0  # of the phase
-    _filling: bool = True  # the chain computes a prompt or a replay, in chunks
-    _wake_s: float = 0.0
+    _watch: Watch = field(init=False)
     _standbys: Standbys = field(init=False)
     _loading: Standby | None = None  # the replacement begins with what is kept there
     _move: Move | None = None
-    _moved: list[tuple[Move, Hop]] = field(default_factory=list)  # with who took over; the next token ends the pause
 
     def __post_init__(self) -> None:
         self._standbys = Standbys(self.exactness, self.keep_snapshots, self.patience)
+        self._watch = Watch(self.patience)
 
     def start(self) -> Iterator[Effect]:
         self.ids[:] = self.prompt
@@ -144,6 +134,8 @@ class Session:
                     yield from self._lose(hop, reason, now)
             case PeerSought(key, peer, reason):
                 yield from self._on_sought(key, peer, reason, now)
+            case CacheKept(key, held):
+                self._standbys.kept(self.hops, key, held)
             case CacheCame(key, held):
                 yield from self._on_cache(key, held, now)
             case CacheFailed(key, to, reason):
@@ -203,18 +195,11 @@ class Session:
             yield from self._break(error)
             return
         self._plan_tries += 1
-        worth_retrying = isinstance(error, ModelNotServable | Unavailable) and self._failures > 0
+        worth_retrying = isinstance(error, ModelNotServable | Unavailable) and self._repairs.failures > 0
         if worth_retrying and self._plan_tries < self.patience.plan_tries:
             yield from self._plan(self._gap_span, self.patience.plan_retry_s)
             return
-        yield from self._break(self._refusal or self._with_reason(error))
-
-    def _with_reason(self, error: ShoalError) -> ShoalError:
-        """The error with what became of the last peer that was lost: nobody is left because somebody failed."""
-        if not self._lost:
-            return error
-        peer, _, reason = self._lost[-1]
-        return type(error)(f"{error} ({peer} failed: {reason})")
+        yield from self._break(self._repairs.explained(error))
 
     def _on_planned(self, chain: tuple[tuple[PeerId, Span], ...], now: float) -> Iterator[Effect]:
         self.phase = "opening"
@@ -231,11 +216,12 @@ class Session:
             below = fresh[index + 1] if index + 1 < len(fresh) else after
             restore = None
             if kept is not None and hop.restoring:
-                at_peer = kept.peer is not None
-                restore = Restore(kept.peer, kept.key if at_peer else None, self._loadable() if at_peer else 0)
+                restore = Restore(None)
             yield OpenHop(hop.key, hop.peer, hop.span, upstream, below.key if below else None, restore)
-        self._deadline_s = now + self.patience.open_s
-        yield from self._wake(self._deadline_s)
+        if self._gap is not None:
+            yield PrepareLink(before.key if before else None, fresh[0].key)  # while it opens
+        self._watch.deadline_s = now + self.patience.open_s
+        yield from self._watch.wake(self._watch.deadline_s)
 
     def _loadable(self) -> int:
         """A replacement may begin with the positions below this, and no more: who stands behind it has those, and the
@@ -254,8 +240,8 @@ class Session:
             if hop.key == key:
                 hop.opened = True
                 if hop.restoring:
-                    self._deadline_s = now + self.patience.step_s
-                if hop.restoring and self._loading and self._loading.peer is None:
+                    self._watch.deadline_s = now + self.patience.step_s
+                if hop.restoring and self._loading:
                     yield SendKept(self._loading.key, key, self._loadable())
         yield from self._complete_opening(now)
 
@@ -277,9 +263,14 @@ class Session:
             yield RewireHop(self.hops[at - 1].key, fresh[0].key, fresh[0].loaded)
         self._gap = self._gap_span = None
         self.phase = "running"
+        yield from self._go_on(now)
+
+    def _go_on(self, now: float) -> Iterator[Effect]:
+        """The chain is whole again."""
+        yield from self._standbys.connect(self.hops)
         for hop in self.hops:
             hop.unanswered_since_s = None
-        yield from self._await_step(now, filling=True)
+        yield from self._watch.await_step(now, filling=True)
 
     # Losing a hop
 
@@ -291,10 +282,10 @@ class Session:
         if hop is None:
             return
         if not hop.opened:
-            self._refusal = _refusal(event) or self._refusal
+            self._repairs.refused(event)
         if event.kind == "cannot_replay":
-            self._failures += 1
-            if self._failures > self.patience.failures:
+            self._repairs.failures += 1
+            if self._repairs.failures > self.patience.failures:
                 yield from self._give_up(event.text)
             else:
                 yield from self._plan_all()
@@ -305,14 +296,11 @@ class Session:
         yield from self._lose(blamed or hop, f"{event.kind}: {event.text}", now)
 
     def _lose(self, hop: Hop, reason: str, now: float) -> Iterator[Effect]:
-        self._failures += 1
         self.exclude |= {hop.peer}
-        if not self._lost:
-            self._broke_at_s = self._waiting_since_s or now
-        self._lost.append((hop.peer, hop.span, reason))
+        self._repairs.lost(hop, reason, self._watch.waiting_since_s or now)
         yield CloseHop(hop.key)
         yield from self._end_move()
-        if self._failures > self.patience.failures:
+        if self._repairs.failures > self.patience.failures:
             yield from self._give_up(reason)
             return
         if self.phase == "running" and hop in self.hops:
@@ -342,16 +330,35 @@ class Session:
         if standby is not None and (not standby.holding or standby.peer in self.exclude):
             yield CloseHop(standby.key)
             standby = None
-        self._loading = standby
-        if standby is None or standby.peer is None:
-            yield from self._plan(hop.span, 0.0)
+        if standby is not None and standby.peer is not None:
+            yield from self._promote(standby, standby.peer, hop.span, now)
             return
-        self._gap_span = hop.span
-        self._plan_number += 1  # no plan is awaited
-        yield from self._on_planned(((standby.peer, hop.span),), now)
+        self._loading = standby
+        yield from self._plan(hop.span, 0.0)
+
+    def _promote(self, standby: Standby, peer: PeerId, span: Span, now: float) -> Iterator[Effect]:
+        """All that is needed is said at once: to the standby, and to those before and behind it."""
+        assert self._gap is not None
+        below = self._loadable()
+        before, after = self._neighbours()
+        held = min(standby.held, below) // CHUNK_TOKENS * CHUNK_TOKENS  # it may have more, and is sent that for nothing
+        hop = Hop(standby.key, peer, span, opened=True, restoring=True, loaded=held, held=held)
+        upstream = before.peer if before else None
+        yield PromoteHold(hop.key, peer, span, upstream, after.key if after else None, below)
+        self.hops.insert(self._gap, hop)
+        self._gap = self._gap_span = None
+        if after is not None:
+            yield AdoptUpstream(after.key, peer)
+        yield self._feeding(hop)
+        yield from self._go_on(now)
+
+    def _feeding(self, hop: Hop) -> Effect:
+        """Have a hop sent what it lacks, by whoever stands before it."""
+        at = self.hops.index(hop)
+        return RewireHop(self.hops[at - 1].key, hop.key, hop.loaded) if at else ConnectFirst(hop.key, hop.loaded)
 
     def _give_up(self, reason: str) -> Iterator[Effect]:
-        yield from self._break(Unavailable(f"gave up after {self._failures} failures; the last: {reason}"))
+        yield from self._break(Unavailable(f"gave up after {self._repairs.failures} failures; the last: {reason}"))
 
     def _break(self, error: ShoalError) -> Iterator[Effect]:
         yield from self._close_all()
@@ -443,11 +450,27 @@ class Session:
             self._move.restored = held
             yield from self._complete_move(now)
             return
+        for hop in self.hops:
+            if hop.key == key and hop.restoring:
+                yield from self._begin_promoted(hop, held)
+                return
         for hop in self._pending:
             if hop.key == key and hop.restoring:
                 hop.restoring = False
                 hop.held = hop.loaded = held
         yield from self._complete_opening(now)
+
+    def _begin_promoted(self, hop: Hop, held: int) -> Iterator[Effect]:
+        """A standby has become a hop, and has as much as it said, or less: then it is sent more."""
+        lacks = held < hop.loaded
+        hop.restoring = False
+        hop.held = hop.loaded = held
+        if not lacks:
+            return
+        if self._gap is not None and self._gap == self.hops.index(hop):
+            yield from self._plan_all()  # who is to come before it may begin too late to send that
+        else:
+            yield self._feeding(hop)
 
     def _on_cache_failed(self, key: HopKey, to: HopKey, reason: str, now: float) -> Iterator[Effect]:
         """What a standby has got so far stays useful, and with nothing a replacement begins at position 0."""
@@ -459,7 +482,7 @@ class Session:
             yield from self._lose(leaver, f"leaves, and its cache cannot be moved: {reason}", now)
             return
         for hop in self._pending:
-            if hop.key == key and hop.restoring and self._loading is not None and self._loading.peer is None:
+            if hop.key == key and hop.restoring and self._loading is not None:
                 yield from self._lose(hop, f"cannot use the snapshot: {reason}", now)
                 return
 
@@ -471,31 +494,17 @@ class Session:
         successor, leaver = move.successor, move.leaver
         successor.restoring = False
         successor.held = successor.loaded = move.restored
-        before, after = neighbours(self.hops, leaver)
+        _, after = neighbours(self.hops, leaver)
         self.hops[self.hops.index(leaver)] = successor
         if after is not None:
             yield AdoptUpstream(after.key, successor.peer)
-        if before is None:
-            yield ConnectFirst(successor.key, successor.loaded)
-        else:
-            yield RewireHop(before.key, successor.key, successor.loaded)
+        yield self._feeding(successor)
         yield CloseHop(leaver.key)
         yield from self._standbys.end(leaver)
+        yield from self._standbys.connect(self.hops)
         self._move = None
-        self._moved.append((move, successor))
-        yield from self._await_step(now, filling=self._filling)
-
-    def _give_reports(self, now: float) -> Iterator[Effect]:
-        for peer, span, reason in self._lost:
-            by = [hop for hop in self.hops if hop.span.intersects(span)]
-            loaded = max((hop.loaded for hop in by), default=0)
-            yield Repaired(peer, span, reason, now - self._broke_at_s, tuple(hop.peer for hop in by), loaded)
-        self._lost.clear()
-        for move, by_hop in self._moved:
-            pause_s = now - (move.handed_at_s or now)
-            leaver = move.leaver
-            yield Repaired(leaver.peer, leaver.span, "left", pause_s, (by_hop.peer,), by_hop.loaded, planned=True)
-        self._moved.clear()
+        self._repairs.moved(move, successor)
+        yield from self._watch.await_step(now, filling=self._watch.filling)
 
     # Running
 
@@ -507,7 +516,8 @@ class Session:
             hop.held = max(hop.held, position)  # it came through all of them
         running = self.phase == "running"
         if running:
-            yield from self._note_step(now)
+            self._watch.step_came(now)
+            yield from self._repairs.told(self.hops, now)
         if choice.id in self.stop_ids:
             yield from self._close_all()
             yield Finished("stop")
@@ -522,100 +532,39 @@ class Session:
             yield Finished("length")
             return
         if running:
-            yield from self._await_step(now, filling=False)
+            yield from self._watch.await_step(now, filling=False)
             yield from self._tend(now)
-
-    def _note_step(self, now: float) -> Iterator[Effect]:
-        step_s = now - self._waiting_since_s
-        if not self._filling:
-            self._usual_step_s = step_s if not self._usual_step_s else 0.8 * self._usual_step_s + 0.2 * step_s
-        if self._lost or self._moved:
-            yield from self._give_reports(now)
-
-    def _await_step(self, now: float, *, filling: bool) -> Iterator[Effect]:
-        self._waiting_since_s = now
-        self._filling = filling
-        self._deadline_s = now + (self.patience.prefill_s if filling else self.patience.step_s)
-        yield from self._wake(now + self._silence_s())
-
-    def _silence_s(self) -> float:
-        return max(self.patience.probe_after_s, 4 * self._usual_step_s)
-
-    def _wake(self, when_s: float) -> Iterator[Effect]:
-        """Ask for a wake-up unless one that is early enough is out already."""
-        if self._wake_s == 0.0 or when_s < self._wake_s:
-            self._wake_s = when_s
-            yield WakeAt(when_s)
 
     def _on_progress(self, key: HopKey, held: int, now: float) -> Iterator[Effect]:
         hop = self._hop(key)
         if hop is None:
             return
         hop.unanswered_since_s = None
-        if held > hop.held and self._filling and self.phase == "running":
-            self._deadline_s = max(self._deadline_s, now + self.patience.prefill_s)
+        if held > hop.held and self.phase == "running":
+            self._watch.goes_on(now)
         hop.held = max(hop.held, held)
         yield from ()
 
     def _on_tick(self, now: float) -> Iterator[Effect]:
-        overslept_s = now - self._wake_s if self._wake_s else 0.0
-        self._wake_s = 0.0
-        if overslept_s > self.patience.probe_s:
-            self._forgive(overslept_s, now)
+        self._watch.woken(self.hops, now)
         if self.phase == "opening":
             yield from self._tick_opening(now)
         elif self.phase == "running":
             yield from self._tick_running(now)
 
-    def _forgive(self, overslept_s: float, now: float) -> None:
-        """This process stood still (a suspended machine, Ctrl-Z): the time is nobody's fault, and probes start anew."""
-        self._deadline_s += overslept_s
-        for hop in self.hops:
-            if hop.unanswered_since_s is not None:
-                hop.unanswered_since_s = now
-
     def _tick_opening(self, now: float) -> Iterator[Effect]:
         late = [hop for hop in self._pending if not hop.opened or hop.restoring]
-        if now >= self._deadline_s and late:
+        if now >= self._watch.deadline_s and late:
             wanted = "took in no cache" if late[0].opened else "did not open"
             yield from self._lose(late[0], f"{wanted} in time", now)
         else:
-            yield from self._wake(self._deadline_s)
+            yield from self._watch.wake(self._watch.deadline_s)
 
     def _tick_running(self, now: float) -> Iterator[Effect]:
         if self._move is not None and self._move.is_late(now):
             yield from self._fail_move(f"took over nothing within {self.patience.prefill_s:.0f} s")
-        for hop in self.hops:
-            since_s = hop.unanswered_since_s
-            if since_s is not None and now - since_s >= self.patience.probe_s - _TICK_SLACK_S:
-                yield from self._lose(hop, f"no answer to a probe for {now - since_s:.1f} s", now)
-                return
-        if now >= self._deadline_s:
-            yield from self._lose(self._stuck_hop(), "answers probes but computes nothing", now)
-            return
-        probed = False
-        if now >= self._waiting_since_s + self._silence_s():  # as the wake-up was asked for, to the last bit
-            for hop in self.hops:
-                if hop.unanswered_since_s is None:
-                    hop.unanswered_since_s = now
-                    yield SendProbe(hop.key)
-                probed = True
-        yield from self._wake(now + self.patience.probe_s if probed else self._waiting_since_s + self._silence_s())
-
-    def _stuck_hop(self) -> Hop:
-        """The first hop that lacks positions its upstream has."""
-        target = len(self.ids)
-        return next((hop for hop in self.hops if hop.held < target), self.hops[-1])
-
-
-def _refusal(event: HopFailed) -> ShoalError | None:
-    """What to tell the user when a hop would not open and nobody else is left."""
-    match event.kind:
-        case "no_room" | "too_long":
-            return OutOfMemory(event.text)
-        case "refused":
-            return Refused(event.text)
-        case "version":
-            return VersionMismatch(event.text)
-        case _:
-            return None
+        given_up = self._watch.lost(self.hops, len(self.ids), now)
+        if given_up is not None:
+            yield from self._lose(*given_up, now)
+        else:
+            yield from self._watch.probe(self.hops, now)

@@ -64,6 +64,14 @@ class PeerSought:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheKept:
+    """A standby keeps so many positions."""
+
+    hold: HopKey
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
 class CacheCame:
     """A hop has taken in the cache that was to come, and has so many positions."""
 
@@ -120,6 +128,7 @@ Event = (
     | HopFailed
     | HopLost
     | PeerSought
+    | CacheKept
     | CacheCame
     | CacheFailed
     | HopLeaves
@@ -148,12 +157,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Whose cache a hop begins with. sender None: the driver's; kept: it lies at the peer itself, under this name, and
-    positions below `below` only are wanted"""
+    """Whose cache a hop begins with. sender None: the driver's"""
 
     sender: PeerId | None
-    kept: HopKey | None = None
-    below: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +192,32 @@ class OpenHold:
     peer: PeerId
     span: Span
     sender: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareLink:
+    """Have a push stream ready from one hop or standby to another, should positions have to go there.
+
+    source None: the driver
+    """
+
+    source: HopKey | None
+    to: HopKey
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteHold:
+    """A standby becomes the hop that it stands by for, under the key of the hold. `CacheCame` tells with how much.
+
+    below: it begins with positions before this one, which whoever is behind it holds too
+    """
+
+    hold: HopKey
+    peer: PeerId
+    span: Span
+    upstream: PeerId | None  # None: the driver
+    downstream: HopKey | None
+    below: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +344,8 @@ Effect = (
     | SeekPeer
     | OpenHop
     | OpenHold
+    | PrepareLink
+    | PromoteHold
     | KeepHere
     | SendSnapshots
     | SendKept

@@ -35,6 +35,7 @@ class Standby:
     key: HopKey
     peer: PeerId | None
     holding: bool = False  # it has said so, and the hop sends
+    held: int = 0  # positions at least, of one at a peer
 
 
 @dataclass(slots=True)

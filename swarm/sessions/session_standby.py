@@ -10,7 +10,7 @@ from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm.identifiers import PeerId
 
 from .generation import Exactness
-from .session_events import CloseHop, Effect, HopKey, KeepHere, OpenHold, SeekPeer, SendSnapshots
+from .session_events import CloseHop, Effect, HopKey, KeepHere, OpenHold, PrepareLink, SeekPeer, SendSnapshots
 from .session_hop import Hop, Patience, Standby
 
 
@@ -57,6 +57,22 @@ class Standbys:
             if hop.standby and hop.standby.key == key and not hop.standby.holding:
                 hop.standby.holding = True
                 yield SendSnapshots(hop.key, key)
+                yield from self.connect(hops)
+
+    @staticmethod
+    def connect(hops: Sequence[Hop]) -> Iterator[Effect]:
+        """Whoever is before a standby can reach it at once, and it whoever is behind."""
+        for at, hop in enumerate(hops):
+            if hop.standby is not None and hop.standby.peer is not None and hop.standby.holding:
+                yield PrepareLink(hops[at - 1].key if at else None, hop.standby.key)
+                if at + 1 < len(hops):
+                    yield PrepareLink(hop.standby.key, hops[at + 1].key)
+
+    @staticmethod
+    def kept(hops: Sequence[Hop], key: HopKey, held: int) -> None:
+        for hop in hops:
+            if hop.standby is not None and hop.standby.key == key:
+                hop.standby.held = held
 
     def lost(self, hops: Sequence[Hop], key: HopKey) -> Iterator[Effect]:
         """The standby of this key has failed; others are not affected."""

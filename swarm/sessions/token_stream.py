@@ -9,9 +9,8 @@ import anyio
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from shoal.compression.errors import MalformedPayload
 from shoal.compression.kv_levels import KvLevel
-from shoal.swarm.errors import BadActivation, MalformedMessage, ShoalError
+from shoal.swarm.errors import MalformedMessage, ShoalError
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.kv.cache_streams import CacheReceiver
 from shoal.swarm.kv.kv_chunks import KvFormat
@@ -23,21 +22,21 @@ from shoal.swarm.transport import Transport
 from shoal.swarm.units import describe, has_head, layer_range
 
 from . import session_events as events
-from .compute import Choice, Compute, Work
+from .compute import Choice
 from .driver_push import DriverPush
 from .feeder import Feeder
 from .generation import Failover, FinishReason, Route, RouteHop, TokenRequest
 from .held_aside import HeldAside, hop_session
 from .hop_link import HopLink, LinkAddress
-from .kept_outputs import without_held
+from .local_head import LocalHead
 from .messages import (
     Adopt,
-    Feed,
     NoSuccessor,
     Open,
     Output,
     Pay,
     Prefix,
+    Prepare,
     Probe,
     Reused,
     Rewire,
@@ -52,34 +51,6 @@ from .metering import Payment
 from .own_fault import own_fault
 from .session import Session
 from .work_records import UsedHop, UsedSession
-
-
-class LocalHead:
-    """The head that a driver keeps for itself."""
-
-    def __init__(self, compute: Compute, session: SessionId) -> None:
-        self._compute = compute
-        self._session = session
-        self._held = 0
-
-    async def take(self, output: Output) -> Choice | None:
-        """raises: BadActivation"""
-        feed = Feed(output.start, output.count, (), output.hidden, output.wants_token, True, output.trace)
-        try:
-            fresh = without_held(feed, self._held)
-        except MalformedPayload as error:
-            raise BadActivation(str(error)) from error
-        if fresh is None:
-            return None
-        if fresh.start != self._held:
-            raise BadActivation(f"positions from {fresh.start} came, {self._held} are held")
-        work = Work(self._session, fresh.start, fresh.count, hidden=fresh.hidden, wants_token=fresh.wants_token)
-        done = await self._compute.run(work)
-        self._held += fresh.count
-        return done.choice
-
-    def close(self) -> None:
-        self._compute.close(self._session)
 
 
 @dataclass(slots=True)
@@ -130,7 +101,7 @@ class DriverStream:
         outliving: TaskGroup,
         receiver: CacheReceiver,
     ) -> None:
-        self._holds = HeldAside(name, transport, gate, receiver, self._post)
+        self._holds = HeldAside(name, transport, gate, receiver, self._post, self._take_result, self._key_of)
         self._outliving = outliving  # streams are closed after the caller has left
         self._payment = payment
         self._stamp = stamp
@@ -165,6 +136,7 @@ class DriverStream:
 
     def let_all_go(self) -> None:
         """The session is over, at every hop and standby."""
+        self._push.end()
         for link in self._links.values():
             self.let_go(link)
         for hold in self._holds.end_all():
@@ -189,6 +161,11 @@ class DriverStream:
     def chain(self) -> tuple[PeerId, ...]:
         """The peers that serve this session now, in order."""
         return tuple(hop.peer for hop in self._session.hops)
+
+    @property
+    def standbys(self) -> tuple[PeerId | None, ...]:
+        """Who keeps what each of them would be replaced with; None: nobody, or this process."""
+        return tuple(hop.standby.peer if hop.standby is not None else None for hop in self._session.hops)
 
     async def __aiter__(self) -> AsyncIterator[Choice]:
         async for item in self._choices:
@@ -245,6 +222,10 @@ class DriverStream:
                     tasks.start_soon(self._seek, effect)
                 case events.OpenHold():
                     self._open_hold(effect, tasks)
+                case events.PrepareLink(source, to_key):
+                    await self._prepare_link(source, to_key, tasks)
+                case events.PromoteHold():
+                    await self._promote(effect, tasks)
                 case events.KeepHere(hold, sender):
                     self._keep_here(hold, sender)
                 case events.SendSnapshots(key, hold):
@@ -365,9 +346,66 @@ class DriverStream:
         planned = self._planned[effect.peer, effect.span.start, effect.span.stop]
         sender = self._links[effect.sender].at.peer
         link, request = self._holds.open(
-            effect.hold, planned, effect.span, self._request.model, self._dtype or "", sender
+            effect.hold, planned, effect.span, self._request.model, self._dtype or "", sender, self._max_tokens
         )
         tasks.start_soon(link.run, request, None)
+
+    @property
+    def _max_tokens(self) -> int:
+        return len(self._request.ids) + self._request.max_new_tokens
+
+    async def _prepare_link(self, source: events.HopKey | None, to_key: events.HopKey, tasks: TaskGroup) -> None:
+        to = self._links.get(to_key) or self._holds.link(to_key)
+        if to is None:
+            return
+        if source is None:
+            self._push.prepare(to.at, tasks)
+            return
+        link = self._links.get(source) or self._holds.link(source)
+        if link is not None:
+            await link.tell(Prepare(to.at.peer, to.at.session, to.at.addresses))
+
+    async def _promote(self, effect: events.PromoteHold, tasks: TaskGroup) -> None:
+        link = self._holds.promote(effect.hold)
+        me, name = effect.peer, link.at.session
+        request = self._request_for(link.at, effect.upstream, effect.downstream)
+        request = replace(request, cache_from=me, kept_as=name, cache_below=effect.below)
+        self._took_over.add(effect.hold)
+        self._note_link(link)
+        await link.promote(request, self._opening(link.at, tasks))  # before anything else is said to it
+
+    def _note_link(self, link: HopLink) -> None:
+        key = link.at.key
+        self._links[key] = link
+        self._tallies[key] = _Tally()
+        self._since[key] = len(self._session.ids) if self._used else 0
+
+    def _opening(self, at: LinkAddress, tasks: TaskGroup) -> Callable[[], Awaitable[bytes]] | None:
+        """What gives the payment that goes with the opening of a hop."""
+        if self._payment is None or not self._payment.in_advance:
+            return None
+        offer = _Offer(partial(self._payment.opening, at.peer, at.session, at.span))
+        tasks.start_soon(offer.run)
+        return offer.wait
+
+    def _request_for(self, at: LinkAddress, upstream: PeerId | None, downstream: events.HopKey | None) -> Open:
+        below = self._links[downstream].at if downstream is not None else None
+        sampling = self._request.sampling
+        with_history = sampling.needs_history and has_head(at.span, self._manifest.layers)
+        return Open(
+            session=at.session,
+            model=self._request.model,
+            dtype=self._dtype or "",
+            span=at.span,
+            max_tokens=self._max_tokens,
+            upstream=upstream or self._transport.me,
+            downstream=below.peer if below else None,
+            downstream_session=below.session if below else None,
+            downstream_addresses=below.addresses if below else (),
+            sampling=sampling,
+            history=tuple(self._session.ids) if with_history else (),
+            stamp=self._stamp,
+        )
 
     def _keep_here(self, hold: events.HopKey, sender: events.HopKey) -> None:
         at = self._links[sender].at
@@ -386,37 +424,14 @@ class DriverStream:
             hop_session(self._name, effect.hop),
             planned.addresses,
         )
-        below = self._links[effect.downstream].at if effect.downstream is not None else None
-        sampling = self._request.sampling
-        with_history = sampling.needs_history and has_head(effect.span, self._manifest.layers)
-        request = Open(
-            session=at.session,
-            model=self._request.model,
-            dtype=self._dtype or "",
-            span=effect.span,
-            max_tokens=len(self._request.ids) + self._request.max_new_tokens,
-            upstream=effect.upstream or self._transport.me,
-            downstream=below.peer if below else None,
-            downstream_session=below.session if below else None,
-            downstream_addresses=below.addresses if below else (),
-            sampling=sampling,
-            history=tuple(self._session.ids) if with_history else (),
-            stamp=self._stamp,
-            prefix=self._wish(effect),
-        )
-        self._since[effect.hop] = len(self._session.ids) if self._used else 0
+        request = self._request_for(at, effect.upstream, effect.downstream)
+        request = replace(request, prefix=self._wish(effect))
         if effect.restore is not None:
-            request = replace(request, **self._holds.restoring(effect.restore))
+            request = replace(request, cache_from=self._holds.source(effect.restore))
             self._took_over.add(effect.hop)
         link = HopLink(at, self._transport, self._gate, self._post, self._take_result, self._key_of, self._take_prefix)
-        self._links[effect.hop] = link
-        self._tallies[effect.hop] = _Tally()
-        opening = None
-        if self._payment is not None and self._payment.in_advance:
-            offer = _Offer(partial(self._payment.opening, at.peer, at.session, at.span))
-            opening = offer.wait
-            tasks.start_soon(offer.run)
-        tasks.start_soon(link.run, request, opening)
+        self._note_link(link)
+        tasks.start_soon(link.run, request, self._opening(at, tasks))
 
     def _close_hop(self, key: events.HopKey) -> None:
         hold = self._holds.end(key)

@@ -67,6 +67,7 @@ class SimulatedCompute:
         self.step_s = step_s
         self.position_s = position_s
         self.sessions: dict[SessionId, OpenSession] = {}
+        self.standing: dict[SessionId, OpenSession] = {}  # yield their room to sessions, the oldest first
         self.profile = profile
         self.computed_positions = 0
         self.imported_positions = 0
@@ -96,15 +97,56 @@ class SimulatedCompute:
         await checkpoint()
         if self._fault == "refuse_open":
             raise Refused("this node takes no sessions")
+        self._check_new(session, span, max_tokens)
+        if max_tokens > self.free_tokens:
+            raise OutOfMemory(f"room for {max_tokens} tokens was asked for, {self.free_tokens} are free")
+        while self.standing and max_tokens > self._unused_tokens:
+            del self.standing[next(iter(self.standing))]
+        self.sessions[session] = OpenSession(span, max_tokens, sampling)
+
+    async def stand_by(self, session: SessionId, span: Span, max_tokens: int) -> None:
+        await checkpoint()
+        self._check_new(session, span, max_tokens)
+        if max_tokens > self._unused_tokens:
+            raise OutOfMemory(f"room for {max_tokens} tokens was asked for, {self._unused_tokens} are unused")
+        self.standing[session] = OpenSession(span, max_tokens, Sampling())
+
+    async def take_over(
+        self,
+        session: SessionId,
+        span: Span,
+        max_tokens: int,
+        sampling: Sampling,
+        history: tuple[int, ...],
+        below: int,
+        claim: Claim = MEMBER,
+    ) -> int:
+        await checkpoint()
+        held = self.standing.get(session)
+        if held is None or held.span != span or held.max_tokens < max_tokens:
+            raise Refused("nothing of this name stands by")
+        units = self.model.kept_units(span)
+        held.held = max(0, min(held.held, below))
+        del held.cache[held.held :]
+        last = held.cache[-1] if held.cache else b""
+        held.digests = {unit: last[at * WIDTH : (at + 1) * WIDTH] for at, unit in enumerate(units)} if last else {}
+        held.sampling = sampling
+        self.sessions[session] = self.standing.pop(session)
+        self.imported_positions += held.held
+        return held.held
+
+    @property
+    def _unused_tokens(self) -> int:
+        return self.free_tokens - sum(held.max_tokens for held in self.standing.values())
+
+    def _check_new(self, session: SessionId, span: Span, max_tokens: int) -> None:
+        """raises: Refused, ContextTooLong"""
         if not any(hosted.covers(span) for hosted in self.hosted):
             raise Refused(f"{describe(span, self.model.layers)} is not hosted here")
-        if session in self.sessions:
+        if session in self.sessions or session in self.standing:
             raise Refused("a session of this name is open already")
         if max_tokens > self.model.max_context:
             raise ContextTooLong(f"{max_tokens} tokens are more than the context of {self.model.max_context}")
-        if max_tokens > self.free_tokens:
-            raise OutOfMemory(f"room for {max_tokens} tokens was asked for, {self.free_tokens} are free")
-        self.sessions[session] = OpenSession(span, max_tokens, sampling)
 
     async def run(self, work: Work) -> Done:
         session = self._continued(work)
@@ -161,7 +203,7 @@ class SimulatedCompute:
     async def import_kv(
         self, session: SessionId, start: int, chunks: Sequence[bytes], history: tuple[int, ...] = ()
     ) -> int:
-        held = self._known(session)
+        held = self._taking_in(session)
         if self._fault == "refuse_import":
             raise Refused("this node takes no caches in")
         if start != held.held:
@@ -175,14 +217,16 @@ class SimulatedCompute:
             if len(chunk.payload) != width * chunk.count:
                 raise BadChunk(f"a payload of {len(chunk.payload)} bytes for {chunk.count} positions")
             await self._pass_time(held.span, chunk.count)
-            if self._known(session) is not held or not chunk.start <= held.held < chunk.start + chunk.count:
+            at = held.held
+            if self._taking_in(session) is not held or not chunk.start <= at < chunk.start + chunk.count:
                 raise Refused("the session was closed or went on meanwhile")
             rows = [chunk.payload[at * width : (at + 1) * width] for at in range(chunk.count)]
             known = held.held - chunk.start
             held.cache += rows[known:]
             held.digests = {unit: rows[-1][at * WIDTH : (at + 1) * WIDTH] for at, unit in enumerate(units)}
             held.held += chunk.count - known
-            self.imported_positions += chunk.count - known
+            if session in self.sessions:
+                self.imported_positions += chunk.count - known
         return held.held
 
     async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
@@ -205,6 +249,7 @@ class SimulatedCompute:
 
     def close(self, session: SessionId) -> None:
         self.sessions.pop(session, None)
+        self.standing.pop(session, None)
 
     def _continued(self, work: Work) -> OpenSession:
         """raises: Refused"""
@@ -221,6 +266,10 @@ class SimulatedCompute:
         if session is None:
             raise Refused("no such session")
         return session
+
+    def _taking_in(self, name: SessionId) -> OpenSession:
+        """raises: Refused"""
+        return self.standing.get(name) or self._known(name)
 
     def _inputs(self, work: Work, span: Span) -> list[bytes]:
         """raises: BadActivation"""

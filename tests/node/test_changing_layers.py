@@ -28,7 +28,7 @@ from shoal.swarm.units import Span
 pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 FRONT, BACK = Span(0, 5), Span(5, 10)
 PROMPT = tuple(range(100, 260))
-NEW = 400
+NEW = 1200  # more than a change of layers takes
 IN_PLACE = "88MB"  # holds half of the model with its KV cache, and not both halves
 PATIENCE_S = 30.0
 

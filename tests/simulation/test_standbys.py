@@ -8,9 +8,11 @@ from simulation.session_world import DRIVER, MODEL, MODEL_ID, World, world
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.kv.kv_chunks import parse_chunk
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions.generation import Route, TokenRequest
 from shoal.swarm.sessions.session_hop import Patience
+from shoal.swarm.transports.memory_link import Conditions
 
 LAYOUT = [(f"{part} {n}", layers) for part, layers in (("front", "embed+0:3"), ("back", "3:6+head")) for n in range(3)]
 PROMPT = tuple((7 * i + 3) % MODEL.vocabulary for i in range(200))
@@ -224,3 +226,105 @@ async def test_a_driver_that_dies_leaves_nothing_at_its_standbys() -> None:
             with anyio.fail_after(60.0):
                 while holding(swarm):  # noqa: ASYNC110  it polls to see that nothing is left
                     await anyio.sleep(0.1)
+
+
+async def pause_of(swarm: World, place: int, exactness: str) -> float:
+    tokens, route = await killing(swarm, [place], exactness=exactness)
+    assert tokens == EXPECTED
+    (failover,) = route.failovers
+    return failover.pause_s
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_failover_with_a_standby_waits_for_one_message_after_the_other_and_no_greeting(place: int) -> None:
+    """50 ms each way. The news of the loss; then, of the first hop: what is missing to the standby, from there to the
+    other hop, and a token; of the last: word to the other hop, what is missing to the standby, and a token."""
+    hops = 4
+    conditions = Conditions(latency_s=(0.05, 0.05))
+    async with world(*LAYOUT, conditions=conditions, unit_step_s=1e-6) as swarm:
+        pause_s = await pause_of(swarm, place, "exact")
+    assert hops * 0.05 <= pause_s < hops * 0.05 + 0.04, "computing the tail takes the rest"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_node_whose_room_is_needed_for_sessions_goes_on_from_the_bytes(place: int) -> None:
+    async with world(*LAYOUT) as swarm:
+        rooms = {name: volunteer.compute.standing for name, volunteer in swarm.volunteers.items()}
+        emptied: list[str] = []
+
+        def disturb(busy: list[PeerId]) -> None:
+            for name, standing in rooms.items():
+                emptied.extend(name for _ in standing)
+                standing.clear()
+            swarm.network.kill(busy[place])
+
+        with anyio.fail_after(60.0):
+            tokens, route = await swarm.generate(COUNT, PROMPT, disturb=(20, disturb), exactness="exact")
+        assert len(emptied) == 2, "both standbys had room until then"
+        assert tokens == EXPECTED
+        assert route.failovers[0].loaded == imported(swarm) == 192
+        await swarm.settled()
+        assert not any(rooms.values())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("bandwidth_byte_s", "lossy"), [(1e9, False), (1500.0, True)])
+async def test_a_session_that_allows_losses_has_them_only_where_the_link_is_slow(
+    bandwidth_byte_s: float, lossy: bool
+) -> None:
+    """Simulated chunks are small, so a link that is to be slow for them is very slow."""
+    conditions = Conditions(latency_s=(0.005, 0.03), bandwidth_byte_s=bandwidth_byte_s)
+    async with world(*LAYOUT, seed=2) as swarm:
+        for volunteer in swarm.volunteers.values():
+            volunteer.compute.profile = b"p" * 32
+        for one in swarm.volunteers:
+            for other in swarm.volunteers:
+                if one[:-1] == other[:-1] and one != other:
+                    swarm.network.link(PeerId(one), PeerId(other)).conditions = conditions
+        kept: dict[str, list[bytes]] = {}
+
+        def look(busy: list[PeerId]) -> None:
+            for server in swarm.servers.values():
+                keeper = server.receiver.keeper
+                for name in keeper.names():
+                    profiles = [parse_chunk(data).format.profile for data in keeper.chunks(name, DRIVER, 1 << 20)]
+                    kept[name] = profiles
+
+        with anyio.fail_after(600.0):
+            await swarm.generate(300, PROMPT, disturb=(295, look), exactness="fast")
+        assert len(kept) == 2
+        for profiles in kept.values():
+            assert profiles[0], "nothing was known of the link"
+            assert bool(profiles[-1]) == lossy
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("apart_s", [0.0, 0.01, 0.03, 0.06, 0.1])
+async def test_two_hops_lost_one_after_the_other_whose_standbys_are_not_equally_far_cost_no_token(
+    first: int, apart_s: float
+) -> None:
+    """The second one's standby wants to be sent what the first one's has not computed."""
+    async with world(*LAYOUT) as swarm, anyio.create_task_group() as tasks:
+
+        async def kill(peer: PeerId) -> None:
+            await anyio.sleep(apart_s)
+            swarm.network.kill(peer)
+
+        def disturb(busy: list[PeerId]) -> None:
+            for name, server in swarm.servers.items():  # what the last hop's standby has is only a part
+                for held in server.receiver.keeper.names() if name.startswith("back") else ():
+                    kept = server.receiver.keeper._kept[held]  # noqa: SLF001
+                    del kept.chunks[1:]
+                swarm.volunteers[name].compute.standing.clear()
+                swarm.volunteers[name].compute.position_s = 0.0005  # loading takes a while then
+            tasks.start_soon(kill, busy[1 - first])
+            swarm.network.kill(busy[first])
+
+        with anyio.fail_after(20.0):
+            tokens, route = await swarm.generate(COUNT, PROMPT, disturb=(20, disturb), exactness="exact")
+        assert tokens == EXPECTED
+        assert len(route.failovers) == 2
+        await swarm.settled()

@@ -13,6 +13,7 @@ from shoal.swarm.sessions.session_events import (
     AdoptUpstream,
     CacheCame,
     CacheFailed,
+    CacheKept,
     CloseHop,
     Event,
     HandOver,
@@ -26,7 +27,9 @@ from shoal.swarm.sessions.session_events import (
     PeerSought,
     Plan,
     Planned,
+    PrepareLink,
     ProgressCame,
+    PromoteHold,
     Repaired,
     Restore,
     RewireHop,
@@ -90,21 +93,63 @@ def test_a_session_that_wants_to_replay_seeks_none() -> None:
     assert not of(Running("replay").token(), SeekPeer)
 
 
-def test_a_standby_begins_with_what_the_next_hop_has_and_is_fed_the_rest() -> None:
+def test_a_standby_is_promoted_and_fed_at_once_from_what_it_has_said_that_it_keeps() -> None:
     running = Running()
     hold = running.with_standby_of_b()
+    running.say(CacheKept(hold, 192))
     effects = running.say(HopLost(2, "gone"))
-    (opened,) = of(effects, OpenHop)
     assert not of(effects, Plan), "who stands ready need not be looked for"
-    assert opened.peer == S
-    assert opened.restore == Restore(S, hold, len(PROMPT))  # C has computed as far as the last token shows
-    assert not of(running.say(HopOpened(opened.hop)), RewireHop), "its cache is not in yet"
-    effects = running.say(CacheCame(opened.hop, 192))
-    assert of(effects, CloseHop) == [CloseHop(hold)]
+    below = len(PROMPT)  # C has computed as far as the last token shows
+    assert of(effects, PromoteHold) == [PromoteHold(hold, S, SPANS[1], A, 3, below)]
     assert of(effects, AdoptUpstream) == [AdoptUpstream(3, S)]
-    assert of(effects, RewireHop) == [RewireHop(1, opened.hop, 192)]
+    assert of(effects, RewireHop) == [RewireHop(1, hold, 192)]
+    assert not of(running.say(CacheCame(hold, 192)), RewireHop)
     (repaired,) = of(running.token(), Repaired)
-    assert (repaired.loaded, repaired.planned) == (192, False)
+    assert (repaired.loaded, repaired.planned, repaired.replaced_by) == (192, False, (S,))
+
+
+@pytest.mark.parametrize(("said", "held", "again"), [(128, 192, []), (192, 128, [RewireHop(1, 4, 128)])])
+def test_a_promoted_standby_that_has_less_than_it_said_is_fed_again(said: int, held: int, again: list[Any]) -> None:
+    running = Running()
+    hold = running.with_standby_of_b()
+    assert hold == 4
+    running.say(CacheKept(hold, said))
+    assert of(running.say(HopLost(2, "gone")), RewireHop) == [RewireHop(1, hold, said)]
+    assert of(running.say(CacheCame(hold, held)), RewireHop) == again
+
+
+def test_no_more_is_taken_from_a_standby_than_the_next_hop_has() -> None:
+    running = Running()
+    hold = running.with_standby_of_b()
+    running.say(CacheKept(hold, 192))
+    running.session.hops[2].held = 100
+    effects = running.say(HopLost(2, "gone"))
+    assert of(effects, PromoteHold)[0].below == 100
+    assert of(effects, RewireHop) == [RewireHop(1, hold, 64)]
+
+
+def test_a_hop_lost_while_the_one_behind_it_loads_too_little_has_the_chain_opened_anew() -> None:
+    running = Running()
+    hold = running.with_standby_of_b()
+    running.say(CacheKept(hold, 192))
+    running.say(HopLost(2, "gone"))
+    (plan,) = of(running.say(HopLost(1, "gone too")), Plan)
+    assert plan.span == SPANS[0]
+    (plan,) = of(running.say(CacheCame(hold, 128)), Plan)
+    assert plan.span == Span(0, 8)
+
+
+def test_links_around_a_standby_are_open_before_they_are_needed_and_again_when_its_neighbours_change() -> None:
+    running = Running()
+    running.token()
+    (of_b,) = of(running.say(PeerSought(2, S)), OpenHold)
+    effects = running.say(HopOpened(of_b.hold))
+    assert of(effects, PrepareLink) == [PrepareLink(1, of_b.hold), PrepareLink(of_b.hold, 3)]
+    (of_a,) = of(running.say(PeerSought(1, T)), OpenHold)
+    effects = running.say(HopOpened(of_a.hold))
+    assert PrepareLink(None, of_a.hold) in effects
+    assert PrepareLink(of_a.hold, 2) in effects
+    assert PrepareLink(of_a.hold, of_b.hold) in running.say(HopLost(2, "gone")), "it would push to S now"
 
 
 def test_the_last_position_is_always_computed_again_and_none_that_the_next_hop_lacks_is_skipped() -> None:
@@ -120,8 +165,8 @@ def test_the_last_position_is_always_computed_again_and_none_that_the_next_hop_l
 def test_a_standby_that_dies_while_it_loads_leaves_the_second_rung() -> None:
     running = Running()
     hold = running.with_standby_of_b()
-    (opened,) = of(running.say(HopLost(2, "gone")), OpenHop)
-    effects = running.say(HopLost(opened.hop, "gone too"))
+    running.say(HopLost(2, "gone"))
+    effects = running.say(HopLost(hold, "gone too"))
     assert CloseHop(hold) in effects
     (plan,) = of(effects, Plan)
     assert plan.span == SPANS[1], "the chain is kept"
@@ -203,9 +248,9 @@ def test_a_move_that_takes_too_long_is_given_up() -> None:
     successor = moving(running)
     running.token()
     running.now += Patience().prefill_s
-    running.session._waiting_since_s = running.now  # noqa: SLF001  tokens have come all the while
-    running.session._deadline_s = running.now + 30.0  # noqa: SLF001
-    running.session._wake_s = running.now + 0.001  # noqa: SLF001
+    running.session._watch.waiting_since_s = running.now  # noqa: SLF001  tokens have come all the while
+    running.session._watch.deadline_s = running.now + 30.0  # noqa: SLF001
+    running.session._watch._wake_s = running.now + 0.001  # noqa: SLF001
     effects = running.say(Ticked())
     assert CloseHop(successor) in effects
     assert KeepOn(2) in effects
