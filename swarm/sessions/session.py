@@ -560,7 +560,7 @@ class Session:
     def _on_tick(self, now: float) -> Iterator[Effect]:
         overslept_s = now - self._wake_s if self._wake_s else 0.0
         self._wake_s = 0.0
-        if overslept_s > self.patience.probe_s:
+        if overslept_s > self.patience.probe_s / 4:
             self._forgive(overslept_s, now)
         if self.phase == "opening":
             yield from self._tick_opening(now)
@@ -568,7 +568,8 @@ class Session:
             yield from self._tick_running(now)
 
     def _forgive(self, overslept_s: float, now: float) -> None:
-        """This process stood still (a suspended machine, Ctrl-Z): the time is nobody's fault, and probes start anew."""
+        """This process stood still (a suspended or a very busy machine, Ctrl-Z): the time is nobody's fault, and probes
+        start anew, as their answers may lie here unread."""
         self._deadline_s += overslept_s
         for hop in self.hops:
             if hop.unanswered_since_s is not None:
