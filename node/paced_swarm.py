@@ -92,7 +92,7 @@ class PacedSwarm:
             for peer, engine in self._engines.items():
                 await engine.prepare_kv(
                     self._spans[peer]
-                )  # the first time is slow: the session must not be over before
+                )  # slow the first time, and a session is short
                 await self._join(peer)
             transport = self._network.join(PeerId("driver"))
             self._driver = Driver(transport, OpenGate(), self, tasks)
