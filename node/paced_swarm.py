@@ -89,7 +89,8 @@ class PacedSwarm:
 
     async def running(self, work: Callable[[], Awaitable[None]]) -> None:
         async with MemoryNetwork(0, self._conditions) as self._network, anyio.create_task_group() as tasks:
-            for peer in self._engines:
+            for peer, engine in self._engines.items():
+                await engine.prepare_kv(self._spans[peer])  # slow the first time, and a session is short
                 await self._join(peer)
             transport = self._network.join(PeerId("driver"))
             self._driver = Driver(transport, OpenGate(), self, tasks)

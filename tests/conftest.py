@@ -13,6 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
+
+# a machine that stands still for a fifth of a second is no fault of what is tested
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 CLEAN_UP_S = 10.0  # a node that was told to stop may take this long
 

@@ -48,11 +48,12 @@ class Watch:
     def woken(self, hops: Sequence[Hop], now: float) -> None:
         overslept_s = now - self._wake_s if self._wake_s else 0.0
         self._wake_s = 0.0
-        if overslept_s > self.patience.probe_s:
+        if overslept_s > self.patience.probe_s / 4:
             self._forgive(hops, overslept_s, now)
 
     def _forgive(self, hops: Sequence[Hop], overslept_s: float, now: float) -> None:
-        """This process stood still (a suspended machine, Ctrl-Z): the time is nobody's fault, and probes start anew."""
+        """This process stood still (a suspended or a very busy machine, Ctrl-Z): the time is nobody's fault, and probes
+        start anew, as their answers may lie here unread."""
         self.deadline_s += overslept_s
         for hop in hops:
             if hop.unanswered_since_s is not None:

@@ -17,7 +17,7 @@ from shoal.swarm.sessions.compute import Done, Work
 from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.sessions.session_hop import Patience
 
-pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.network, pytest.mark.timeout(240)]
 PROMPT = tuple((7 * i + 1) % VOCABULARY for i in range(17))
 NEW, GOOD = 24, 7  # tokens, and those that come before the fault
 FRONT, BACK = "embed+0:2", "2:4+head"
@@ -73,11 +73,10 @@ class Spoiler:
         return spoiled
 
 
-async def one_back(running: RunningNodes, folder: Path, fronts: int, monkeypatch: pytest.MonkeyPatch) -> Node:
+async def one_back(running: RunningNodes, folder: Path, fronts: int) -> Node:
     back = await running.start(folder, BACK)
     for _ in range(fronts):
         await running.start(folder, FRONT)
-    monkeypatch.setattr(back.driver, "_patience", Patience(step_s=2.0))
     return back
 
 
@@ -87,12 +86,14 @@ async def test_a_node_that_answers_wrongly_or_never_costs_no_token(
 ) -> None:
     folder, expected = reference
     async with running_nodes(tmp_path) as running:
-        back = await one_back(running, folder, fronts=2, monkeypatch=monkeypatch)
+        back = await one_back(running, folder, fronts=2)
         (hosted,) = back.hosted
         spoiler = Spoiler(running.nodes[1:], monkeypatch)
         for fault, words in ((nan, "bad_input: "), (wrong_shape, "bad_input: "), (never, "computes nothing")):
             spoiler.begin(fault)
-            with anyio.fail_after(30):
+            if fault is never:  # who is honest and slow is not to be left for it
+                monkeypatch.setattr(back.driver, "_patience", Patience(step_s=2.0))
+            with anyio.fail_after(60):
                 tokens, route = await generate(back, TokenRequest(hosted.model, PROMPT, NEW))
             (failover,) = route.failovers
             assert tokens == expected, fault.__name__
@@ -113,11 +114,11 @@ async def test_without_another_holder_the_error_names_the_layers_the_peer_and_it
                 got.append(choice.id)  # noqa: PERF401  what came before the error counts
 
     async with running_nodes(tmp_path) as running:
-        back = await one_back(running, folder, fronts=1, monkeypatch=monkeypatch)
+        back = await one_back(running, folder, fronts=1)
         (hosted,) = back.hosted
         spoiler = Spoiler(running.nodes[1:], monkeypatch)
         spoiler.begin(nan)
-        with anyio.fail_after(30), pytest.raises(ModelNotServable) as caught:
+        with anyio.fail_after(60), pytest.raises(ModelNotServable) as caught:
             await broken(TokenRequest(hosted.model, PROMPT, NEW))
         assert got == expected[: GOOD + 1]
         assert "embed, layers 0:2" in str(caught.value)

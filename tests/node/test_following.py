@@ -153,7 +153,7 @@ async def test_new_sessions_get_the_newest_round_and_open_ones_finish_on_theirs(
         run.advance()
         assert not await followed.move(), "a third version is not loaded while the first is in use"
         assert begun + await old.generate(7) == before
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not await followed.move():  # noqa: ASYNC110  a device thread tells nobody
             await anyio.sleep(0.01)
     async with session(hosted.find(), "newest") as newest:
@@ -237,7 +237,7 @@ async def test_a_node_follows_rounds_that_others_make(run: Run, hosted: Hosted, 
         tasks.start_soon(followed.follow, catch_up, peers, 0.05)
         for _ in range(3):
             run.advance()
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while followed.round != run.replica.round:  # noqa: ASYNC110  as above
                     await anyio.sleep(0.02)
             async with session(hosted.find(), f"round {followed.round}") as new:

@@ -16,7 +16,7 @@ from shoal.swarm.sessions.feeder import PREFILL_POSITIONS
 from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.units import missing, whole
 
-pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.network, pytest.mark.timeout(240)]
 CONTEXT = 512
 SHORT = tuple((7 * i + 1) % VOCABULARY for i in range(17))
 LONG = tuple((5 * i + 2) % VOCABULARY for i in range(PREFILL_POSITIONS + 20))

@@ -67,7 +67,7 @@ def test_a_published_model_is_fetched_by_another_node_and_served(tmp_path: Path)
                 assert (await api.delete(f"/publications/{model}")).status_code == 200
                 assert (await api.delete(f"/publications/{model}")).status_code == 404
                 assert not await find_given(member.calls, [owner.transport.me])
-                with anyio.fail_after(10):
+                with anyio.fail_after(60):
                     while not await find_given(owner.calls, [member.transport.me]):  # noqa: ASYNC110
                         await anyio.sleep(0.05)
             tasks.cancel_scope.cancel()
@@ -89,7 +89,7 @@ def test_a_model_that_nobody_publishes_is_told_and_a_list_outlives_a_restart(tmp
     async def again(model: str) -> None:
         async with anyio.create_task_group() as tasks:
             async with running_node(options(tmp_path, "owner"), lambda _: None, tasks) as node:
-                with anyio.fail_after(20):
+                with anyio.fail_after(60):
                     while not node.publications.published():  # noqa: ASYNC110  restored in the background
                         await anyio.sleep(0.02)
                 assert [item.model for item in node.publications.published()] == [model]

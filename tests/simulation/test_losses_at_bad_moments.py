@@ -12,7 +12,16 @@ from shoal.swarm.sessions.compute import Choice
 from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.sessions.hop import IDLE_S
 from shoal.swarm.sessions.session import Session
-from shoal.swarm.sessions.session_events import CloseHop, HopFailed, HopOpened, Plan, Planned, Ticked, TokenCame
+from shoal.swarm.sessions.session_events import (
+    CloseHop,
+    HopFailed,
+    HopOpened,
+    Plan,
+    Planned,
+    ProgressCame,
+    Ticked,
+    TokenCame,
+)
 from shoal.swarm.sessions.session_hop import Patience
 from shoal.swarm.units import Span
 
@@ -125,3 +134,13 @@ def test_time_in_which_the_driver_stood_still_is_charged_to_nobody() -> None:
     assert not [effect for effect in effects if isinstance(effect, CloseHop)]
     effects = [effect for now in (102.5, 105.0) for effect in session.handle(Ticked(), now)]
     assert [effect for effect in effects if isinstance(effect, CloseHop)], "awake, it waits no longer than usual"
+
+
+@pytest.mark.parametrize(("late_s", "lost"), [(0.1, True), (0.6, False), (1.9, False)])
+def test_an_answer_that_lies_unread_while_a_busy_machine_holds_the_driver_up_counts(late_s: float, lost: bool) -> None:
+    session, _ = running_session()
+    list(session.handle(Ticked(), 1.3))  # silence: the hop is probed
+    due = 1.3 + Patience().probe_s
+    effects = list(session.handle(Ticked(), due + late_s))  # before the answer is read, though it came long ago
+    effects += session.handle(ProgressCame(1, 3), due + late_s)
+    assert bool([effect for effect in effects if isinstance(effect, CloseHop)]) is lost

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from node.cli.shoal_process import Ran, ended, environment, run
 from training.tiny_run import as_toml, tiny_tables
-from training.train_process import said, start_trainer, trainers, wait_until
+from training.train_process import PATIENCE_S, said, start_trainer, trainers, wait_until
 
 from shoal.node.training.checkpoints.reader import latest
 
@@ -46,13 +47,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def fill(disk: Path) -> None:
-    """Until it takes not even a page more."""
+def keep_full(disk: Path, process: subprocess.Popen[str]) -> None:
+    """Not even a page more goes onto it until the process has ended, also when that drops an old checkpoint."""
+    deadline = time.perf_counter() + PATIENCE_S
     with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12):
-            with suppress(OSError):
-                while file.write(bytes(size)):
-                    pass
+        while process.poll() is None and time.perf_counter() < deadline:
+            for size in (1 << 20, 1 << 12):
+                with suppress(OSError):
+                    while file.write(bytes(size)):
+                        pass
+            time.sleep(0.01)
 
 
 def test_a_disk_that_is_full_at_a_checkpoint_ends_with_6_and_leaves_the_old_one(
@@ -62,7 +66,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_ends_with_6_and_leaves_the_old_one(
     ana = start_trainer(config, tmp_path, "ana")
     try:
         wait_until(lambda: bool(said(ana, "saved")), ana)
-        fill(small_disk)
+        keep_full(small_disk, ana.process)
         assert ana.process.wait(60) == 6
     finally:
         ana.stop()

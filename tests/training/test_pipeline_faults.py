@@ -140,7 +140,7 @@ async def test_a_last_stage_that_dies_takes_its_own_gradients_along_and_nothing_
 
 @pytest.mark.anyio
 async def test_a_hung_replica_is_left_out_when_its_time_is_up(model: Path, tmp_path: Path) -> None:
-    async with pipeline(model, tmp_path, 3, INNER, BATCH, deadline_s=0.5) as row:
+    async with pipeline(model, tmp_path, 3, INNER, BATCH, deadline_s=3.0) as row:
         hung, _, _ = await row.start(1, "hung"), await row.start(1, "spare"), await row.start(2, "last")
         driver = await row.drive("driver")
         await driver.step(drawn_batch(0, 8), BATCH.micro)
