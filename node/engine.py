@@ -27,7 +27,7 @@ from shoal.swarm.units import Span, layer_range
 from .coding_thread import CodingThread
 from .device_thread import DeviceThread, Next, Reply, deliver
 from .engine_core import EngineCore
-from .kv_coding import KvCoding, relative_distance
+from .kv_coding import KvCoding
 from .scheduler import BATCH_TOKENS
 from .shard import Shard
 
@@ -243,18 +243,15 @@ class Engine:
 
         return await self._coder.run(recode)
 
-    async def kv_distance(self, mine: bytes, other: bytes) -> float:
-        """See `Compute.kv_distance`. raises: BadChunk, LocalFault"""
+    async def kv_distance(self, mine: bytes, other: bytes, level: KvLevel) -> float:
+        """See `Compute.kv_distance`. raises: BadChunk, Refused, LocalFault"""
         coding, parsed, heads, width = await self._known_kind(mine)
+        coding.check_level(level)
         (theirs,) = due_chunks([other], coding.kind, parsed.start)
         if theirs.count != parsed.count:
             raise BadChunk(f"a chunk of {theirs.count} positions where {parsed.count} are due")
 
-        def compare() -> float:
-            ours, claimed = coding.decode(parsed, heads, width), coding.decode(theirs, heads, width)
-            return max(relative_distance(a, b) for a, b in zip(ours, claimed, strict=True))
-
-        return await self._coder.run(compare)
+        return await self._coder.run(partial(coding.distance, parsed, theirs, heads, width, level))
 
     async def _known_kind(self, data: bytes) -> tuple[KvCoding, KvChunk, int, int]:
         """A chunk with what codes it here, heads and width. raises: BadChunk, Refused"""

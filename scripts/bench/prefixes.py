@@ -228,8 +228,6 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         model = chosen.model or folder / "model"
         if chosen.model is None:
             make_model(model)
-        else:
-            tune(model)
         stack.enter_context(emulated(chosen, folder))
         stack.enter_context(node(1, folder / "a", ["up", str(model), "--layers", "all"]))
         line = subprocess.run(  # noqa: S603  our own

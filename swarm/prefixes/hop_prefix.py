@@ -25,7 +25,7 @@ from .donor_link import EXACT, FAST, Donor
 from .prefix_chain import LINK_BYTES, MAX_LINKS, Link, address
 from .prefix_race import SMALLEST_PIECE, PrefixRace, Step, Wait, frontier_of
 from .prefix_race import Compute as ComputeStep
-from .prefixes import STAGED_BYTES, THRESHOLDS, Prefixes
+from .prefixes import EXACT_MAY_DIFFER, LOSSY_MAY_DIFFER, STAGED_BYTES, Prefixes
 
 log = structlog.get_logger()
 
@@ -279,14 +279,15 @@ class HopPrefix:
         coder = self._prefixes.coder_of(self._request.model)
         if coder is None:
             return True
+        level = "default" if self._taint and held.level == "lossless" else held.level
         try:
             (own,) = await self._compute.export_kv(self._request.session, start, start + CHUNK_TOKENS)
-            distance = await coder.kv_distance(own, claimed)
+            distance = await coder.kv_distance(own, claimed, level)
         except BadChunk as error:
             await self._distrust(held.maker, str(error))
             return held.maker not in self._taken
         self._prefixes.counts.audited += 1
-        limit = THRESHOLDS["default" if self._taint else held.level]
+        limit = EXACT_MAY_DIFFER if level == "lossless" else LOSSY_MAY_DIFFER
         if distance <= limit:
             return True
         await self._distrust(held.maker, f"chunk {number} is {distance:.3f} from what was computed, {limit} may be")

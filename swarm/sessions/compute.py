@@ -113,9 +113,11 @@ class ChunkCoder(Protocol):
     async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
         """A lossless chunk of this node's caches at another level. raises: BadChunk, Refused, LocalFault"""
 
-    async def kv_distance(self, mine: bytes, other: bytes) -> float:
-        """How far another chunk of the same positions is from `mine`: |other - mine| / |mine| over keys and values, the
-        larger of the two.
+    async def kv_distance(self, mine: bytes, other: bytes, level: KvLevel) -> float:
+        """How far another chunk of the same positions is from `mine`, a lossless one, beyond what `level` may lose.
 
-        raises: BadChunk when the other one is damaged or of other caches; LocalFault
+        lossless: |other - mine| / |mine| over keys and values, the larger of the two. The other levels: what rounding
+        to their step cannot explain (`compression.kv_comparison`); 0 for an honest chunk, about 1 for an empty one.
+
+        raises: BadChunk when the other one is damaged or of other caches; Refused without a profile; LocalFault
         """

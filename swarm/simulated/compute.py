@@ -193,7 +193,9 @@ class SimulatedCompute:
         profile = self.profile if level != "lossless" else b""
         return pack_chunk(replace(parsed, format=replace(parsed.format, profile=profile)))
 
-    async def kv_distance(self, mine: bytes, other: bytes) -> float:
+    async def kv_distance(self, mine: bytes, other: bytes, level: KvLevel) -> float:
+        if level != "lossless" and not self.profile:
+            raise Refused(f"there is no profile here for {level} chunks")
         own = parse_chunk(mine)
         first, stop = own.format.layers
         (theirs,) = due_chunks([other], self.kv_format(Span(first + 1, stop + 1)), own.start)
