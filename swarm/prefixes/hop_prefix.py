@@ -75,8 +75,10 @@ class HopPrefix:
         audited = None
         if wish.shared and self._chunks and prefixes.draw() < prefixes.audit_share:
             audited = int(prefixes.draw() * self._chunks)
-        promise_s = prefixes.past.predicted_s(self._chunks, exact=wish.exact) if wish.shared else None
-        self._race = PrefixRace(self._chunks, self._pace, prefixes.clock(), audited, promise_s, alone=alone)
+        self._least: KvLevel = (EXACT if wish.exact or not self._kind.profile else FAST)[-1]
+        now = prefixes.clock()
+        promise_s = prefixes.past.predicted_s(self._chunks, self._least, now) if wish.shared else None
+        self._race = PrefixRace(self._chunks, self._pace, now, audited, promise_s, alone=alone)
         self._tell: Tell | None = None
         self._find_here()
 
@@ -89,13 +91,16 @@ class HopPrefix:
                 self._staged[number] = HeldChunk(label.maker, label.quality, None)
         self._prefixes.store.pin(self._addresses)
         self._race.everybody_holds(self._common(), self._prefixes.clock(), fetched=False)
-        self._race.expect((), searching=self._may_fetch and len(self._staged) < self._chunks)
+        self._looks = self._is_worth_a_look()
+        self._race.expect((), searching=self._looks and len(self._staged) < self._chunks)
 
-    @property
-    def _may_fetch(self) -> bool:
+    def _is_worth_a_look(self) -> bool:
         computing_s = self._pace.seconds(0, self._chunks * CHUNK_TOKENS)
+        if not (self._wish.shared and self._chunks and self._prefixes.has_board):
+            return False
+        past, now = self._prefixes.past, self._prefixes.clock()
         worth_it = computing_s is None or computing_s > LEAST_WORTH_S
-        return self._wish.shared and self._prefixes.has_board and worth_it
+        return worth_it and past.is_worth_a_look(self._chunks, self._least, computing_s, now)
 
     def staged(self, *, fetched: bool = False) -> Staged:
         return Staged(ranges_of(self._staged), fetched)
@@ -127,7 +132,7 @@ class HopPrefix:
 
     async def _fetch(self) -> None:
         missing = frozenset(range(self._chunks)) - self._staged.keys()
-        if not self._may_fetch or not missing:
+        if not self._looks or not missing:
             return
         levels = EXACT if self._wish.exact else FAST
         taker = self._prefixes.taker(self._addresses, self._kind, levels)
@@ -211,11 +216,13 @@ class HopPrefix:
                 self._unstage(number)
                 self._note_common(fetched=False)
                 break
+            began_s = self._prefixes.clock()
             try:
                 position = await self._compute.import_kv(self._request.session, position, [data])
             except BadChunk as error:
                 await self._distrust(held.maker, str(error))
                 break
+            self._prefixes.past.note_taken_in(held.level, self._prefixes.clock() - began_s)
             self._taint = self._taint or held.level != "lossless"
             came = position - max(start, number * CHUNK_TOKENS)
             if held.maker == self._prefixes.me:
@@ -259,7 +266,7 @@ class HopPrefix:
         """Positions were computed. returns: whether what was taken in before may be believed"""
         self._held = start + count
         self._working_at = max(self._working_at, self._held)
-        if count >= SMALLEST_PIECE:
+        if count >= CHUNK_TOKENS or (count >= SMALLEST_PIECE and not self._pace.is_known):
             self._pace.note(start, count, took_s)
         if wants_token:
             self._first_token = True

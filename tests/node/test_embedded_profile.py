@@ -69,7 +69,7 @@ def test_every_level_of_the_shipped_profile_costs_what_it_is_named_for(profile: 
 
 
 @pytest.mark.anyio
-async def test_a_session_goes_on_from_a_lossy_snapshot_of_the_embedded_model(engine: Engine, novels: LocalModel) -> None:
+async def test_a_session_goes_on_from_a_lossy_snapshot(engine: Engine, novels: LocalModel) -> None:
     whole = Span(0, novels.manifest.layers + 2)
     prompt = tuple((17 * i + i * i // 3) % 4000 + 50 for i in range(150))
     for session in (A, B):
