@@ -72,6 +72,8 @@ def test_the_bare_command_shows_the_commands(shoal: Here) -> None:
         (["up", "--device", "tpu"], "--device"),
         (["up", "--max-memory", "foo"], "memory"),
         (["up", "--max-memory", "200%"], "memory"),
+        (["up", "--kv-disk", "0"], "a disk size (--kv-disk) of '0' leaves room for nothing"),
+        (["up", "--kv-disk", "abc"], "cannot read the disk size (--kv-disk) 'abc'"),
         (["up", "--host", "300.1.1.1"], "--host"),
         (["up", "--host", "192.0.2.1"], "--host"),
         (["join", "shoal1:x", "--layers", "foo"], "--layers"),
