@@ -77,7 +77,7 @@ class KvCoding:
         except (MalformedPayload, ValueError) as error:
             raise BadChunk(str(error)) from error
         for array in (block.keys, block.values):
-            if not np.isfinite(to_floats(array, shape.dtype)).all():
+            if not all(np.isfinite(to_floats(layer, shape.dtype)).all() for layer in array):
                 raise BadChunk(f"a cache of {chunk.count} positions holds NaN or infinity")
         return _tensor(block.keys), _tensor(block.values)
 
