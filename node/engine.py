@@ -223,15 +223,28 @@ class Engine:
         """See `Compute.import_kv`. raises: BadChunk, Refused, LocalFault"""
         room = await self._ask(partial(self._core.kv_room, session, start))
         coding, held = self._coding(room.span), start
-        for chunk in due_chunks(chunks, coding.kind, begins_at(chunks[0], start) if chunks else start):
+        due = due_chunks(chunks, coding.kind, begins_at(chunks[0], start) if chunks else start)
+        for data, chunk in zip(chunks, due, strict=True):
             if chunk.start + chunk.count > room.tokens:
                 raise Refused(f"{chunk.start + chunk.count} positions; {room.tokens} were reserved")
+            placed = await self._ask(partial(self._core.take_placed, session, held, chunk.start, chunk.count, data))
+            if placed is not None:
+                held = placed
+                continue
             keys, values = await self._coder.run(partial(coding.decode, chunk, room.heads, room.width))
             known = held - chunk.start
             held = await self._ask(partial(self._core.write_kv, session, held, keys[:, known:], values[:, known:]))
         if history:
             await self._ask(partial(self._core.remember, session, history))
         return held
+
+    async def place_kv(self, session: SessionId, chunk: bytes) -> None:
+        """See `Compute.place_kv`. raises: BadChunk, Refused, LocalFault"""
+        span, (heads, width) = await self._ask(partial(self._core.kv_shape, session))
+        coding = self._coding(span)
+        (parsed,) = due_chunks([chunk], coding.kind, parse_chunk(chunk).start)
+        keys, values = await self._coder.run(partial(coding.decode, parsed, heads, width))
+        await self._ask(partial(self._core.place_kv, session, parsed.start, keys, values, chunk))
 
     async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
         """See `Compute.recode_kv`. raises: BadChunk, Refused, LocalFault"""

@@ -13,7 +13,7 @@ import anyio
 import structlog
 
 from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
-from shoal.swarm.errors import BadChunk, MalformedMessage, OutOfMemory, RemoteFault, ShoalError
+from shoal.swarm.errors import BadChunk, MalformedMessage, OutOfMemory, Refused, RemoteFault, ShoalError
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.kv.chunk_index import Label
 from shoal.swarm.sessions.compute import Compute
@@ -65,6 +65,8 @@ class HopPrefix:
         self._others: frozenset[int] = frozenset()
         self._news = anyio.Event()
         self._growth = anyio.Event()
+        self._arrived: list[int] = []  # chunks to be decoded before it is their turn
+        self._placing = anyio.Lock()
         self._held = 0  # positions
         self._working_at = 0  # the end of what is computed now
         self._kept = 0  # chunks
@@ -125,6 +127,7 @@ class HopPrefix:
         self._tell = tell
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._fetch)
+            tasks.start_soon(self._place_arrived)
             while True:
                 await self._growth.wait()
                 self._growth = anyio.Event()
@@ -154,6 +157,24 @@ class HopPrefix:
             self._race.expect((), searching=False)
             self._note_common(fetched=False)
 
+    async def _place_arrived(self) -> None:
+        """Decode what has come while more is on its way, so that little is left to do when it is taken in."""
+        while True:
+            news = self._news
+            while self._arrived:
+                async with self._placing:
+                    number = self._arrived.pop(0)
+                    held = self._staged.get(number)
+                    if held is None or held.data is None or number < self._frontier():
+                        continue
+                    try:
+                        await self._compute.place_kv(self._request.session, held.data)
+                    except BadChunk as error:
+                        await self._distrust(held.maker, str(error))
+                    except ShoalError as error:
+                        log.info("chunk_not_placed", reason=str(error))  # it is decoded when it is its turn
+            await news.wait()
+
     def _missing_of(self, donor: Donor) -> set[int]:
         return {number for number in donor.numbers if number >= self._frontier() and number not in self._staged}
 
@@ -162,12 +183,15 @@ class HopPrefix:
         return frontier_of(self._working_at)
 
     async def _stage(self, donor: PeerId, number: int, level: KvLevel, data: bytes) -> None:
+        if self._prefixes.is_banned(donor):
+            raise Refused("what it gave before is false")
         self._prefixes.counts.fetched += 1
         self._prefixes.counts.fetched_bytes += len(data)
         if self._prefixes.staged_bytes + len(data) > STAGED_BYTES:
             raise OutOfMemory(f"{STAGED_BYTES >> 20} MiB wait to be taken in already")  # nobody has looked inside yet
         self._prefixes.staged_bytes += len(data)
         self._staged[number] = HeldChunk(donor, level, data)
+        self._arrived.append(number)
         self._note_common(fetched=True)
         if self._tell is not None:
             await self._tell(self.staged(fetched=True))
@@ -183,9 +207,9 @@ class HopPrefix:
         for number in [number for number, held in self._staged.items() if held.maker == donor]:
             self._unstage(number)
         self._note_common(fetched=False)
+        await self._prefixes.ban(donor, reason)  # from here on `_stage` takes nothing of it
         if self._tell is not None:
             await self._tell(self.staged())
-        await self._prefixes.ban(donor, reason)
 
     # Feeding
 
@@ -218,7 +242,8 @@ class HopPrefix:
                 break
             began_s = self._prefixes.clock()
             try:
-                position = await self._compute.import_kv(self._request.session, position, [data])
+                async with self._placing:
+                    position = await self._compute.import_kv(self._request.session, position, [data])
             except BadChunk as error:
                 await self._distrust(held.maker, str(error))
                 break

@@ -103,6 +103,13 @@ class Compute(Protocol):
                 Refused (unknown session, `start` does not continue it, more than is reserved), LocalFault
         """
 
+    async def place_kv(self, session: SessionId, chunk: bytes) -> None:
+        """Decode a chunk of positions that the session does not hold yet and put them where they belong, while it goes
+        on: a later `import_kv` of the same object then has nothing left to do. Until then they do not count.
+
+        raises: BadChunk, Refused (unknown session, beyond what is reserved), LocalFault
+        """
+
     def close(self, session: SessionId) -> None:
         """Free everything of the session; unknown sessions are ignored."""
 

@@ -43,6 +43,7 @@ class OpenSession:
     held: int = 0  # positions
     digests: dict[int, bytes] = field(default_factory=dict)
     cache: list[bytes] = field(default_factory=list)  # of each position, the digests of all layers
+    placed: dict[int, bytes] = field(default_factory=dict)  # chunks that need no time to be taken in
 
 
 class SimulatedCompute:
@@ -174,7 +175,8 @@ class SimulatedCompute:
             width = WIDTH * len(units)
             if len(chunk.payload) != width * chunk.count:
                 raise BadChunk(f"a payload of {len(chunk.payload)} bytes for {chunk.count} positions")
-            await self._pass_time(held.span, chunk.count)
+            if held.placed.get(chunk.start) not in chunks:
+                await self._pass_time(held.span, chunk.count)
             if self._known(session) is not held or not chunk.start <= held.held < chunk.start + chunk.count:
                 raise Refused("the session was closed or went on meanwhile")
             rows = [chunk.payload[at * width : (at + 1) * width] for at in range(chunk.count)]
@@ -184,6 +186,16 @@ class SimulatedCompute:
             held.held += chunk.count - known
             self.imported_positions += chunk.count - known
         return held.held
+
+    async def place_kv(self, session: SessionId, chunk: bytes) -> None:
+        held = self._known(session)
+        (parsed,) = due_chunks([chunk], self.kv_format(held.span), parse_chunk(chunk).start)
+        if len(parsed.payload) != WIDTH * len(self.model.kept_units(held.span)) * parsed.count:
+            raise BadChunk(f"a payload of {len(parsed.payload)} bytes for {parsed.count} positions")
+        if parsed.start + parsed.count > held.max_tokens:
+            raise Refused(f"{parsed.start + parsed.count} positions; {held.max_tokens} are reserved")
+        await self._pass_time(held.span, parsed.count)
+        held.placed[parsed.start] = chunk
 
     async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
         parsed = parse_chunk(chunk)

@@ -11,11 +11,14 @@ from node.tiny_models import VOCABULARY, make_model, save_model
 from shoal.compression.kv_levels import LEVELS, KvLevel
 from shoal.node.engine import Engine
 from shoal.node.kv_calibration import calibrate
+from shoal.node.kv_coding import KvCoding
 from shoal.node.model_source import LocalModel
 from shoal.node.shard import Shard
 from shoal.swarm.errors import BadChunk, Refused
 from shoal.swarm.identifiers import SessionId
+from shoal.swarm.kv.kv_chunks import KvChunk
 from shoal.swarm.prefixes.prefixes import LOSSY_MAY_DIFFER
+from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions.compute import Work
 from shoal.swarm.units import Span
 
@@ -58,6 +61,56 @@ async def test_of_a_chunk_that_begins_before_what_is_held_only_the_rest_is_taken
     await engine.run(Work(SessionId("c"), 0, 64, ids=PROMPT[:64]))
     with pytest.raises(BadChunk):
         await engine.import_kv(SessionId("c"), 64, chunks)
+
+
+@pytest.mark.anyio
+async def test_a_chunk_that_was_put_in_its_place_before_its_turn_is_not_decoded_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    decode = KvCoding.decode
+
+    def counted(coding: KvCoding, chunk: KvChunk, heads: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        decoded.append(chunk.start)
+        return decode(coding, chunk, heads, width)
+
+    monkeypatch.setattr(KvCoding, "decode", counted)
+    long = tuple((5 * i + 1) % VOCABULARY for i in range(200))
+    await opened(engine, A)
+    expected = await engine.run(Work(A, 0, 200, ids=long, wants_token=True))
+    first, second, third = await engine.export_kv(A, 0, 192)
+    await opened(engine, B)
+    for chunk in (third, second, first):
+        await engine.place_kv(B, chunk)
+    assert decoded == [128, 64, 0]
+    await engine.run(Work(B, 0, 80, ids=long[:80]))  # over the first and into the second
+    assert await engine.import_kv(B, 80, [second]) == 128
+    assert decoded == [128, 64, 0], "the rest of the second lay there"
+    assert await engine.import_kv(B, 128, [bytes(bytearray(third))]) == 192
+    assert decoded == [128, 64, 0, 128], "other bytes are not what was put there"
+    done = await engine.run(Work(B, 192, 8, ids=long[192:], wants_token=True))
+    assert done.choice is not None
+    assert expected.choice is not None
+    assert done.choice.id == expected.choice.id
+    assert (await engine.export_kv(B, 128, 192)) == [third]
+
+
+@pytest.mark.anyio
+async def test_a_chunk_never_goes_over_what_is_computed_or_beyond_the_room(engine: Engine) -> None:
+    await opened(engine, A)
+    await opened(engine, B)
+    await engine.run(Work(A, 0, 100, ids=PROMPT))
+    await engine.run(Work(B, 0, 100, ids=OTHER))
+    (others,) = await engine.export_kv(B, 0, 64)
+    before = await engine.export_kv(A, 0, 64)
+    await engine.place_kv(A, others)
+    assert await engine.export_kv(A, 0, 64) == before
+    await engine.open(SessionId("small"), WHOLE, 40, Sampling(), ())
+    with pytest.raises(Refused, match="reserved"):
+        await engine.place_kv(SessionId("small"), others)
+    for bad in (others[:-5], b""):
+        with pytest.raises(BadChunk):
+            await engine.place_kv(A, bad)
 
 
 @pytest.mark.anyio
