@@ -61,7 +61,7 @@ def decode_lossless(data: bytes, shape: KvShape, accelerate: bool | None = None)
         symbols = decode_symbols(reader, _contexts(shape, tables), tables, 256, accelerate)
         size = REST_BYTES[shape.dtype]
         keys, values = (
-            _merged(symbols[part], reader.array("u1", count * size).reshape(size, count), shape.dtype)
+            _merged(symbols[part], np.frombuffer(reader.take(count * size), np.uint8).reshape(size, count), shape.dtype)
             for part in (slice(0, count), slice(count, None))
         )
     reader.close()

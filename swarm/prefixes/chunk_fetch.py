@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from shoal.compression.kv_levels import KvLevel
 
-from .fetch_past import SHARES
+from .fetch_past import shares_of
 
 LEEWAY = 1.02  # of the time that the smallest level would take from the beginning
 LEAST_WINDOW, MOST_WINDOW = 2, 16  # asks under way
@@ -34,7 +34,8 @@ class _Asked:
 
 class ChunkFetch:
     """levels: that may be asked for, the best first. began_s: when the wait began; taking_in_s: what a chunk of each
-    level costs here when it has come; chunk_s: from one chunk to the next, as it was the last time.
+    level costs here when it has come; chunk_s: from one chunk to the next, as it was the last time; dtype: of the
+    caches.
 
     A chunk's size in memory follows from the first that comes.
     """
@@ -48,12 +49,13 @@ class ChunkFetch:
         began_s: float | None = None,
         taking_in_s: Mapping[KvLevel, float] | None = None,
         chunk_s: float | None = None,
+        dtype: str = "bfloat16",
     ) -> None:
         self._wanted = set(wanted)
         self._levels = levels
         self._taking_in_s = taking_in_s or {}
         self._raw_bytes = 0.0
-        self._shares = dict(SHARES)
+        self._shares = shares_of(dtype)
         self.round_trip_s = round_trip_s
         self._past_chunk_s = chunk_s
         self._began_s = now if began_s is None else began_s

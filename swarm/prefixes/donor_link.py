@@ -78,8 +78,8 @@ class Taker:
         stream = await self._transport.open(donor.peer, PROTOCOL)
         try:
             asked_s = self._clock()
-            chunk_s = self._past.next_chunk_s(self._levels[-1], asked_s)
-            known = donor.round_trip_s, asked_s, self._began_s, self._past.taking_in_s, chunk_s
+            chunk_s = self._past.next_chunk_s(self._levels[-1], asked_s, self._kind.dtype)
+            known = donor.round_trip_s, asked_s, self._began_s, self._past.taking_in_s, chunk_s, self._kind.dtype
             fetch = ChunkFetch(numbers, self._levels, *known)
             await greet(stream, self._gate)
             await self._ask(stream, fetch, frontier, expect)  # behind the greeting: a round trip less

@@ -9,8 +9,16 @@ from shoal.compression.kv_levels import KvLevel
 NEWEST = 0.5  # weight of the newest
 FORGOTTEN_S = 600.0  # links change: then a fetch is tried again
 LEAST_GAIN = 0.15  # of the time that computing takes: what promises less is not worth the small pieces beside a fetch
-SHARES: dict[KvLevel, float] = {"lossless": 0.68, "near-lossless": 0.16, "default": 0.09, "small": 0.045}
-# of bfloat16, as measured on a real model; of those that come the sizes are seen
+_SHARES: dict[KvLevel, float] = {"lossless": 0.68, "near-lossless": 0.16, "default": 0.09, "small": 0.045}
+_EXACT_SHARES = {"float32": 1.67, "float16": 0.85}
+
+
+def shares_of(dtype: str) -> dict[KvLevel, float]:
+    """What a chunk of each level takes of bfloat16, as measured on a real model; of those that come the sizes are seen.
+
+    dtype: of the arithmetic
+    """
+    return {**_SHARES, "lossless": _EXACT_SHARES.get(dtype, _SHARES["lossless"])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +59,33 @@ class FetchPast:
     def note_taken_in(self, level: KvLevel, took_s: float) -> None:
         _blend(self.taking_in_s, level, took_s)
 
-    def predicted_s(self, chunks: int, level: KvLevel, now: float) -> float | None:
+    def predicted_s(self, chunks: int, level: KvLevel, now: float, dtype: str = "bfloat16") -> float | None:
         """Until so many are taken in; None while nothing is known."""
-        chunk_s = self.next_chunk_s(level, now)
+        chunk_s = self.next_chunk_s(level, now, dtype)
         if self.first_s is None or chunk_s is None:
             return None
         return self.first_s + chunks * (chunk_s + self.taking_in_s.get(level, 0.0))
 
-    def is_worth_a_look(self, chunks: int, level: KvLevel, computing_s: float | None, now: float) -> bool:
+    def is_worth_a_look(
+        self, chunks: int, level: KvLevel, computing_s: float | None, now: float, dtype: str = "bfloat16"
+    ) -> bool:
         """Whether computing from the front and fetching from the back gain enough before they meet."""
-        chunk_s = self.next_chunk_s(level, now)
+        chunk_s = self.next_chunk_s(level, now, dtype)
         if self.first_s is None or chunk_s is None or computing_s is None:
             return True
         own_s = computing_s / chunks
         fetched = min(chunks, (computing_s - self.first_s) / (chunk_s + own_s))
         return fetched * (own_s - self.taking_in_s.get(level, 0.0)) >= LEAST_GAIN * computing_s
 
-    def next_chunk_s(self, level: KvLevel, now: float) -> float | None:
+    def next_chunk_s(self, level: KvLevel, now: float, dtype: str = "bfloat16") -> float | None:
         """From one chunk to the next: by the size of another level where this one never came; None while unknown."""
         if not self.chunk_s or now - self.noted_s > FORGOTTEN_S:
             return None
         known = self.chunk_s.get(level)
         if known is not None:
             return known
-        return min(seconds * SHARES[level] / SHARES[other] for other, seconds in self.chunk_s.items())
+        shares = shares_of(dtype)
+        return min(seconds * shares[level] / shares[other] for other, seconds in self.chunk_s.items())
 
 
 def _blend(known: dict[KvLevel, float], level: KvLevel, newest: float) -> None:

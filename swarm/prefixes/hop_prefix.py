@@ -74,13 +74,13 @@ class HopPrefix:
         self._taint = False  # something was taken in that had lost something
         self._taken: set[PeerId] = set()
         self._pace = prefixes.pace(request.model, self._layers)
-        audited = None
+        self._audited: int | None = None
         if wish.shared and self._chunks and prefixes.draw() < prefixes.audit_share:
-            audited = int(prefixes.draw() * self._chunks)
+            self._audited = int(prefixes.draw() * self._chunks)
         self._least: KvLevel = (EXACT if wish.exact or not self._kind.profile else FAST)[-1]
         now = prefixes.clock()
-        promise_s = prefixes.past.predicted_s(self._chunks, self._least, now) if wish.shared else None
-        self._race = PrefixRace(self._chunks, self._pace, now, audited, promise_s, alone=alone)
+        promise_s = prefixes.past.predicted_s(self._chunks, self._least, now, self._kind.dtype) if wish.shared else None
+        self._race = PrefixRace(self._chunks, self._pace, now, self._audited, promise_s, alone=alone)
         self._tell: Tell | None = None
         self._find_here()
 
@@ -102,7 +102,7 @@ class HopPrefix:
             return False
         past, now = self._prefixes.past, self._prefixes.clock()
         worth_it = computing_s is None or computing_s > LEAST_WORTH_S
-        return worth_it and past.is_worth_a_look(self._chunks, self._least, computing_s, now)
+        return worth_it and past.is_worth_a_look(self._chunks, self._least, computing_s, now, self._kind.dtype)
 
     def staged(self, *, fetched: bool = False) -> Staged:
         return Staged(ranges_of(self._staged), fetched)
@@ -297,6 +297,8 @@ class HopPrefix:
             self._first_token = True
             self._growth.set()
         number = start // CHUNK_TOKENS
+        if self.leads and number != self._audited:
+            return True  # it came while it was computed: comparing would cost the answer time
         held = self._staged.get(number)
         if held is None or held.maker == self._prefixes.me or start % CHUNK_TOKENS or count != CHUNK_TOKENS:
             return True

@@ -134,7 +134,10 @@ class PrefixRace:
         smallest_s = self._pace.seconds(position, SMALLEST_PIECE)
         if not smallest_s:
             return SMALLEST_PIECE
-        return SMALLEST_PIECE * max(1, min(CHUNK_TOKENS // SMALLEST_PIECE, int(BRIEF_S / smallest_s)))
+        piece = CHUNK_TOKENS  # halves of it, so that no small rest is left
+        while piece > SMALLEST_PIECE and piece // SMALLEST_PIECE * smallest_s > BRIEF_S:
+            piece //= 2
+        return piece
 
     def _unsure_piece(self, least: int, now: float, left: int) -> int:
         """Small at first; the longer nothing comes, the less likely is it to come in the next moment."""

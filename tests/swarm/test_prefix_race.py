@@ -270,6 +270,7 @@ def test_a_level_that_never_came_is_foretold_from_another_by_its_size() -> None:
     past.note_taken_in("default", 0.005)
     assert past.predicted_s(10, "default", 1.0) == pytest.approx(0.1 + 0.15)
     assert past.predicted_s(10, "lossless", 1.0) == pytest.approx(0.1 + 0.1 * 0.68 / 0.09)
+    assert past.predicted_s(10, "lossless", 1.0, "float32") == pytest.approx(0.1 + 0.1 * 1.67 / 0.09)
 
 
 def test_a_level_that_costs_more_to_take_in_than_it_gains_is_not_asked_for() -> None:
