@@ -256,3 +256,22 @@ def test_help_comes_quickly() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "threads"), [(["up"], "", "1"), (["train"], "", "1"), (["up"], "4", "4")]
+)
+def test_what_computes_keeps_numpy_to_one_thread_unless_told_otherwise(
+    arguments: list[str], given: str, threads: str
+) -> None:
+    """Its threads would wait for each other beside torch's: decoding a KV chunk then takes four times as long."""
+    code = (
+        "import os, sys\n"
+        f"sys.argv = ['shoal', *{arguments!r}, '--help']\n"
+        "from shoal.node.cli.main import run\n"
+        "try:\n    run()\nexcept SystemExit:\n    print('threads', os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    environment |= {"OPENBLAS_NUM_THREADS": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert f"threads {threads}" in done.stdout
