@@ -8,7 +8,7 @@ from shoal.compression.kv_levels import KvLevel
 
 NEWEST = 0.5  # weight of the newest
 FORGOTTEN_S = 600.0  # links change: then a fetch is tried again
-LEAST_GAIN = 0.15  # of the time that computing takes: what promises less is not worth the small pieces beside a fetch
+LEAST_GAIN = 0.2  # of the time that computing takes: what promises less is not worth the small pieces beside a fetch
 _SHARES: dict[KvLevel, float] = {"lossless": 0.68, "near-lossless": 0.16, "default": 0.09, "small": 0.045}
 _EXACT_SHARES = {"float32": 1.67, "float16": 0.85}
 
