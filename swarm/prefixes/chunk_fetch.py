@@ -60,6 +60,8 @@ class ChunkFetch:
         self._past_chunk_s = chunk_s
         self._began_s = now if began_s is None else began_s
         self._last_s = now
+        self._first_ask_s: float | None = None
+        self._came_bytes = 0
         self._asked: dict[int, _Asked] = {}
         self.link_bytes_s: float | None = None
 
@@ -89,6 +91,7 @@ class ChunkFetch:
             level = self._level(now)
             self._wanted.discard(number)
             self._asked[number] = _Asked(level, now)
+            self._first_ask_s = now if self._first_ask_s is None else self._first_ask_s
             asks.append(Ask(number, level))
         return asks
 
@@ -101,6 +104,7 @@ class ChunkFetch:
         took_s = max(1e-4, now - (asked.at_s + self.round_trip_s if idle_before else self._last_s))
         rate = size_bytes / took_s
         self.link_bytes_s = rate if self.link_bytes_s is None else (1 - NEWEST) * self.link_bytes_s + NEWEST * rate
+        self._came_bytes += size_bytes
         if not self._raw_bytes:
             self._raw_bytes = size_bytes / self._shares[asked.level]
         self._shares[asked.level] = size_bytes / self._raw_bytes
@@ -115,12 +119,15 @@ class ChunkFetch:
         """The best that meets the deadline; the smallest while nothing is known of the link."""
         if self.link_bytes_s is None:
             return self._levels[-1]
+        # Chunks that lay in a buffer come all at once, and say nothing of the link; all of them together do.
+        since_s = self._last_s - (self._first_ask_s or 0.0) - self.round_trip_s
+        bytes_s = min(self.link_bytes_s, self._came_bytes / max(1e-3, since_s))
         under_way = sum(self._shares[asked.level] for asked in self._asked.values())
 
         def takes_s(level: KvLevel) -> float:
             waiting = (under_way + len(self._wanted) * self._shares[level]) * self._raw_bytes
             taking_in_s = len(self._wanted) * self._taking_in_s.get(level, 0.0)
-            return now - self._began_s + waiting / (self.link_bytes_s or 1.0) + taking_in_s
+            return now - self._began_s + waiting / bytes_s + taking_in_s
 
         deadline_s = LEEWAY * takes_s(self._levels[-1])
         return next(level for level in self._levels if takes_s(level) <= deadline_s)

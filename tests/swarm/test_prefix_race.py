@@ -282,3 +282,15 @@ def test_a_level_that_costs_more_to_take_in_than_it_gains_is_not_asked_for() -> 
             now += SIZES[ask.level] / 125e6
             fetch.arrived(ask.number, SIZES[ask.level], now)
         assert {ask.level for ask in fetch.asks(0, now + 2.0)} == {level}
+
+
+def test_chunks_that_come_all_at_once_make_no_link_seem_fast() -> None:
+    """Eight small ones lay in a buffer: the link has brought their bytes in .1 s, not in less than a millisecond, and
+    lossless ones would take ten times as long."""
+    fetch = ChunkFetch(range(24), READY, 0.03, 0.0, 0.0, {}, 0.001)
+    assert len(fetch.asks(0, 0.0)) == 16
+    for number in range(23, 15, -1):
+        fetch.arrived(number, SIZES["default"], 0.13 + (23 - number) * 1e-4)
+    asks = fetch.asks(0, 0.131)
+    assert asks
+    assert {ask.level for ask in asks} == {"default"}
