@@ -75,6 +75,7 @@ class PrefixRace:
         self._link_rate: float | None = None  # chunks a second that this hop's own link brings
         self._first_s: float | None = None  # when the first came over the network
         self._came = 0
+        self._last_s = now
         self._began_s = now
         self._waited = False
         computing_s = pace.seconds(0, chunks * CHUNK_TOKENS)
@@ -88,6 +89,7 @@ class PrefixRace:
         if fetched and new:
             self._first_s = self._first_s or now
             self._came += new
+            self._last_s = now
             self._waited = False
         self._held = held
 
@@ -111,8 +113,11 @@ class PrefixRace:
         to_go = len(ahead) * CHUNK_TOKENS - inside
         if not self._searching and not ahead & self._expected:
             return Compute(count if number + len(ahead) == self.chunks else min(count, to_go))
-        if now < self._patient_until_s:
-            return Wait(self._patient_until_s)
+        patient_until_s = self._patient_until_s
+        if self._came:  # what is missing is waited for no longer than it takes to compute: it may be lost
+            patient_until_s = min(patient_until_s, self._last_s + (self._pace.seconds(position, to_go) or 0.0))
+        if now < patient_until_s:
+            return Wait(patient_until_s)
         least = self._least_piece(position)
         piece_s = self._pace.seconds(position, least)
         rate = self._rate(now)

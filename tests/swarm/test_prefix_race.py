@@ -107,6 +107,16 @@ def test_it_waits_for_what_came_much_sooner_the_last_time_and_not_for_ever() -> 
     assert lonely.next(0, 1024, 0.1) == Compute(1024)
 
 
+def test_what_is_late_is_waited_for_no_longer_than_it_takes_to_compute() -> None:
+    race = PrefixRace(CHUNKS, pace_of(0.1), 0.0, promise_s=0.5)
+    race.expect(range(CHUNKS), searching=False)
+    race.everybody_holds(range(1, CHUNKS), 0.2, fetched=True)
+    race.expect({0}, searching=False)
+    assert race.next(0, 1024, 0.21) == Wait(pytest.approx(0.3))
+    assert isinstance(race.next(0, 1024, 0.31), Compute | Wait)
+    assert race.next(0, 1024, 0.4) == Compute(64)
+
+
 def test_it_waits_only_for_what_comes_sooner_than_it_could_be_computed_and_only_once() -> None:
     race = PrefixRace(4, pace_of(1.0), 0.0)
     race.expect({0}, searching=False)
