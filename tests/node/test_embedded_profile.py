@@ -21,6 +21,7 @@ from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions.compute import Work
 from shoal.swarm.units import Span
 
+torch.set_num_threads(1)
 TOKENS, TEXTS = 192, 2
 A, B = SessionId("a"), SessionId("b")
 
