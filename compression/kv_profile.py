@@ -166,8 +166,10 @@ class KvProfile:
 
     def contexts(self, step_quarters_t: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
         """The table of every symbol: (L, P, T, G * W) from each token's step."""
-        classes = self.spreads.astype(np.int64)[:, :, None, :] - step_quarters_t[:, None]
-        return np.asarray(np.clip(classes, LOWEST_CLASS, HIGHEST_CLASS) - LOWEST_CLASS, np.uint16)
+        steps, of_token = np.unique(step_quarters_t, return_inverse=True)
+        classes = self.spreads.astype(np.int64)[:, :, None, :] - steps[:, None]
+        by_step = (np.clip(classes, LOWEST_CLASS, HIGHEST_CLASS) - LOWEST_CLASS).astype(np.uint16)
+        return np.asarray(by_step[:, :, of_token])
 
 
 def parse_profile(data: bytes) -> KvProfile:

@@ -27,7 +27,7 @@ from shoal.swarm.units import Span, layer_range
 from .coding_thread import CodingThread
 from .device_thread import DeviceThread, Next, Reply, deliver
 from .engine_core import EngineCore
-from .kv_coding import KvCoding, relative_distance
+from .kv_coding import KvCoding
 from .scheduler import BATCH_TOKENS
 from .shard import Shard
 
@@ -243,15 +243,28 @@ class Engine:
         """See `Compute.import_kv`. raises: BadChunk, Refused, LocalFault"""
         room = await self._ask(partial(self._core.kv_room, session, start))
         coding, held = self._coding(room.span), start
-        for chunk in due_chunks(chunks, coding.kind, begins_at(chunks[0], start) if chunks else start):
+        due = due_chunks(chunks, coding.kind, begins_at(chunks[0], start) if chunks else start)
+        for data, chunk in zip(chunks, due, strict=True):
             if chunk.start + chunk.count > room.tokens:
                 raise Refused(f"{chunk.start + chunk.count} positions; {room.tokens} were reserved")
+            placed = await self._ask(partial(self._core.take_placed, session, held, chunk.start, chunk.count, data))
+            if placed is not None:
+                held = placed
+                continue
             keys, values = await self._coder.run(partial(coding.decode, chunk, room.heads, room.width))
             known = held - chunk.start
             held = await self._ask(partial(self._core.write_kv, session, held, keys[:, known:], values[:, known:]))
         if history:
             await self._ask(partial(self._core.remember, session, history))
         return held
+
+    async def place_kv(self, session: SessionId, chunk: bytes) -> None:
+        """See `Compute.place_kv`. raises: BadChunk, Refused, LocalFault"""
+        span, (heads, width) = await self._ask(partial(self._core.kv_shape, session))
+        coding = self._coding(span)
+        (parsed,) = due_chunks([chunk], coding.kind, parse_chunk(chunk).start)
+        keys, values = await self._coder.run(partial(coding.decode, parsed, heads, width))
+        await self._ask(partial(self._core.place_kv, session, parsed.start, keys, values, chunk))
 
     async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
         """See `Compute.recode_kv`. raises: BadChunk, Refused, LocalFault"""
@@ -263,18 +276,15 @@ class Engine:
 
         return await self._coder.run(recode)
 
-    async def kv_distance(self, mine: bytes, other: bytes) -> float:
-        """See `Compute.kv_distance`. raises: BadChunk, LocalFault"""
+    async def kv_distance(self, mine: bytes, other: bytes, level: KvLevel) -> float:
+        """See `Compute.kv_distance`. raises: BadChunk, Refused, LocalFault"""
         coding, parsed, heads, width = await self._known_kind(mine)
+        coding.check_level(level)
         (theirs,) = due_chunks([other], coding.kind, parsed.start)
         if theirs.count != parsed.count:
             raise BadChunk(f"a chunk of {theirs.count} positions where {parsed.count} are due")
 
-        def compare() -> float:
-            ours, claimed = coding.decode(parsed, heads, width), coding.decode(theirs, heads, width)
-            return max(relative_distance(a, b) for a, b in zip(ours, claimed, strict=True))
-
-        return await self._coder.run(compare)
+        return await self._coder.run(partial(coding.distance, parsed, theirs, heads, width, level))
 
     async def _known_kind(self, data: bytes) -> tuple[KvCoding, KvChunk, int, int]:
         """A chunk with what codes it here, heads and width. raises: BadChunk, Refused"""

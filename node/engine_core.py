@@ -200,6 +200,39 @@ class EngineCore:
         found.room.length += keys.shape[1]
         return found.room.length
 
+    def kv_shape(self, session: SessionId) -> tuple[Span, tuple[int, int]]:
+        """Its span, and heads and width of its caches. raises: Refused"""
+        span = self._found(session).span
+        return span, self.cache.width(layer_range(span, self._layers))
+
+    def place_kv(self, session: SessionId, start: int, keys: torch.Tensor, values: torch.Tensor, chunk: object) -> None:
+        """As `write_kv`, ahead of the time: what is not computed yet of these positions, and it does not count.
+
+        raises: Refused
+        """
+        found = self._found(session)
+        stop = start + keys.shape[1]
+        if stop > found.room.tokens:
+            raise Refused(f"{stop} positions; {found.room.tokens} were reserved")
+        first = max(start, found.expected)
+        if first < stop:
+            layers = layer_range(found.span, self._layers)
+            self.cache.write(layers, found.room, first, keys[:, first - start :], values[:, first - start :])
+            found.room.placed[start] = chunk, first
+
+    def take_placed(self, session: SessionId, start: int, first: int, count: int, chunk: object) -> int | None:
+        """Let what `place_kv` put at [first, first + count) count, from `start` on, the next that is due.
+
+        returns: positions held then; None when this chunk is not there. raises: Refused
+        """
+        self.kv_room(session, start)
+        room = self.sessions[session].room
+        placed, whole_from = room.placed.get(first, (None, 0))
+        if placed is not chunk or whole_from > start:
+            return None
+        room.length = first + count
+        return room.length
+
     def _found(self, name: SessionId) -> Session:
         """raises: Refused"""
         session = self.sessions.get(name)

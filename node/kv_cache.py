@@ -8,7 +8,7 @@ source: Kwon et al., Efficient Memory Management for Large Language Model Servin
 """
 # ruff: noqa: N803  names end in their shapes, as the legend above says
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -33,6 +33,8 @@ class Reservation:
     tokens: int  # asked for
     slots: torch.Tensor | None = None  # (tokens,) int64, place of each position; None when the room is one run
     length: int = 0  # positions held
+    # Chunks that lie in their places already, by first position: which, and from where on nothing was computed over it.
+    placed: dict[int, tuple[object, int]] = field(default_factory=dict)
 
     @property
     def size_tokens(self) -> int:
@@ -53,6 +55,7 @@ class Reservation:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate {self.length} positions to {length}")
         self.length = length
+        self.placed.clear()  # what was computed and is forgotten may have gone over it
 
 
 class PagedCache:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from shoal.compression.errors import MalformedPayload
 from shoal.compression.kv_bitstream import FINE_TOKENS, decode_kv, encode_kv
 from shoal.compression.kv_block import KvBlock, KvShape, Stored, to_floats
+from shoal.compression.kv_comparison import unexplained_distance
 from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
 from shoal.compression.kv_profile import KvProfile, parse_profile
 from shoal.swarm.errors import BadChunk, Refused, UsageError
@@ -34,8 +35,14 @@ class KvCoding:
 
     def check_level(self, level: KvLevel) -> None:
         """raises: Refused"""
-        if level != "lossless" and self._profile is None:
+        if level != "lossless":
+            self._profile_for(level)
+
+    def _profile_for(self, level: KvLevel) -> KvProfile:
+        """raises: Refused"""
+        if self._profile is None:
             raise Refused(f"this model has no profile for {level} caches; shoal kv calibrate makes one")
+        return self._profile
 
     def warm_up(self, heads: int, width: int) -> None:
         """Load compiled code, and invert the profile's matrices: the first chunk would wait a second for it."""
@@ -70,9 +77,19 @@ class KvCoding:
         except (MalformedPayload, ValueError) as error:
             raise BadChunk(str(error)) from error
         for array in (block.keys, block.values):
-            if not np.isfinite(to_floats(array, shape.dtype)).all():
+            if not all(np.isfinite(to_floats(layer, shape.dtype)).all() for layer in array):
                 raise BadChunk(f"a cache of {chunk.count} positions holds NaN or infinity")
         return _tensor(block.keys), _tensor(block.values)
+
+    def distance(self, mine: KvChunk, other: KvChunk, heads: int, width: int, level: KvLevel) -> float:
+        """See `Compute.kv_distance`. raises: BadChunk; Refused without a profile for this level"""
+        ours, claimed = self.decode(mine, heads, width), self.decode(other, heads, width)
+        if level == "lossless" or not ours[0].numel():
+            return max(relative_distance(a, b) for a, b in zip(ours, claimed, strict=True))
+        shape = self._shape(mine.start, mine.count, heads, width)
+        blocks = [KvBlock(shape, _stored(keys), _stored(values)) for keys, values in (ours, claimed)]
+        profile = self._profile_for(level)
+        return unexplained_distance(blocks[0], blocks[1], profile, profile.step_quarters(level))
 
     def _shape(self, start: int, count: int, heads: int, width: int) -> KvShape:
         first, stop = self.kind.layers

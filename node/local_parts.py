@@ -76,6 +76,9 @@ class SplitCompute:
     ) -> int:
         return await self._sessions[session].import_kv(session, start, chunks, history)
 
+    async def place_kv(self, session: SessionId, chunk: bytes) -> None:
+        await self._sessions[session].place_kv(session, chunk)
+
     def close(self, session: SessionId) -> None:
         compute = self._sessions.pop(session, None)
         if compute is not None:

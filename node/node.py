@@ -322,7 +322,8 @@ async def _assemble(
     board = DhtBoard(directory, pinger, lambda: setup.gate.certificate, _now)
     trusts = trusted(lambda: planner.standing, setup.swarm)
     store = chunk_store(options, lambda text: report(Warned(text)))
-    prefixes = Prefixes(store, transport, setup.gate, board, hosted.coder, trusts)
+    given = options.upload_byte_s or 0.0
+    prefixes = Prefixes(store, transport, setup.gate, board, hosted.coder, trusts, giving_byte_s=given)
     reusing = prefixes if options.follow is None else None  # of weights that move, KV grows false
     receiver = CacheReceiver(transport, setup.gate, CacheKeeper(options.standby_bytes))
     driver = Driver(

@@ -36,5 +36,5 @@ class NodeOptions:
     kv_memory: str | None = None
     drain_limit_s: float = 10.0  # that a signal leaves for moving sessions
     standby_bytes: int = BUDGET_BYTES  # of memory, for the snapshots of other nodes' caches
-    upload_byte_s: float | None = DEFAULT_RATE_BYTE_S  # for weights that others fetch; None: they get none
+    upload_byte_s: float | None = DEFAULT_RATE_BYTE_S  # for weights and prefixes that others fetch; None: they get none
     follow: str | None = None  # name of a training run whose newest parameters are served

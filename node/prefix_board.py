@@ -12,7 +12,7 @@ from shoal.swarm.prefixes.prefix_chain import Address
 from shoal.swarm.routing.pings import Pinger
 from shoal.swarm.routing.standing import KnownStanding
 
-from .memory_size import parse_size
+from .memory_size import DISK, parse_size
 from .options import NodeOptions
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def chunk_store(options: NodeOptions, warn: Callable[[str], None]) -> ChunkStore
     """raises: UsageError for a size that cannot be read"""
     disk_bytes = 0
     if options.kv_disk is not None:
-        disk_bytes = parse_size(options.kv_disk, shutil.disk_usage(options.home.root).free)
+        disk_bytes = parse_size(options.kv_disk, shutil.disk_usage(options.home.root).free, DISK)
     memory_bytes = MEMORY_BYTES
     if options.kv_memory is not None:
         memory_bytes = parse_size(options.kv_memory, MEMORY_BYTES)

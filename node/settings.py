@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     ledger: bool = False
     kv_disk: str | None = None
     kv_memory: str | None = None
-    upload_limit: str | None = None  # "20 Mbit/s" for weights that others fetch; "0": they get none
+    upload_limit: str | None = None  # "20 Mbit/s" for weights and prefixes that others fetch; "0": they get none
     follow: str | None = Field(None, min_length=1, max_length=64)  # name of a training run
     standby_memory: str = "256MiB"
     drain_limit: float = Field(10.0, ge=0, le=86400)

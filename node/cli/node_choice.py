@@ -6,7 +6,7 @@ from typing import Any
 
 import psutil
 
-from shoal.node.memory_size import parse_size
+from shoal.node.memory_size import DISK, parse_size
 from shoal.node.options import DTYPES, NodeOptions
 from shoal.node.settings import Settings, load_settings
 from shoal.node.training.limits_units import bits_per_second
@@ -95,6 +95,11 @@ def _check_words(settings: Settings) -> None:
         raise UsageError(f"--dtype takes auto, {', '.join(DTYPES)}, not {settings.dtype!r}")
     if not _DEVICE.fullmatch(settings.device):
         raise UsageError(f"--device takes auto, cpu, cuda or cuda:1, not {settings.device!r}")
-    for size in (settings.max_memory, settings.kv_disk, settings.kv_memory):
+    sizes = (
+        (settings.max_memory, "memory size (--max-memory)"),
+        (settings.kv_disk, DISK),
+        (settings.kv_memory, "memory size (kv_memory)"),
+    )
+    for size, what in sizes:
         if size is not None:
-            parse_size(size, _SOME_BYTES)
+            parse_size(size, _SOME_BYTES, what)

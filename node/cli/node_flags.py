@@ -53,6 +53,8 @@ FollowFlag = Annotated[
 ]
 UploadFlag = Annotated[
     str | None,
-    typer.Option("--upload-limit", help="For weights that others fetch from here: 20 Mbit/s; 0 gives none."),
+    typer.Option(
+        "--upload-limit", help="For weights and prefixes that others fetch from here: 20 Mbit/s; 0 gives none."
+    ),
 ]
 DetachFlag = Annotated[bool, typer.Option("--detach", "-d", help="Start in the background; return when it is ready.")]

@@ -228,8 +228,6 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         model = chosen.model or folder / "model"
         if chosen.model is None:
             make_model(model)
-        else:
-            tune(model)
         stack.enter_context(emulated(chosen, folder))
         stack.enter_context(node(1, folder / "a", ["up", str(model), "--layers", "all"]))
         line = subprocess.run(  # noqa: S603  our own
@@ -251,8 +249,8 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         time.sleep(3.0)  # the announcements
         for number in range(chosen.rounds):
             for mode in chosen.modes:
+                time.sleep(2.5)  # what the one before has left on the link arrives, and what it computed is kept
                 taker.ask(drop=True)
-                time.sleep(2.5)  # what the one before has left on the link arrives
                 wish = {"ids": prompt(number), "share": mode != "compute", "exact": "exact" in mode or "less" in mode}
                 wish |= {"fetch": mode.partition(" ")[2]} if mode.startswith("fetch") else {}
                 answer = taker.ask(**wish)

@@ -57,7 +57,9 @@ class ChunkIndex:
             self._kept.move_to_end(address)
 
     def add(self, address: Address, kept: Kept) -> tuple[bool, list[tuple[Address, Kept]]]:
-        """returns: whether there was room, and what has to go for it"""
+        """returns: whether there was room, and what has to go: to make room, or what was kept under this address where
+        there is none"""
+        before = self._kept.get(address)
         self.remove(address)
         going: list[tuple[Address, Kept]] = []
         room = self.budget_bytes - self.used_bytes
@@ -68,7 +70,7 @@ class ChunkIndex:
                 going.append((old, entry))
                 room += entry.size_bytes
         if room < kept.size_bytes:
-            return False, []
+            return False, [(address, before)] if before is not None else []
         for old, _ in going:
             self.remove(old)
         self._kept[address] = kept

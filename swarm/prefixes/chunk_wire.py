@@ -9,7 +9,7 @@ from shoal.swarm.errors import MalformedMessage
 
 from .prefix_chain import LINK_BYTES
 
-PROTOCOL = "/shoal/kv/1"
+PROTOCOL = "/shoal/kv/2"
 
 
 class Want(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
@@ -29,7 +29,13 @@ class Missing(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
     address: bytes
 
 
-AnyAnswer = Given | Missing
+class Declined(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+    """The last answer of a stream, also before any question: nothing more is given now. reason: one line"""
+
+    reason: str
+
+
+AnyAnswer = Given | Missing | Declined
 _encoder = msgspec.msgpack.Encoder()
 _wants = msgspec.msgpack.Decoder(Want)
 _answers: msgspec.msgpack.Decoder[AnyAnswer] = msgspec.msgpack.Decoder(AnyAnswer)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import anyio
 
-from shoal.compression.kv_levels import CHUNK_TOKENS, LEVELS, KvLevel
-from shoal.swarm.errors import BadChunk, MalformedMessage, StreamBroken, Unavailable
+from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
+from shoal.swarm.errors import BadChunk, MalformedMessage, Refused, StreamBroken, Unavailable
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.kv.kv_chunks import KvFormat, due_chunks
 from shoal.swarm.members.handshake import Gate, greet, read_welcome
@@ -14,13 +14,14 @@ from shoal.swarm.transport import Stream, Transport
 
 from . import chunk_wire
 from .chunk_fetch import ChunkFetch
-from .chunk_wire import PROTOCOL, Given, Missing
-from .fetch_past import FetchPast
+from .chunk_wire import PROTOCOL, Declined, Given, Missing
+from .fetch_past import Arrival, FetchPast
 from .prefix_chain import Address
 
+MOST_REASON = 200  # characters of a donor's words
 STALL_S = 8.0  # a donor that sends nothing for so long is left
 EXACT: tuple[KvLevel, ...] = ("lossless",)
-FAST: tuple[KvLevel, ...] = ("lossless", *LEVELS[:2])
+FAST: tuple[KvLevel, ...] = ("lossless", "default")  # what lies ready at a donor: making another takes it long
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +71,28 @@ class Taker:
 
         raises: ShoalError; RemoteFault where the donor sent what no honest one sends
         """
-        self._arrivals_s: list[float] = []
+        arrivals: list[Arrival] = []
+        missed: Arrival | None = None
         if donor.addresses:
             await self._transport.connect(donor.peer, donor.addresses)
         stream = await self._transport.open(donor.peer, PROTOCOL)
         try:
             asked_s = self._clock()
+            chunk_s = self._past.next_chunk_s(self._levels[-1], asked_s, self._kind.dtype)
+            known = donor.round_trip_s, asked_s, self._began_s, self._past.taking_in_s, chunk_s, self._kind.dtype
+            fetch = ChunkFetch(numbers, self._levels, *known)
             await greet(stream, self._gate)
+            await self._ask(stream, fetch, frontier, expect)  # behind the greeting: a round trip less
             await read_welcome(stream, self._gate)
-            now = self._clock()
-            fetch = ChunkFetch(numbers, self._levels, now - asked_s, now, self._began_s)
-            await self._take_all(stream, fetch, frontier, came, expect)
+            fetch.round_trip_s = self._clock() - asked_s
+            try:
+                await self._take_all(stream, fetch, frontier, came, expect, arrivals)
+            except anyio.get_cancelled_exc_class():
+                missed = Arrival(self._levels[-1], self._clock()) if fetch.is_waiting else None
+                raise
         finally:
             stream.abort()
-            if self._arrivals_s:
-                first_s, last_s = self._arrivals_s[0], self._arrivals_s[-1]
-                self._past.note(
-                    exact=self._levels == EXACT,
-                    first_s=first_s - self._began_s,
-                    chunks=len(self._arrivals_s),
-                    took_s=last_s - first_s,
-                )
+            self._past.note(self._began_s, arrivals, missed)
 
     async def _take_all(
         self,
@@ -99,15 +101,13 @@ class Taker:
         frontier: Callable[[], int],
         came: Callable[[int, KvLevel, bytes], Awaitable[None]],
         expect: Callable[[frozenset[int], float | None], None],
+        arrivals: list[Arrival],
     ) -> None:
         numbers = {address: number for number, address in enumerate(self._addresses)}
-        while True:
-            for ask in fetch.asks(frontier(), self._clock()):
-                await stream.send(chunk_wire.encode(chunk_wire.Want(self._addresses[ask.number], ask.level)))
-            expect(fetch.open, fetch.chunks_s)
-            if not fetch.open:
-                return
+        while fetch.open:
             answer = chunk_wire.read_answer(await self._next(stream))
+            if isinstance(answer, Declined):
+                raise Refused(answer.reason[:MOST_REASON])
             number = numbers.get(Address(answer.address), -1)
             match answer:
                 case Missing():
@@ -119,9 +119,21 @@ class Taker:
                     asked = fetch.arrived(number, len(data), self._clock())
                     if asked is None or asked != level:
                         raise MalformedMessage("a chunk, or a level, that was not asked for")
-                    self._arrivals_s.append(self._clock())
+                    arrivals.append(Arrival(asked, self._clock()))
                     self._check(number, asked, data)
                     await came(number, asked, data)
+            await self._ask(stream, fetch, frontier, expect)
+
+    async def _ask(
+        self,
+        stream: Stream,
+        fetch: ChunkFetch,
+        frontier: Callable[[], int],
+        expect: Callable[[frozenset[int], float | None], None],
+    ) -> None:
+        for ask in fetch.asks(frontier(), self._clock()):
+            await stream.send(chunk_wire.encode(chunk_wire.Want(self._addresses[ask.number], ask.level)))
+        expect(fetch.open, fetch.chunks_s)
 
     async def _next(self, stream: Stream) -> bytes:
         with anyio.move_on_after(STALL_S):

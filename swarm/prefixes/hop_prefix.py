@@ -13,7 +13,7 @@ import anyio
 import structlog
 
 from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
-from shoal.swarm.errors import BadChunk, MalformedMessage, OutOfMemory, RemoteFault, ShoalError
+from shoal.swarm.errors import BadChunk, MalformedMessage, OutOfMemory, Refused, RemoteFault, ShoalError
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.kv.chunk_index import Label
 from shoal.swarm.sessions.compute import Compute
@@ -25,7 +25,7 @@ from .donor_link import EXACT, FAST, Donor
 from .prefix_chain import LINK_BYTES, MAX_LINKS, Link, address
 from .prefix_race import SMALLEST_PIECE, PrefixRace, Step, Wait, frontier_of
 from .prefix_race import Compute as ComputeStep
-from .prefixes import STAGED_BYTES, THRESHOLDS, Prefixes
+from .prefixes import EXACT_MAY_DIFFER, LOSSY_MAY_DIFFER, STAGED_BYTES, Prefixes
 
 log = structlog.get_logger()
 
@@ -65,6 +65,8 @@ class HopPrefix:
         self._others: frozenset[int] = frozenset()
         self._news = anyio.Event()
         self._growth = anyio.Event()
+        self._arrived: list[int] = []  # chunks to be decoded before it is their turn
+        self._placing = anyio.Lock()
         self._held = 0  # positions
         self._working_at = 0  # the end of what is computed now
         self._kept = 0  # chunks
@@ -72,11 +74,13 @@ class HopPrefix:
         self._taint = False  # something was taken in that had lost something
         self._taken: set[PeerId] = set()
         self._pace = prefixes.pace(request.model, self._layers)
-        audited = None
+        self._audited: int | None = None
         if wish.shared and self._chunks and prefixes.draw() < prefixes.audit_share:
-            audited = int(prefixes.draw() * self._chunks)
-        promise_s = prefixes.past.predicted_s(self._chunks, exact=wish.exact) if wish.shared else None
-        self._race = PrefixRace(self._chunks, self._pace, prefixes.clock(), audited, promise_s, alone=alone)
+            self._audited = int(prefixes.draw() * self._chunks)
+        self._least: KvLevel = (EXACT if wish.exact or not self._kind.profile else FAST)[-1]
+        now = prefixes.clock()
+        promise_s = prefixes.past.predicted_s(self._chunks, self._least, now, self._kind.dtype) if wish.shared else None
+        self._race = PrefixRace(self._chunks, self._pace, now, self._audited, promise_s, alone=alone)
         self._tell: Tell | None = None
         self._find_here()
 
@@ -89,13 +93,16 @@ class HopPrefix:
                 self._staged[number] = HeldChunk(label.maker, label.quality, None)
         self._prefixes.store.pin(self._addresses)
         self._race.everybody_holds(self._common(), self._prefixes.clock(), fetched=False)
-        self._race.expect((), searching=self._may_fetch and len(self._staged) < self._chunks)
+        self._looks = self._is_worth_a_look()
+        self._race.expect((), searching=self._looks and len(self._staged) < self._chunks)
 
-    @property
-    def _may_fetch(self) -> bool:
+    def _is_worth_a_look(self) -> bool:
         computing_s = self._pace.seconds(0, self._chunks * CHUNK_TOKENS)
+        if not (self._wish.shared and self._chunks and self._prefixes.has_board):
+            return False
+        past, now = self._prefixes.past, self._prefixes.clock()
         worth_it = computing_s is None or computing_s > LEAST_WORTH_S
-        return self._wish.shared and self._prefixes.has_board and worth_it
+        return worth_it and past.is_worth_a_look(self._chunks, self._least, computing_s, now, self._kind.dtype)
 
     def staged(self, *, fetched: bool = False) -> Staged:
         return Staged(ranges_of(self._staged), fetched)
@@ -120,6 +127,7 @@ class HopPrefix:
         self._tell = tell
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._fetch)
+            tasks.start_soon(self._place_arrived)
             while True:
                 await self._growth.wait()
                 self._growth = anyio.Event()
@@ -127,7 +135,7 @@ class HopPrefix:
 
     async def _fetch(self) -> None:
         missing = frozenset(range(self._chunks)) - self._staged.keys()
-        if not self._may_fetch or not missing:
+        if not self._looks or not missing:
             return
         levels = EXACT if self._wish.exact else FAST
         taker = self._prefixes.taker(self._addresses, self._kind, levels)
@@ -149,6 +157,24 @@ class HopPrefix:
             self._race.expect((), searching=False)
             self._note_common(fetched=False)
 
+    async def _place_arrived(self) -> None:
+        """Decode what has come while more is on its way, so that little is left to do when it is taken in."""
+        while True:
+            news = self._news
+            while self._arrived:
+                async with self._placing:
+                    number = self._arrived.pop(0)
+                    held = self._staged.get(number)
+                    if held is None or held.data is None or number < self._frontier():
+                        continue
+                    try:
+                        await self._compute.place_kv(self._request.session, held.data)
+                    except BadChunk as error:
+                        await self._distrust(held.maker, str(error))
+                    except ShoalError as error:
+                        log.info("chunk_not_placed", reason=str(error))  # it is decoded when it is its turn
+            await news.wait()
+
     def _missing_of(self, donor: Donor) -> set[int]:
         return {number for number in donor.numbers if number >= self._frontier() and number not in self._staged}
 
@@ -157,12 +183,15 @@ class HopPrefix:
         return frontier_of(self._working_at)
 
     async def _stage(self, donor: PeerId, number: int, level: KvLevel, data: bytes) -> None:
+        if self._prefixes.is_banned(donor):
+            raise Refused("what it gave before is false")
         self._prefixes.counts.fetched += 1
         self._prefixes.counts.fetched_bytes += len(data)
         if self._prefixes.staged_bytes + len(data) > STAGED_BYTES:
             raise OutOfMemory(f"{STAGED_BYTES >> 20} MiB wait to be taken in already")  # nobody has looked inside yet
         self._prefixes.staged_bytes += len(data)
         self._staged[number] = HeldChunk(donor, level, data)
+        self._arrived.append(number)
         self._note_common(fetched=True)
         if self._tell is not None:
             await self._tell(self.staged(fetched=True))
@@ -178,9 +207,9 @@ class HopPrefix:
         for number in [number for number, held in self._staged.items() if held.maker == donor]:
             self._unstage(number)
         self._note_common(fetched=False)
+        await self._prefixes.ban(donor, reason)  # from here on `_stage` takes nothing of it
         if self._tell is not None:
             await self._tell(self.staged())
-        await self._prefixes.ban(donor, reason)
 
     # Feeding
 
@@ -211,11 +240,14 @@ class HopPrefix:
                 self._unstage(number)
                 self._note_common(fetched=False)
                 break
+            began_s = self._prefixes.clock()
             try:
-                position = await self._compute.import_kv(self._request.session, position, [data])
+                async with self._placing:
+                    position = await self._compute.import_kv(self._request.session, position, [data])
             except BadChunk as error:
                 await self._distrust(held.maker, str(error))
                 break
+            self._prefixes.past.note_taken_in(held.level, self._prefixes.clock() - began_s)
             self._taint = self._taint or held.level != "lossless"
             came = position - max(start, number * CHUNK_TOKENS)
             if held.maker == self._prefixes.me:
@@ -259,12 +291,14 @@ class HopPrefix:
         """Positions were computed. returns: whether what was taken in before may be believed"""
         self._held = start + count
         self._working_at = max(self._working_at, self._held)
-        if count >= SMALLEST_PIECE:
+        if count >= CHUNK_TOKENS or (count >= SMALLEST_PIECE and not self._pace.is_known):
             self._pace.note(start, count, took_s)
         if wants_token:
             self._first_token = True
             self._growth.set()
         number = start // CHUNK_TOKENS
+        if self.leads and number != self._audited:
+            return True  # it came while it was computed: comparing would cost the answer time
         held = self._staged.get(number)
         if held is None or held.maker == self._prefixes.me or start % CHUNK_TOKENS or count != CHUNK_TOKENS:
             return True
@@ -279,14 +313,15 @@ class HopPrefix:
         coder = self._prefixes.coder_of(self._request.model)
         if coder is None:
             return True
+        level = "default" if self._taint and held.level == "lossless" else held.level
         try:
             (own,) = await self._compute.export_kv(self._request.session, start, start + CHUNK_TOKENS)
-            distance = await coder.kv_distance(own, claimed)
+            distance = await coder.kv_distance(own, claimed, level)
         except BadChunk as error:
             await self._distrust(held.maker, str(error))
             return held.maker not in self._taken
         self._prefixes.counts.audited += 1
-        limit = THRESHOLDS["default" if self._taint else held.level]
+        limit = EXACT_MAY_DIFFER if level == "lossless" else LOSSY_MAY_DIFFER
         if distance <= limit:
             return True
         await self._distrust(held.maker, f"chunk {number} is {distance:.3f} from what was computed, {limit} may be")

@@ -26,6 +26,10 @@ class PrefillPace:
         ):
             setattr(self, name, FADING * getattr(self, name) + count * value)
 
+    @property
+    def is_known(self) -> bool:
+        return self._weight > 0
+
     def seconds(self, start: int, count: int) -> float | None:
         """None while nothing was seen."""
         if not self._weight:

@@ -13,10 +13,12 @@ from shoal.compression.kv_levels import CHUNK_TOKENS
 
 from .prefill_pace import PrefillPace
 
-LARGEST_PIECE, SMALLEST_PIECE = 256, 16  # positions computed at once while others may come; while all is open
+LARGEST_PIECE, SMALLEST_PIECE = 256, 16  # positions computed at once while others may come
+BRIEF_S = 0.12  # a piece that takes no longer is not made smaller than a chunk: small ones cost several times as much
 LATE_ENOUGH = 3  # chunks that have come before their own pace is believed
 UNSURE_S = 0.3  # without a chunk, after which pieces double
 WORTH_A_WAIT = 0.3  # of what computing would take: what comes so much sooner is not slowed down by computing
+WORTH_WAITING_FOR_ALL = 0.5  # the same from the start, for all of it: both ends together gain little there
 PATIENCE = 1.5  # of what the last fetches took
 SLACK_S = 0.02  # of a wait, for what an estimate cannot know
 
@@ -73,10 +75,11 @@ class PrefixRace:
         self._link_rate: float | None = None  # chunks a second that this hop's own link brings
         self._first_s: float | None = None  # when the first came over the network
         self._came = 0
+        self._last_s = now
         self._began_s = now
         self._waited = False
         computing_s = pace.seconds(0, chunks * CHUNK_TOKENS)
-        waits = promise_s is not None and computing_s is not None and promise_s <= WORTH_A_WAIT * computing_s
+        waits = promise_s is not None and computing_s is not None and promise_s <= WORTH_WAITING_FOR_ALL * computing_s
         self._patient_until_s = now + PATIENCE * promise_s if waits and promise_s is not None else now
 
     def everybody_holds(self, numbers: Iterable[int], now: float, *, fetched: bool) -> None:
@@ -86,6 +89,7 @@ class PrefixRace:
         if fetched and new:
             self._first_s = self._first_s or now
             self._came += new
+            self._last_s = now
             self._waited = False
         self._held = held
 
@@ -109,26 +113,40 @@ class PrefixRace:
         to_go = len(ahead) * CHUNK_TOKENS - inside
         if not self._searching and not ahead & self._expected:
             return Compute(count if number + len(ahead) == self.chunks else min(count, to_go))
-        if now < self._patient_until_s:
-            return Wait(self._patient_until_s)
-        piece_s = self._pace.seconds(position, SMALLEST_PIECE)
+        patient_until_s = self._patient_until_s
+        if self._came:  # what is missing is waited for no longer than it takes to compute: it may be lost
+            patient_until_s = min(patient_until_s, self._last_s + (self._pace.seconds(position, to_go) or 0.0))
+        if now < patient_until_s:
+            return Wait(patient_until_s)
+        least = self._least_piece(position)
+        piece_s = self._pace.seconds(position, least)
         rate = self._rate(now)
         if piece_s is None or not rate:
-            return Compute(min(count, self._unsure_piece(now, left)))
+            return Compute(min(count, self._unsure_piece(least, now, left)))
         missing_s = len(ahead) / rate
         computing_s = self._pace.seconds(position, to_go) or 0.0
         if ahead <= self._expected and missing_s <= max(piece_s, WORTH_A_WAIT * computing_s) and not self._waited:
             self._waited = True
             return Wait(now + 2 * missing_s + SLACK_S)
-        met = int(to_go / (1 + rate * piece_s * CHUNK_TOKENS / SMALLEST_PIECE))  # positions computed when both meet
+        met = int(to_go / (1 + rate * piece_s * CHUNK_TOKENS / least))  # positions computed when both meet
         piece = min(met // 2, LARGEST_PIECE)  # half of it, for the rate may be better than it seems
         if piece < left:
-            return Compute(min(count, SMALLEST_PIECE, left))
+            return Compute(min(count, least, left))
         return Compute(min(count, left + (piece - left) // CHUNK_TOKENS * CHUNK_TOKENS))
 
-    def _unsure_piece(self, now: float, left: int) -> int:
+    def _least_piece(self, position: int) -> int:
+        """As many positions as take BRIEF_S; the smallest piece while nothing is known."""
+        smallest_s = self._pace.seconds(position, SMALLEST_PIECE)
+        if not smallest_s:
+            return SMALLEST_PIECE
+        piece = CHUNK_TOKENS  # halves of it, so that no small rest is left
+        while piece > SMALLEST_PIECE and piece // SMALLEST_PIECE * smallest_s > BRIEF_S:
+            piece //= 2
+        return piece
+
+    def _unsure_piece(self, least: int, now: float, left: int) -> int:
         """Small at first; the longer nothing comes, the less likely is it to come in the next moment."""
-        piece = SMALLEST_PIECE << min(4, int((now - self._began_s) / UNSURE_S))
+        piece = min(LARGEST_PIECE, least << min(4, int((now - self._began_s) / UNSURE_S)))
         return min(piece, left) if piece < CHUNK_TOKENS else left + piece - CHUNK_TOKENS
 
     def _run_end(self, number: int) -> int:

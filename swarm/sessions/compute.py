@@ -126,6 +126,13 @@ class Compute(Protocol):
                 Refused (unknown session, `start` does not continue it, more than is reserved), LocalFault
         """
 
+    async def place_kv(self, session: SessionId, chunk: bytes) -> None:
+        """Decode a chunk of positions that the session does not hold yet and put them where they belong, while it goes
+        on: a later `import_kv` of the same object then has nothing left to do. Until then they do not count.
+
+        raises: BadChunk, Refused (unknown session, beyond what is reserved), LocalFault
+        """
+
     def close(self, session: SessionId) -> None:
         """Free everything of the session; unknown sessions are ignored."""
 
@@ -136,9 +143,11 @@ class ChunkCoder(Protocol):
     async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
         """A lossless chunk of this node's caches at another level. raises: BadChunk, Refused, LocalFault"""
 
-    async def kv_distance(self, mine: bytes, other: bytes) -> float:
-        """How far another chunk of the same positions is from `mine`: |other - mine| / |mine| over keys and values, the
-        larger of the two.
+    async def kv_distance(self, mine: bytes, other: bytes, level: KvLevel) -> float:
+        """How far another chunk of the same positions is from `mine`, a lossless one, beyond what `level` may lose.
 
-        raises: BadChunk when the other one is damaged or of other caches; LocalFault
+        lossless: |other - mine| / |mine| over keys and values, the larger of the two. The other levels: what rounding
+        to their step cannot explain (`compression.kv_comparison`); 0 for an honest chunk, about 1 for an empty one.
+
+        raises: BadChunk when the other one is damaged or of other caches; Refused without a profile; LocalFault
         """

@@ -137,7 +137,12 @@ class Session:
             case CacheKept(key, held):
                 self._standbys.kept(self.hops, key, held)
             case CacheCame(key, held):
-                yield from self._on_cache(key, held, now)
+                most = self._most_restored(key)
+                if 0 <= held <= most:
+                    yield from self._on_cache(key, held, now)
+                else:
+                    text = f"says that it holds {held} positions of a cache that has {most} for it"
+                    yield from self.handle(HopLost(key, text), now)
             case CacheFailed(key, to, reason):
                 yield from self._on_cache_failed(key, to, reason, now)
             case HopLeaves(key, within_s):
@@ -228,6 +233,11 @@ class Session:
         last one is computed again for the token that it gives."""
         behind = [hop.held for hop in self.hops[self._gap :]] if self._gap is not None else []
         return min([len(self.ids) - 1, *behind])
+
+    def _most_restored(self, key: HopKey) -> int:
+        """Positions that a hop which was to take in a cache can have. Beyond that the chain would have a gap."""
+        is_replacement = any(hop.key == key and hop.restoring for hop in self._pending)
+        return self._loadable() if is_replacement else len(self.ids)
 
     def _on_opened(self, key: HopKey, now: float) -> Iterator[Effect]:
         if self._standbys.is_standby(self.hops, key):

@@ -43,6 +43,7 @@ class OpenSession:
     held: int = 0  # positions
     digests: dict[int, bytes] = field(default_factory=dict)
     cache: list[bytes] = field(default_factory=list)  # of each position, the digests of all layers
+    placed: dict[int, bytes] = field(default_factory=dict)  # chunks that need no time to be taken in
 
 
 class SimulatedCompute:
@@ -216,9 +217,9 @@ class SimulatedCompute:
             width = WIDTH * len(units)
             if len(chunk.payload) != width * chunk.count:
                 raise BadChunk(f"a payload of {len(chunk.payload)} bytes for {chunk.count} positions")
-            await self._pass_time(held.span, chunk.count)
-            at = held.held
-            if self._taking_in(session) is not held or not chunk.start <= at < chunk.start + chunk.count:
+            if held.placed.get(chunk.start) not in chunks:
+                await self._pass_time(held.span, chunk.count)
+            if self._taking_in(session) is not held or not chunk.start <= held.held < chunk.start + chunk.count:
                 raise Refused("the session was closed or went on meanwhile")
             rows = [chunk.payload[at * width : (at + 1) * width] for at in range(chunk.count)]
             known = held.held - chunk.start
@@ -229,6 +230,16 @@ class SimulatedCompute:
                 self.imported_positions += chunk.count - known
         return held.held
 
+    async def place_kv(self, session: SessionId, chunk: bytes) -> None:
+        held = self._known(session)
+        (parsed,) = due_chunks([chunk], self.kv_format(held.span), parse_chunk(chunk).start)
+        if len(parsed.payload) != WIDTH * len(self.model.kept_units(held.span)) * parsed.count:
+            raise BadChunk(f"a payload of {len(parsed.payload)} bytes for {parsed.count} positions")
+        if parsed.start + parsed.count > held.max_tokens:
+            raise Refused(f"{parsed.start + parsed.count} positions; {held.max_tokens} are reserved")
+        await self._pass_time(held.span, parsed.count)
+        held.placed[parsed.start] = chunk
+
     async def recode_kv(self, chunk: bytes, level: KvLevel) -> bytes:
         parsed = parse_chunk(chunk)
         if level != "lossless" and not self.profile:
@@ -237,7 +248,9 @@ class SimulatedCompute:
         profile = self.profile if level != "lossless" else b""
         return pack_chunk(replace(parsed, format=replace(parsed.format, profile=profile)))
 
-    async def kv_distance(self, mine: bytes, other: bytes) -> float:
+    async def kv_distance(self, mine: bytes, other: bytes, level: KvLevel) -> float:
+        if level != "lossless" and not self.profile:
+            raise Refused(f"there is no profile here for {level} chunks")
         own = parse_chunk(mine)
         first, stop = own.format.layers
         (theirs,) = due_chunks([other], self.kv_format(Span(first + 1, stop + 1)), own.start)

@@ -21,6 +21,7 @@ from shoal.swarm.identifiers import PeerId
 from shoal.swarm.transport import MAX_CALL_BYTES, MAX_FRAME_BYTES, CallHandler, Stream, StreamHandler
 
 from .call_envelope import open_answer, seal_answer, seal_error
+from .dial_errors import plain_words
 from .hivemind_imports import import_p2p
 from .loopback import LoopbackStream, loopback_pair
 from .p2pd import Daemon, NetworkOptions
@@ -42,8 +43,9 @@ def _retrieve(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-def _unreachable(text: str) -> PeerUnreachable:
-    return (NotSpoken if "protocols not supported" in text else PeerUnreachable)(text)
+def _unreachable(what: str, error: Exception) -> PeerUnreachable:
+    kind = NotSpoken if "protocols not supported" in str(error) else PeerUnreachable
+    return kind(f"{what}: {plain_words(str(error))}")
 
 
 class Libp2pStream:
@@ -263,7 +265,7 @@ class Libp2pTransport:
                 await self._expect_death()
             if self._dead():
                 raise DaemonDied("our own p2pd is gone") from error
-            raise _unreachable(f"{what}: {' '.join(str(error).split())}") from error
+            raise _unreachable(what, error) from error
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float = 10.0) -> None:
         if peer == self._me:
@@ -300,7 +302,7 @@ class Libp2pTransport:
         try:
             answer = await self._bounded(work, timeout_s, f"{method} at {peer}")
         except _p2p_daemon.P2PHandlerError as error:
-            raise _unreachable(f"{method} at {peer}: {error}") from error
+            raise _unreachable(f"{method} at {peer}", error) from error
         if not isinstance(answer, bytes):
             raise PeerUnreachable(f"{method} at {peer}: the daemon gave no answer")
         return open_answer(answer)

@@ -19,6 +19,8 @@ from shoal.swarm.thin_client import thin_driver
 pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
 PROMPT = tuple(range(100, 420))
 CHUNKS = 4
+LONG = tuple((7 * i + i * i // 3) % 3900 + 100 for i in range(1700))
+LONG_CHUNKS = 26
 NEW = 24
 
 
@@ -98,4 +100,38 @@ async def test_a_prefix_travels_between_nodes_and_a_session_resumes_after_a_rest
             assert ask(back, "POST", "/kv/drop", {})["dropped"] == CHUNKS
         finally:
             back.stop()
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_donor_that_is_killed_while_it_gives_costs_no_token(
+    nodes: dict[str, LocalNode], tmp_path: Path
+) -> None:
+    one, other = nodes["one"], nodes["other"]
+    first, second = (PeerId(ask(node, "GET", "/status")["peer"]) for node in (one, other))
+    invite = create_invite(one)
+    async with anyio.create_task_group() as tasks, thin_driver(Home(tmp_path / "client"), tasks, invite) as driver:
+        model = (await driver.models())[0].id
+        expected, _ = await generate(driver, model, first, LONG, share_prefix=True)
+        await until(lambda: ask(one, "GET", "/kv")["memory"]["chunks"] == LONG_CHUNKS)
+        beginning = {"prompt": LONG[:65]}  # announced; and the rest is still to come
+        await until(lambda: ask(other, "POST", "/kv/fetch", beginning)["held"] == 1)
+        before = ask(one, "GET", "/kv")["counts"]["given"]
+        with httpx.Client(headers={"authorization": f"Bearer {one.key}"}, timeout=60) as donor:
+
+            def kill_while_it_gives() -> None:
+                while donor.get(f"{one.api}/shoal/v1/kv").json()["counts"]["given"] == before:
+                    pass
+                one.kill()
+
+            tasks.start_soon(anyio.to_thread.run_sync, kill_while_it_gives)
+            with anyio.fail_after(120):
+                got, route = await generate(driver, model, second, LONG, share_prefix=True)
+        assert one.process.poll() is not None
+        assert got == expected
+        assert not route.failovers
+        assert route.hops[0].fetched + route.hops[0].stored < LONG_CHUNKS * 64
+        told = ask(other, "GET", "/kv")
+        assert told["counts"]["false"] == 0
+        assert ask(other, "GET", "/status")["peer"] == second
         tasks.cancel_scope.cancel()

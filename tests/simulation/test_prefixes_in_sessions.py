@@ -13,6 +13,7 @@ from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.kv.kv_chunks import pack_chunk, parse_chunk
 from shoal.swarm.members.handshake import receive_greeting
+from shoal.swarm.prefixes.giving_limits import MOST_OF_A_PEER
 from shoal.swarm.prefixes.prefix_chain import LINK_BYTES, Address, chain
 from shoal.swarm.prefixes.prefixes import chunk_wire
 from shoal.swarm.sessions.hop_server import HopServer
@@ -394,3 +395,32 @@ async def test_what_waits_to_be_taken_in_has_a_bound_and_leaves_nothing_behind(m
         assert 0 < route.hops[0].fetched <= 3 * CHUNK_TOKENS
         assert swarm.prefixes["other"].staged_bytes == 0
         assert not swarm.prefixes["other"].is_banned(PeerId("one"))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("used_up", ["streams", "bytes", "rate"])
+async def test_a_donor_that_has_given_enough_says_so_and_the_taker_computes(
+    used_up: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    async with prefix_world(("one", "all"), ("other", "all")) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        limits = swarm.prefixes["one"].limits
+        match used_up:
+            case "streams":
+                for _ in range(MOST_OF_A_PEER):
+                    limits.enter(PeerId("other"))
+            case "bytes":
+                limits.spend(PeerId("other"), 1 << 40)
+            case _:
+                limits.byte_s = 0.0
+        monkeypatch.setattr(
+            "shoal.swarm.prefixes.hop_prefix.log.info", lambda event, **facts: said.append(facts["reason"])
+        )
+        tokens, route = await swarm.ask(NEW, without=["one"])
+        assert tokens == EXPECTED
+        assert route.hops[0].fetched == 0
+        assert not swarm.prefixes["other"].is_banned(PeerId("one"))
+        words = {"streams": "no more to one peer", "bytes": "ask in", "rate": "gives no chunks away"}
+        assert [reason for reason in said if words[used_up] in reason]

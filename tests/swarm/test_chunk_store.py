@@ -195,3 +195,19 @@ async def test_what_is_dropped_while_it_is_written_or_read_does_not_come_back(tm
         await anyio.lowlevel.checkpoint()
         await again.drop(lambda _, __: True)
     assert again.find(place(0)) is None
+
+
+@pytest.mark.anyio
+async def test_a_chunk_that_no_longer_fits_leaves_no_file_of_its_former_self(tmp_path: Path) -> None:
+    """A lossy chunk is replaced by an exact one, which is larger than the disk's budget."""
+    store = ChunkStore(memory_bytes=1000, folder=tmp_path / "kv", disk_bytes=500)
+    await store.restore()
+    lossy = Label(ModelId("m" * 64), "default", OTHER, True, place(0), 0)
+    await store.put(place(0), lossy, bytes(50))
+    assert len(list((tmp_path / "kv").iterdir())) == 1
+    await store.put(place(0), label(0), bytes(900))
+    assert (store.disk.chunks, store.disk.used_bytes) == (0, 0)
+    assert not list((tmp_path / "kv").iterdir())
+    found = await store.get(place(0))
+    assert found is not None
+    assert found.label.quality == "lossless"

@@ -152,6 +152,22 @@ def test_links_around_a_standby_are_open_before_they_are_needed_and_again_when_i
     assert PrepareLink(of_a.hold, of_b.hold) in running.say(HopLost(2, "gone")), "it would push to S now"
 
 
+@pytest.mark.parametrize("held", [-1, len(PROMPT) + 1, 1 << 40])
+def test_a_replacement_that_claims_what_it_cannot_hold_is_lost_and_another_planned_without_the_snapshot(
+    held: int,
+) -> None:
+    running = Running()
+    running.with_standby_of_b()
+    (opened,) = of(running.say(HopLost(2, "gone")), OpenHop)
+    running.say(HopOpened(opened.hop))
+    effects = running.say(CacheCame(opened.hop, held))
+    assert not of(effects, RewireHop)
+    assert CloseHop(opened.hop) in effects
+    (plan,) = of(effects, Plan)
+    assert S in plan.exclude
+    assert running.session.phase == "planning"
+
+
 def test_the_last_position_is_always_computed_again_and_none_that_the_next_hop_lacks_is_skipped() -> None:
     running = Running()
     running.say(ProgressCame(3, 90))
@@ -229,6 +245,18 @@ def test_a_successor_that_fails_sends_the_leaver_back_to_work_and_another_is_sou
     assert running.session.phase == "running"
     assert [hop.peer for hop in running.session.hops] == [A, B, C]
     assert not of(running.say(CacheCame(successor, 201)), RewireHop), "too late"
+
+
+@pytest.mark.parametrize("held", [-1, len(PROMPT) + 2])
+def test_a_successor_that_claims_what_it_cannot_hold_is_not_rewired_to(held: int) -> None:
+    running = Running("replay")
+    successor = moving(running)
+    running.say(HopHanded(2, 201))
+    effects = running.say(CacheCame(successor, held))
+    assert not of(effects, RewireHop)
+    assert KeepOn(2) in effects
+    (seek,) = of(effects, SeekPeer)
+    assert S in seek.exclude
 
 
 def test_a_move_ends_when_a_neighbour_is_lost_and_begins_anew_when_that_is_repaired() -> None:

@@ -72,6 +72,8 @@ def test_the_bare_command_shows_the_commands(shoal: Here) -> None:
         (["up", "--device", "tpu"], "--device"),
         (["up", "--max-memory", "foo"], "memory"),
         (["up", "--max-memory", "200%"], "memory"),
+        (["up", "--kv-disk", "0"], "a disk size (--kv-disk) of '0' leaves room for nothing"),
+        (["up", "--kv-disk", "abc"], "cannot read the disk size (--kv-disk) 'abc'"),
         (["up", "--host", "300.1.1.1"], "--host"),
         (["up", "--host", "192.0.2.1"], "--host"),
         (["join", "shoal1:x", "--layers", "foo"], "--layers"),
@@ -254,3 +256,22 @@ def test_help_comes_quickly() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "threads"), [(["up"], "", "1"), (["train"], "", "1"), (["up"], "4", "4")]
+)
+def test_what_computes_keeps_numpy_to_one_thread_unless_told_otherwise(
+    arguments: list[str], given: str, threads: str
+) -> None:
+    """Its threads would wait for each other beside torch's: decoding a KV chunk then takes four times as long."""
+    code = (
+        "import os, sys\n"
+        f"sys.argv = ['shoal', *{arguments!r}, '--help']\n"
+        "from shoal.node.cli.main import run\n"
+        "try:\n    run()\nexcept SystemExit:\n    print('threads', os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    environment |= {"OPENBLAS_NUM_THREADS": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert f"threads {threads}" in done.stdout
