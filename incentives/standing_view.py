@@ -9,7 +9,7 @@ from shoal.swarm.identifiers import PeerId
 from . import entry as entries
 from . import payword
 from .audit_case import FALSE, OF_SESSION, SOUND
-from .bodies import Close, Open, Verdict
+from .bodies import TICK_TOKENS, Close, Open, Verdict
 from .standing import Standings
 from .store import Store
 from .trust import AuditRecord
@@ -40,7 +40,7 @@ def view_of(me: bytes, store: Store, now: int | None = None, avoided: Collection
                 if terms is None or owner(terms.server) != owner(author) or owner(client) == owner(author):
                     continue
                 if payword.pays(word, terms.root, ticks, terms.most_ticks):
-                    receipts[_name(owner(client))][_name(owner(author))] += ticks * terms.tick_tokens
+                    receipts[_name(owner(client))][_name(owner(author))] += ticks * TICK_TOKENS
                     del opened[of]
             case Verdict(subject, kind, _, outcome, _) if outcome in (SOUND, FALSE):
                 if owner(subject) == owner(author):

@@ -13,6 +13,7 @@ from shoal.incentives.entry import Entry
 from shoal.incentives.lane_accounts import LedgerAccounts, LedgerStamping
 from shoal.incentives.ledger import Ledger
 from shoal.incentives.ledger_topic import LedgerParts, LedgerTopic
+from shoal.incentives.prefix_accounts import PrefixAccounts
 from shoal.incentives.session_meter import LedgerMetering, Manifests
 from shoal.incentives.session_payment import LedgerPaying
 from shoal.incentives.standing import Standings
@@ -51,6 +52,9 @@ class Books:
 
     def metering(self, manifests: Manifests) -> LedgerMetering:
         return LedgerMetering(self.ledger, manifests, anyio.current_time, catch_up=self.catch_up)
+
+    def chunks(self, calls: MemberCalls, manifests: Manifests, metering: LedgerMetering) -> PrefixAccounts:
+        return PrefixAccounts(self.ledger, calls, manifests, metering.paid, self.catch_up, anyio.current_time)
 
     async def catch_up(self, peer: PeerId, author: bytes, start: int, stop: int) -> list[Entry]:
         """`session_meter.CatchUp`. raises: ShoalError"""

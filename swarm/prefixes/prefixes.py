@@ -29,6 +29,7 @@ from .chunk_wire import Given, Missing
 from .donor_link import Donor, Taker
 from .fetch_past import FetchPast
 from .prefill_pace import PrefillPace
+from .prefix_books import PrefixBooks
 from .prefix_chain import Address, Link, address
 
 log = structlog.get_logger()
@@ -39,6 +40,7 @@ BAN_S = 3600.0
 MADE_BYTES = 64 << 20
 STAGED_BYTES = 512 << 20  # of chunks that were fetched and not taken in yet, for all sessions together
 SILENCE_S = 15.0  # a peer that asks for nothing does not keep its stream
+MOST_AHEAD = 1 << 16  # chunks that were taken before any session wanted them, and are owed for when one does
 MOST_STREAMS = 8  # of peers that fetch at a time
 FIND_S = 3.0
 # How far a fetched chunk may be from what was computed (`ChunkCoder.kv_distance`): rounding of another machine for an
@@ -88,6 +90,7 @@ class Prefixes:
         clock: Callable[[], float] = anyio.current_time,
         seed: int | None = None,
         audit_share: float = AUDIT_SHARE,
+        books: PrefixBooks | None = None,
     ) -> None:
         self.store = store
         self.transport = transport
@@ -96,6 +99,8 @@ class Prefixes:
         self.draw = random.Random(seed).random
         self.audit_share = audit_share
         self.counts = PrefixCounts()
+        self.books = books
+        self.fetched_ahead: set[Address] = set()  # that no session has taken in yet
         self._board = board
         self.coder_of = coder_of
         self._trusts = trusts
@@ -213,6 +218,8 @@ class Prefixes:
             async def keep(number: int, level: KvLevel, data: bytes, peer: PeerId = donor.peer) -> None:
                 label = Label(kind.model, level, peer, True, addresses[0], number)
                 await self.store.put(addresses[number], label, data)
+                if len(self.fetched_ahead) < MOST_AHEAD:
+                    self.fetched_ahead.add(addresses[number])
                 self.counts.fetched += 1
                 self.counts.fetched_bytes += len(data)
                 came.add(number)
@@ -248,6 +255,8 @@ class Prefixes:
                 data = await self._given(Address(want.address), want.level)
                 answer = Given(want.address, want.level, data) if data is not None else Missing(want.address)
                 await stream.send(chunk_wire.encode(answer))
+                if self.books is not None and data is not None:
+                    self.books.gave(stream.peer)
             await stream.close()
         finally:
             self._streams -= 1
