@@ -1,7 +1,7 @@
 """The ledger of a running node, with its two sides of a session."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -75,10 +75,10 @@ class Books:
             return None
         return LedgerStamping(self.ledger, StampMaker(swarm.id, self.ledger.key, _now, self.roots))
 
-    async def standings(self, avoided: Collection[bytes] = ()) -> Standings:
+    async def standings(self, avoided: Mapping[bytes, str] | None = None) -> Standings:
         """What this node thinks of others now; reads all entries.
 
-        avoided: keys against which own audits speak, without a verdict
+        avoided: keys against which own audits speak, without a verdict, and why
         raises: ShoalError
         """
         key, now = self.ledger.key, self.ledger.now()
