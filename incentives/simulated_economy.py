@@ -23,6 +23,7 @@ from .audit_draw import audit_rate
 from .audit_threshold import Finding
 from .balances import Balances
 from .bodies import TICK_TOKENS, WORD_BYTES, Close, Open
+from .favours import Debts
 from .payword import PayWords
 from .sequential_test import FAR_HONEST, GROSS_HONEST, Suspicion
 from .simulated_kinds import (
@@ -130,6 +131,7 @@ class Economy:
         self._numbers = 0
         self._serving: list[Peer] = []
         self._given: tuple[int, list[Peer]] = -1, []  # by the hour
+        self._owed: tuple[int, Debts] = -1, Debts({}, None, ())  # by the hour
         self._by_key: dict[bytes, Peer] = {}
         self._sessions: dict[int, tuple[Peer, Peer, bytes, PayWords, Lane]] = {}
         self.peers = list(self._born(peers))
@@ -269,11 +271,18 @@ class Economy:
             return Lane.PAID
         if self.now - server.owes_s > OWES_S:
             server.owes_s = self.now
-            server.owes = self.balances.favours.owed(server.key, int(self.now), self._found, self._out)
+            server.owes = self._debts().owed(server.key)
         if server.owes.get(client.key, 0.0) < self._most(size):
             return Lane.FREE
         server.owes[client.key] -= self._most(size)
         return Lane.EARNED
+
+    def _debts(self) -> Debts:
+        """As they stood when somebody first asked in this hour."""
+        hour = int(self.now) // 3600
+        if self._owed[0] != hour:
+            self._owed = hour, self.balances.favours.debts(int(self.now), self._found, self._out)
+        return self._owed[1]
 
     @staticmethod
     def _most(size: int) -> int:

@@ -18,7 +18,8 @@ REMEMBERED_S = 30 * 86_400  # a server that was convicted once may have been rep
 
 
 def view_of(me: bytes, store: Store, now: int | None = None, avoided: Mapping[bytes, str] | None = None) -> Standings:
-    """me: the own key; now: unix seconds, None counts verdicts of any age; avoided: keys that own audits speak against, and why
+    """me: the own key; now: unix seconds, None counts verdicts of any age
+    avoided: keys that own audits speak against, and why
 
     An edge weighs the positions for which a client has handed out words, whether it had credit for them or not: that it
     got them is what it says of the server. Audits are the own ones and the judges': what others found has to be

@@ -2,11 +2,11 @@
 
 Claims are asked for beside its own inner steps; what has been shown is examined between two rounds, so that the model
 is nobody else's meanwhile. Where rounds are so short that trainers would throw away what is not fetched yet, the judge
-waits a little before its next step, and they for it. A claim that is not drawn, or that comes too late, is worth
+waits a little before its next step, and they for it; how much for whom, `patience` bounds. A claim that is not drawn, or that comes too late, is worth
 nothing; one that is not shown when it was drawn, too.
 """
 
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,9 +39,9 @@ from .examination import Examined, RoundFacts, Shown, examined, statement_proble
 from .fetching import Showing, asked_claim
 from .kept_work import NOTHING
 from .messages import Claim
+from .patience import Patience
 
 UNDECIDED = 2
-PATIENCE_S = 5.0  # for what is to be shown of a round that trainers are about to throw away
 TRIES, AGAIN_S = 40, 0.5  # for a claim that is not written yet
 FRESH = carried_hash(moments_digest({}), NOTHING)  # of a trainer that has just begun
 STEPS_APART = 4  # rounds by which a trainer's count of steps may differ from the judge's
@@ -73,13 +73,15 @@ class Judge:
     catch_up: CatchUp
     tasks: anyio.abc.TaskGroup
     file: Path
+    clock: Callable[[], float] = anyio.current_time
     run: bytes = field(init=False)
     _outer: Values = field(init=False)
     _outer_step: int = 0
     _ready: list[Case] = field(default_factory=list)
     _carries: dict[PeerId, tuple[int, bytes]] = field(default_factory=dict)  # round of its last claim; what it carries
     _before: int = -1  # the last round
-    _heard: Counter[int] = field(default_factory=Counter)  # claims that are being fetched, by round
+    _heard: set[tuple[int, PeerId]] = field(default_factory=set)  # rounds and trainers of claims that are being fetched
+    _patience: Patience = field(default_factory=Patience)
     _news: anyio.Event = field(default_factory=anyio.Event)
 
     def __post_init__(self) -> None:
@@ -99,7 +101,7 @@ class Judge:
         for peer, tokens in others:
             share = self.parts.progress.share(peer, outcome.round)
             if share is not None and peer in roots:
-                self._heard[outcome.round] += 1
+                self._heard.add((outcome.round, peer))
                 self.tasks.start_soon(self._hear, facts, peer, tokens, share, percent, (last, first))
 
     def restart(self) -> None:
@@ -115,8 +117,7 @@ class Judge:
         try:
             await self._ask(facts, peer, tokens, share, percent, when)
         finally:
-            self._heard[round_] -= 1
-            self._heard += Counter()  # without the rounds of which all is heard
+            self._heard.discard((round_, peer))
             self._news.set()
 
     async def _ask(
@@ -218,10 +219,7 @@ class Judge:
 
     async def between_rounds(self) -> None:
         """Judge what was shown. raises: OutOfMemory"""
-        with anyio.move_on_after(PATIENCE_S):
-            while any(count and round_ < self._before for round_, count in self._heard.items()):
-                self._news = anyio.Event()
-                await self._news.wait()
+        await self._wait_for_the_late()
         ready, self._ready = self._ready, []
         for case in ready:
             shown = case.shown
@@ -229,6 +227,23 @@ class Judge:
             parts, residual = self.parts, case.claim.residuals[1]
             work = (parts, case.facts, case.statement, residual, case.share, shown)
             await self._tell(case, await anyio.to_thread.run_sync(examined, *work))
+
+    async def _wait_for_the_late(self) -> None:
+        """For what is to be shown of a round that trainers are about to throw away."""
+        late, patience = self._late(), self._patience
+        patience.begin(late, self.clock())
+        while late and (limit_s := patience.limit_s(self.clock())) > 0:
+            self._news = anyio.Event()
+            with anyio.move_on_after(limit_s):
+                await self._news.wait()
+            for peer in late - self._late():
+                patience.came(peer, self.clock())
+            late &= self._late()
+        for peer in patience.end(self.clock()):
+            log.info("claim_not_waited_for", peer=peer)
+
+    def _late(self) -> set[PeerId]:
+        return {peer for round_, peer in self._heard if round_ < self._before}
 
     async def _tell(self, case: Case, found: Examined) -> None:
         outcome = {Finding.SOUND: SOUND, Finding.GROSS: FALSE}.get(found.finding, UNDECIDED)
