@@ -2,10 +2,11 @@
 
 Claims are asked for beside its own inner steps; what has been shown is examined between two rounds, so that the model
 is nobody else's meanwhile. Where rounds are so short that trainers would throw away what is not fetched yet, the judge
-waits a little before its next step, and they for it; how much for whom, `patience` bounds. A claim that is not drawn, or that comes too late, is worth
-nothing; one that is not shown when it was drawn, too.
+waits a little before its next step, and they for it; how much for whom, `patience` bounds. A claim that is not drawn,
+or that comes too late, is worth nothing; one that is not shown when it was drawn, too.
 """
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,6 +59,7 @@ class Case:
     entry: Entry
     statement: StepStatement
     share: Share
+    of_others: tuple[Share, ...]
     percent: int
     draw: training_draw.Draw
     shown: Shown | None = None
@@ -140,11 +142,18 @@ class Judge:
         draw = training_draw.drawn(self.ledger.identity, entries.hash_of(entry), percent, statement.intervals)
         if not draw.looked_at:
             return
-        case = Case(facts, peer, claim, entry, statement, share, percent, draw)
+        case = Case(facts, peer, claim, entry, statement, share, self._of_others(facts, peer), percent, draw)
         if not linked:
             await self._tell(case, Examined(Finding.FAR, "what its work began with is not known from a round before"))
             return
         await self._have_shown(case)
+
+    def _of_others(self, facts: RoundFacts, peer: PeerId) -> tuple[Share, ...]:
+        """What everybody else trained on in the round, the judge among them, in an order that the trainer cannot know."""
+        share, outcome = self.parts.progress.share, facts.outcome
+        found = [share(other, outcome.round) for other, _ in outcome.contributors if other != peer]
+        several = [each for each in found if each is not None]
+        return tuple(random.SystemRandom().sample(several, len(several)))
 
     async def _have_shown(self, case: Case) -> None:
         strategy = self.parts.strategy
@@ -225,7 +234,7 @@ class Judge:
             shown = case.shown
             assert shown is not None
             parts, residual = self.parts, case.claim.residuals[1]
-            work = (parts, case.facts, case.statement, residual, case.share, shown)
+            work = (parts, case.facts, case.statement, residual, case.share, shown, case.of_others)
             await self._tell(case, await anyio.to_thread.run_sync(examined, *work))
 
     async def _wait_for_the_late(self) -> None:
