@@ -96,7 +96,7 @@ class Walks(Generic[Peer]):
         parts_E = weights_E / np.where(leads_P, totals_P, 1.0)[self._tails_E]
 
         def onward(leaving_P: Shares) -> Shares:
-            return np.bincount(self._heads_E, leaving_P[self._tails_E] * parts_E, size)
+            return np.bincount(self._heads_E, leaving_P[self._tails_E] * parts_E, size).astype(np.float64, copy=False)
 
         here_P, found_P = np.zeros(size), np.zeros(size)
         here_P[home] = 1.0

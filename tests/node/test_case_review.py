@@ -14,7 +14,6 @@ from shoal.incentives import audit_case
 from shoal.incentives.audit_case import FALSE, AuditCase, CaseChunk, examined, is_open, verdict_of
 from shoal.incentives.audit_report import AuditReport, Judgement
 from shoal.incentives.audit_threshold import Finding
-from shoal.incentives.work_statement import WorkStatement
 from shoal.node.audit_memory import AuditMemory
 from shoal.node.case_review import Review, reviewed
 from shoal.swarm.identity import Identity
@@ -87,7 +86,8 @@ def test_a_chunk_that_nobody_could_judge_leaves_the_case_open_for_another_time()
     found, looked_at = review(case_of(0, 1), lambda _: (AWAY, CLEAR))
     assert looked_at == [1], "with the last chunk undecided the first alone convicts nobody"
     assert found.own is None
-    assert not (found.refuted or found.settled)
+    assert not found.refuted
+    assert not found.settled
 
 
 def test_a_case_that_shows_more_than_it_takes_is_none() -> None:
@@ -112,7 +112,7 @@ def test_a_case_that_shows_more_than_it_takes_is_none() -> None:
 def test_a_case_is_open_while_what_is_left_can_change_it(
     found: dict[int, Finding], left: tuple[int, ...], *, still: bool
 ) -> None:
-    statement: WorkStatement = signed(CHUNKS)[0]
+    statement = signed(CHUNKS)[0]
     assert is_open(statement, found, left) == still
 
 

@@ -149,7 +149,7 @@ class Judge:
         await self._have_shown(case)
 
     def _of_others(self, facts: RoundFacts, peer: PeerId) -> tuple[Share, ...]:
-        """What everybody else trained on in the round, the judge among them, in an order that the trainer cannot know."""
+        """What all others trained on in the round, the judge among them, in an order that the trainer cannot know."""
         share, outcome = self.parts.progress.share, facts.outcome
         found = [share(other, outcome.round) for other, _ in outcome.contributors if other != peer]
         several = [each for each in found if each is not None]
