@@ -49,6 +49,7 @@ from .messages import (
     Token,
 )
 from .metering import Payment
+from .own_fault import own_fault
 from .session import Session
 from .work_records import UsedHop, UsedSession
 
@@ -340,7 +341,7 @@ class DriverStream:
             await anyio.sleep(effect.after_s)
             plan = await self._planner.plan(self._request, effect, self._dtype)
         except ShoalError as error:
-            self._post(events.PlanFailed(effect.number, error))
+            self._post(events.PlanFailed(effect.number, await own_fault(self._transport, self._gate) or error))
             return
         self._dtype = plan.dtype
         for hop in plan.hops:
