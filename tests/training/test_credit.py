@@ -45,7 +45,7 @@ from shoal.node.training.valued_rounds import decoded
 from shoal.node.training.worker import Applied, Worker, WorkerParts
 from shoal.node.training.worker_parts import parts_of, run_spec
 from shoal.node.training.worker_start import prepared
-from shoal.swarm.errors import MalformedMessage, Refused
+from shoal.swarm.errors import MalformedMessage, OutOfMemory, Refused
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.members.member_calls import MemberCalls
@@ -345,6 +345,30 @@ async def test_a_trainer_that_never_shows_its_work_loses_its_claims_and_not_the_
         assert of(found, CHEAT) == []
         left_s = group.judge._patience.left_s(CHEAT.peer_id, anyio.current_time())  # noqa: SLF001
         assert left_s < 0.5, "its allowance was spent, and no more than that"
+
+
+@pytest.mark.anyio
+async def test_a_judge_whose_disk_is_full_for_a_while_tells_later_and_each_judgement_once(tmp_path: Path) -> None:
+    async with group_of(tmp_path) as group:
+        for who in (OWNER, HONEST, CHEAT):
+            await group.add(who)
+        ledger = group.trainers[0].ledger
+        append, refused = ledger.append, list[Verdict]()
+
+        async def full(body: Any) -> Entry:  # noqa: ANN401
+            if isinstance(body, Verdict) and len(refused) < 3:
+                refused.append(body)
+                raise OutOfMemory("the disk is full")
+            return await append(body)
+
+        ledger.append = full  # type: ignore[method-assign]
+        found = await group.train()
+        assert len(refused) == 3
+        told = [entry.body for entry in ledger.store.of(OWNER.public_key) if isinstance(entry.body, Verdict)]
+        assert [verdict.evidence for verdict in told] == [judgement.digest() for judgement in found]
+        assert {verdict.audited for verdict in refused} <= {verdict.audited for verdict in told}
+        assert len({verdict.audited for verdict in told}) == len(told)
+        assert group.account(HONEST).waiting == sum(judgement.credits for judgement in of(found, HONEST)) > 0
 
 
 @pytest.mark.anyio

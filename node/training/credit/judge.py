@@ -6,6 +6,7 @@ waits a little before its next step, and they for it; how much for whom, `patien
 or that comes too late, is worth nothing; one that is not shown when it was drawn, too.
 """
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ from .patience import Patience
 UNDECIDED = 2
 TRIES, AGAIN_S = 40, 0.5  # for a claim that is not written yet
 FRESH = carried_hash(moments_digest({}), NOTHING)  # of a trainer that has just begun
+MOST_UNTOLD = 256  # judgements that wait for a disk with room
 STEPS_APART = 4  # rounds by which a trainer's count of steps may differ from the judge's
 log = structlog.get_logger(__name__)
 
@@ -84,6 +86,8 @@ class Judge:
     _before: int = -1  # the last round
     _heard: set[tuple[int, PeerId]] = field(default_factory=set)  # rounds and trainers of claims that are being fetched
     _patience: Patience = field(default_factory=Patience)
+    _untold: list[tuple[Judgement, Verdict]] = field(default_factory=list)
+    _telling: anyio.Lock = field(default_factory=anyio.Lock)
     _news: anyio.Event = field(default_factory=anyio.Event)
 
     def __post_init__(self) -> None:
@@ -229,6 +233,7 @@ class Judge:
     async def between_rounds(self) -> None:
         """Judge what was shown. raises: OutOfMemory"""
         await self._wait_for_the_late()
+        await self._tell_all()
         ready, self._ready = self._ready, []
         for case in ready:
             shown = case.shown
@@ -277,15 +282,37 @@ class Judge:
             credits=worth,
         )
         subject = peer_id.public_key_of(case.peer)
+        self._untold.append((judgement, Verdict(subject, OF_TRAINING, train, outcome, judgement.digest(), worth)))
+        del self._untold[:-MOST_UNTOLD]
+        await self._tell_all()
+
+    async def _tell_all(self) -> None:
+        """What cannot be written now, as on a full disk, is tried again after the next round."""
+        async with self._telling:
+            while self._untold:
+                judgement, verdict = self._untold[0]
+                told = {"round": judgement.round, "peer": judgement.trainer}
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await self._write(judgement, verdict)
+                except (ShoalError, OSError) as error:
+                    log.warning("judgement_waits", reason=str(error), **told)
+                    return
+                self._untold.pop(0)
+                log.info("training_judged", outcome=judgement.outcome, **told)
+
+    async def _write(self, judgement: Judgement, verdict: Verdict) -> None:
+        """No judgement without its verdict. raises: ShoalError, OSError"""
+        size = self.file.stat().st_size if self.file.exists() else 0
         try:
-            with anyio.CancelScope(shield=True), self.file.open("ab") as file:  # no judgement without its verdict
+            with self.file.open("ab") as file:
                 file.write(judgement.line())
                 file.flush()
-                await self.ledger.append(Verdict(subject, OF_TRAINING, train, outcome, judgement.digest(), worth))
-        except (ShoalError, OSError) as error:
-            log.warning("not_judged", round=judgement.round, peer=case.peer, reason=str(error))
-            return
-        log.info("training_judged", round=judgement.round, peer=case.peer, outcome=judgement.outcome)
+                await self.ledger.append(verdict)
+        except (ShoalError, OSError):
+            if self.file.exists():
+                os.truncate(self.file, size)
+            raise
 
     def _verified(self, case: Case) -> int:
         """Tokens in the windows of those steps, and no more than were claimed."""
