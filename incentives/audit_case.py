@@ -124,6 +124,8 @@ def examined(data: bytes, verdict: Verdict) -> Examined:
         return Examined("not all of it was found sound")
     if verdict.outcome == FALSE and not convicts(statement, findings):
         return Examined("what was found does not suffice to call the server false")
+    if verdict.outcome == FALSE and convicts(statement, _without_last(findings)):
+        return Examined("more is shown than it takes to call the server false")
     if verdict.outcome == FALSE and not all(each.evidence for each in case.chunks):
         return Examined("the work that was found false is not shown")
     return Examined("", frozenset(key for _, keys in found.values() for key in keys), len(found))
@@ -137,6 +139,17 @@ def convicts(statement: WorkStatement, findings: Mapping[int, Finding]) -> bool:
         if suspicion.convicted:
             return True
     return False
+
+
+def is_open(statement: WorkStatement, findings: Mapping[int, Finding], left: Iterable[int]) -> bool:
+    """Whether it is still to be seen if the server is convicted, when the chunks of these indices are looked at too."""
+    worst = dict.fromkeys(left, Finding.GROSS) | dict(findings)
+    return not convicts(statement, findings) and convicts(statement, worst)
+
+
+def _without_last(findings: Mapping[int, Finding]) -> dict[int, Finding]:
+    last = max(findings)
+    return {index: finding for index, finding in findings.items() if index != last}
 
 
 def _check_statement(case: AuditCase, statement: WorkStatement, subject: bytes) -> None:

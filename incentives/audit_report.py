@@ -91,7 +91,7 @@ def judged(reports: Sequence[AuditReport], server: bytes) -> Judgement:
     if len(counted) < 2 or len(against) == len(for_it):
         return Judgement(None, frozenset())
     most, fewest = (against, for_it) if len(against) > len(for_it) else (for_it, against)
-    clear = len(most) >= 2 and not _is_near(most)
+    clear = len(most) >= 2 and is_clear(most)
     dissenters = frozenset(r.auditor for r in fewest) if clear else frozenset()
     if most is for_it:
         return Judgement(Finding.SOUND, dissenters)
@@ -99,14 +99,14 @@ def judged(reports: Sequence[AuditReport], server: bytes) -> Judgement:
     return Judgement(Finding.GROSS if 2 * len(gross) > len(against) else Finding.FAR, dissenters)
 
 
-def _is_near(reports: Sequence[AuditReport]) -> bool:
-    """Whether rounding alone might have led an honest auditor to the other side of the limit.
+def is_clear(reports: Sequence[AuditReport]) -> bool:
+    """Whether rounding alone could not have led an honest auditor to the other side of the limit.
 
-    Only the majority is asked: a liar could call any distance near to a limit of his own.
+    reports: of the majority only; a liar could call any distance near to a limit of his own
     """
     distance = median_low(max(1, report.distance) for report in reports)
     limit = median_low(max(1, report.limit) for report in reports)
-    return max(distance, limit) < GREY * min(distance, limit)
+    return max(distance, limit) >= GREY * min(distance, limit)
 
 
 def _in_units(distance: float) -> int:

@@ -1,5 +1,7 @@
 """Credit that is not spent halves every 30 days. Whole numbers only, so that every machine finds the same."""
 
+from functools import lru_cache
+
 HALF_LIFE_HOURS = 720
 # floor(2**64 * 2**(-2**i / 720)): what stays of a credit after 2**i hours
 _KEPT = (
@@ -28,3 +30,9 @@ def decayed(amount: int, hours: int) -> int:
         if rest >> bit & 1:
             left = left * kept >> 64
     return left >> (64 + halvings)
+
+
+@lru_cache(maxsize=4096)
+def share_left(hours: int) -> float:
+    """What is left of anything after whole hours, as a share; where the last bit may differ."""
+    return decayed(1 << 50, hours) / (1 << 50)

@@ -1,8 +1,9 @@
 """Why a balance is what it is: every entry that moved it, with what it moved, in words that need no glossary."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm import peer_id
 from shoal.swarm.errors import MalformedMessage
 
@@ -10,6 +11,7 @@ from . import entry as entries
 from .audit_case import OF_SESSION
 from .balances import OF_TRAINING, Balances, Movement, settles
 from .bodies import COMPLAINTS, Ack, AnyBody, Checkpoint, Close, ForkProof, Open, Rotate, Train, Verdict
+from .chunk_thanks import is_for_chunks
 from .store import Store, Stored
 
 KINDS = {
@@ -33,21 +35,26 @@ class Step:
     spendable: int  # of the account afterwards
     reserved: int
     waiting: int
+    is_of_chunks: bool = False  # an OPEN or CLOSE whose ticks are chunks of a prefix
 
 
 def steps(store: Store, key: bytes, now: int) -> Iterator[Step]:
     """All entries that the account wrote, that judge its work, settled its sessions or moved something in it; then time
     up to `now`."""
     balances = Balances(store.judges)
+    for_chunks = set[bytes]()  # OPENs
     for stored in store.all():
         entry = stored.entry
+        if isinstance(entry.body, Open) and is_for_chunks(entry.body):
+            for_chunks.add(entries.hash_of(entry))
         settled = _is_settled(balances, stored, key)
         moved = balances.apply(entry.author, entry.body, entries.hash_of(entry), stored.at)
         account = balances.owner(key)
         own = tuple(movement for movement in moved if movement.account == account)
         judged = isinstance(entry.body, Verdict) and balances.owner(entry.body.subject) == account
         if own or settled or judged or balances.owner(entry.author) == account:
-            yield _step(stored, own, balances, key)
+            named = entry.body.open if isinstance(entry.body, Close) else entries.hash_of(entry)
+            yield replace(_step(stored, own, balances, key), is_of_chunks=named in for_chunks)
     own = tuple(balances.advance(key, now))
     if own:
         yield _step(None, own, balances, key)
@@ -79,15 +86,20 @@ def short(key: bytes) -> str:
         return key.hex()[:8]
 
 
-def entry_sentence(body: AnyBody, author: bytes, me: bytes) -> str:
-    """What somebody did by writing this."""
+def entry_sentence(body: AnyBody, author: bytes, me: bytes, *, of_chunks: bool = False) -> str:
+    """What somebody did by writing this. of_chunks: a CLOSE of an OPEN for chunks of a prefix"""
     who = "This node" if author == me else f"Peer {short(author)}"
     match body:
         case Open():
             whom = "this node" if body.server == me else f"peer {short(body.server)}"
+            if is_for_chunks(body):
+                price = f"for {body.price} credits each" if body.lane else "as a favour that it owes"
+                return f"{who} took {_chunks(body.most_ticks)} from {whom} and did not compute them, {price}"
             tokens = body.most_ticks * body.tick_tokens
             price = f"for {body.price} credits each {body.tick_tokens} tokens" if body.lane else "free of charge"
             return f"{who} opened a session of at most {tokens} tokens at {whom}, {price}"
+        case Close() if of_chunks:
+            return f"{who} settled what it gave, with proof of {_chunks(body.ticks)}"
         case Close():
             return f"{who} settled a session with proof of {body.ticks * 32} tokens"
         case Ack():
@@ -108,6 +120,10 @@ def entry_sentence(body: AnyBody, author: bytes, me: bytes) -> str:
             return f"{who} handed its account over to a new key"
         case ForkProof():
             return f"{who} showed that somebody keeps two versions of one chain"
+
+
+def _chunks(count: int) -> str:
+    return f"{count} {'chunk' if count == 1 else 'chunks'} of a cached prefix ({count * CHUNK_TOKENS} tokens)"
 
 
 def movement_sentence(movement: Movement) -> str:

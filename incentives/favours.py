@@ -7,10 +7,10 @@ is taken off. So nobody gets more in earned lanes than 1 / RESTART of what he ga
 passed in a circle gives none. Like credit, a debt halves in 30 days.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
-from .decay import decayed
-from .trust import AuditRecord, standings
+from .decay import decayed, share_left
+from .trust import AuditRecord, Walks
 
 _PARTS = 1 << 16  # of a tick, so that small debts fade and do not vanish
 
@@ -39,24 +39,36 @@ class Favours:
         forked: Collection[bytes] = (),
     ) -> dict[bytes, float]:
         """Ticks that `me` owes, by account; whoever has nothing coming is not in it."""
-        shares = standings(me, _Now(self._given, at // 3600), audits, forked)
-        got = sum(self.ticks(me, server, at) for server in self._given.get(me, {}) if server not in forked)
-        debts = {other: got * share - self.ticks(other, me, at) for other, share in shares.items()}
+        return self.debts(at, audits, forked).owed(me)
+
+    def debts(
+        self, at: int, audits: Mapping[bytes, AuditRecord] | None = None, forked: Collection[bytes] = ()
+    ) -> "Debts":
+        """Everybody's, as they stand at this hour."""
+        hour = at // 3600
+        given = {
+            client: {server: parts * share_left(hour - then) / _PARTS for server, (parts, then) in edges.items()}
+            for client, edges in self._given.items()
+        }
+        return Debts(given, audits, forked)
+
+
+class Debts:
+    """given: unpaid ticks by client and server, faded to the hour that this is of"""
+
+    def __init__(
+        self,
+        given: Mapping[bytes, Mapping[bytes, float]],
+        audits: Mapping[bytes, AuditRecord] | None,
+        forked: Collection[bytes],
+    ) -> None:
+        self._given, self._forked = given, forked
+        self._walks = Walks(given, audits, forked)
+
+    def owed(self, me: bytes) -> dict[bytes, float]:
+        """As `Favours.owed`."""
+        mine = self._given.get(me, {})
+        got = sum(ticks for server, ticks in mine.items() if server not in self._forked)
+        shares = self._walks.standings(me).items()
+        debts = {other: got * share - self._given.get(other, {}).get(me, 0.0) for other, share in shares}
         return {other: debt for other, debt in debts.items() if debt > 0}
-
-
-class _Now(Mapping[bytes, Mapping[bytes, int]]):
-    """What the debts are at an hour; worked out for those that a walk comes to."""
-
-    def __init__(self, given: dict[bytes, dict[bytes, tuple[int, int]]], hour: int) -> None:
-        self._given, self._hour = given, hour
-
-    def __getitem__(self, client: bytes) -> Mapping[bytes, int]:
-        edges = self._given[client].items()
-        return {server: decayed(parts, self._hour - hour) for server, (parts, hour) in edges}
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._given)
-
-    def __len__(self) -> int:
-        return len(self._given)

@@ -25,7 +25,8 @@ from .store import Owed, Store
 
 TOGETHER_S = 1.0  # sessions that end within this time are settled in one write
 BRIEF_ENTRIES = 4
-MOST_UNWRITTEN = 4096  # settlements that wait for a disk with room
+MOST_UNWRITTEN = 4096  # settlements, and words, that wait for a disk with room
+RETRY_S = 10.0  # until they are tried again
 
 log = structlog.get_logger(__name__)
 
@@ -188,6 +189,10 @@ class Ledger:
                 self.store.owe_all([owed])  # 20 us; a thread would take longer to be asked
             except ShoalError as error:
                 self.failed(error)
+                if len(self._words) < MOST_UNWRITTEN:
+                    self._words[opened] = owed
+            else:
+                self._words.pop(opened, None)
             return
         self._words[opened] = owed
         self._more.set()
@@ -205,10 +210,16 @@ class Ledger:
             self.failed(error)
         self._more.set()
         while True:
-            await self._more.wait()
+            with anyio.move_on_after(RETRY_S if self._waits else None):
+                await self._more.wait()
             self._more = anyio.Event()
             await anyio.sleep(TOGETHER_S)
             await self.flush()
+
+    @property
+    def _waits(self) -> bool:
+        """Whether something could not be written."""
+        return bool(self._closes or self._words or self._left or self.store.is_full)
 
     async def flush(self) -> None:
         """Write what was handed over until now. What cannot be written waits for the next, as far as there is room."""
@@ -225,6 +236,7 @@ class Ledger:
         left, self._left = self._left, set()
 
         def write(store: Store) -> list[Entry]:
+            store.write_waiting()
             store.owe_all(list(words.values()))
             # of a process that was killed: its sessions are over, unless our own chain settles them
             late = (

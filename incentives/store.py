@@ -3,6 +3,9 @@
 Append only. An entry and what it changes are one transaction, so that a process killed at any instant leaves both or
 neither. An own entry is on the disk (synchronous=FULL) before its signature leaves this object: the own chain never
 forks, whatever happens to the process. One thread at a time.
+
+While the disk is full, what others wrote counts all the same and waits in memory, within a bound; own entries are
+refused until there is room.
 """
 
 import sqlite3
@@ -24,8 +27,11 @@ from .entry import Entry
 
 FORMAT = 3
 KEPT_ROOTS = 4
+MOST_WAITING = 4096  # entries of others that wait for a disk with room
 _AUTHOR_AT = 3  # of an encoded entry: array head, bin head, length; then the author's 32 bytes, kept once in `peers`
 _AUTHOR_END = _AUTHOR_AT + 32
+# What SQLite makes of a quota or a limit on a file's size, beside SQLITE_FULL
+_NO_ROOM = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_FSYNC}
 _SCHEMA = """
 CREATE TABLE peers (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE);
 CREATE TABLE entries (
@@ -74,6 +80,8 @@ class Store:
         self.balances = Balances(judges)
         self.chains: dict[bytes, Chain] = {}
         self.drifted = False
+        self.is_full = False  # the last write found no room
+        self._waiting: dict[tuple[bytes, int], tuple[Entry, int]] = {}  # taken in, and not on the disk; when it came
         self._roots: tuple[tuple[int, bytes], ...] = ()  # of judges: hour and hash of the last entry in it, newest last
         self._peers: dict[bytes, int] = {}
         self._successors: dict[bytes, bytes] = {}  # hash of a ROTATE -> its author
@@ -180,13 +188,17 @@ class Store:
         return found
 
     def find(self, author: bytes, seq: int) -> Entry | None:
+        if (author, seq) in self._waiting:
+            return self._waiting[author, seq][0]
         rows = self._rows("WHERE e.peer = ? AND e.seq = ?", (self._peers.get(author, -1), seq))
         return next((stored.entry for stored in rows), None)
 
     def of(self, author: bytes, start: int = 0, stop: int = 2**32) -> list[Entry]:
         """Entries [start, stop) of one author, in order."""
         where = "WHERE e.peer = ? AND e.seq >= ? AND e.seq < ? ORDER BY e.seq"
-        return [stored.entry for stored in self._rows(where, (self._peers.get(author, -1), start, stop))]
+        written = [stored.entry for stored in self._rows(where, (self._peers.get(author, -1), start, stop))]
+        waiting = sorted(seq for who, seq in self._waiting if who == author and start <= seq < stop)
+        return written + [self._waiting[author, seq][0] for seq in waiting]
 
     def all(self) -> Iterator[Stored]:
         """In the order in which they came."""
@@ -221,6 +233,8 @@ class Store:
 
         raises: OutOfMemory (disk full), LocalFault (the own key was rotated away, or has forked)
         """
+        if self.is_full:
+            self.write_waiting()
         chain = self.chain(author.public_key)
         if chain.successor or chain.forked:
             raise LocalFault("this key may not sign entries any more")
@@ -230,7 +244,7 @@ class Store:
             entry = entries.write(author, seq, prev, time, body)
             written.append(entry)
             seq, prev = seq + 1, entries.hash_of(entry)
-        self._insert([(entry, now) for entry in written], durable=True)
+        self._insert([(entry, now) for entry in written])
         return written
 
     def receive(self, entry: Entry, now: int) -> Accepted | Refused | Forked:
@@ -254,33 +268,75 @@ class Store:
                 ahead[entry.author] = verdict.chain
                 fresh[entry.author, entry.seq] = entry
             verdicts.append(verdict)
-        self._insert([(entry, now) for entry in fresh.values()], durable=False)
+        self._keep([(entry, now) for entry in fresh.values()])
         return verdicts
 
-    def _insert(self, several: list[tuple[Entry, int]], *, durable: bool) -> list[Movement]:
-        movements: list[Movement] = []
+    def _keep(self, several: list[tuple[Entry, int]]) -> None:
+        """What others wrote: it counts at once, and is written when there is room."""
+        if len(self._waiting) + len(several) > MOST_WAITING:
+            self.write_waiting()
+        for entry, now in several:
+            self._take(Stored(0, now, entry))
+            self._waiting[entry.author, entry.seq] = entry, now
+        if self.is_full or not several:
+            return
         try:
-            with _Transaction(self._database, durable=durable) as run:
+            self.write_waiting()
+        except OutOfMemory:
+            return
+        except ShoalError:
+            for entry, _ in several:
+                del self._waiting[entry.author, entry.seq]
+            self._back_to_the_disk()
+            raise
+
+    def write_waiting(self) -> None:
+        """Write what waits for room, if anything does. raises: OutOfMemory"""
+        if not self._waiting and not self.is_full:
+            return
+        changed = {*self.balances.changed, ("totals", b"")}  # which shows whether there is room when nothing waits
+        try:
+            with _Transaction(self._database, durable=False):
+                for entry, now in self._waiting.values():
+                    self._insert_one(entry, now)
+                self.balances.changed |= changed
+                self._write_rows()
+        except sqlite3.Error as error:
+            self.balances.changed |= changed
+            self._peers = {key: number for number, key in self._read("SELECT id, key FROM peers")}
+            raise self._told(error) from error
+        self._waiting.clear()
+        self.is_full = False
+
+    def _back_to_the_disk(self) -> None:
+        """What is in memory goes back to what is on the disk, and what waits for it."""
+        self._replay()
+        for entry, now in self._waiting.values():
+            self._take(Stored(0, now, entry))
+
+    def _insert(self, several: list[tuple[Entry, int]]) -> None:
+        try:
+            with _Transaction(self._database, durable=True):
                 for entry, now in several:
-                    movements += self._insert_one(entry, now)
-                    if isinstance(entry.body, Close):
-                        run("DELETE FROM owed WHERE open = ?", (entry.body.open,))
+                    self._insert_one(entry, now)
+                    self._take(Stored(0, now, entry))
                 self._write_rows()
         except sqlite3.Error as error:
             try:
-                self._replay()  # what is in memory goes back to what is on the disk
+                self._back_to_the_disk()
             except sqlite3.Error as again:
                 raise self._told(again) from error
             raise self._told(error) from error
-        return movements
+        self.is_full = False
 
-    def _insert_one(self, entry: Entry, now: int) -> list[Movement]:
-        data = entries.encode(entry)
-        row = self._database.execute(
+    def _insert_one(self, entry: Entry, now: int) -> None:
+        data, run = entries.encode(entry), self._database.execute
+        run(
             "INSERT INTO entries (peer, seq, received, data) VALUES (?, ?, ?, ?)",
             (self._peer(entry.author), entry.seq, now, data[:_AUTHOR_AT] + data[_AUTHOR_END:]),
         )
-        return self._take(Stored(row.lastrowid or 0, now, entry))
+        if isinstance(entry.body, Close):
+            run("DELETE FROM owed WHERE open = ?", (entry.body.open,))
 
     def _peer(self, key: bytes) -> int:
         number = self._peers.get(key)
@@ -316,8 +372,11 @@ class Store:
         return [Owed(*row) for row in self._read("SELECT open, ticks, word FROM owed")]
 
     def _told(self, error: sqlite3.Error) -> ShoalError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what SQLite adds to it
-        if code == sqlite3.SQLITE_FULL:
+        code = getattr(error, "sqlite_errorcode", 0)
+        no_room = code in _NO_ROOM
+        code &= 0xFF  # without what SQLite adds to it
+        if code == sqlite3.SQLITE_FULL or no_room:
+            self.is_full = True
             return OutOfMemory(f"the disk is full: the ledger {self._path} cannot be written")
         if code == sqlite3.SQLITE_CANTOPEN:
             return UsageError(f"there is no ledger at {self._path}")

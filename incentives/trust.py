@@ -12,10 +12,14 @@ every peer that it invents has as much flow as the first.
 source: Page, Brin, Motwani and Winograd, The PageRank Citation Ranking, 1999 (personalised);
 Nasrulin, Ishmaev and Pouwelse, MeritRank: Sybil Tolerant Reputation for Merit-based Tokenomics, arXiv:2207.09950
 """
+# ruff: noqa: N803, N806  names end in their shapes
 
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shoal.swarm.identifiers import PeerId
 
@@ -41,12 +45,12 @@ class AuditRecord:
         return sound / (sound + FAILURE_WEIGHT * self.false)
 
 
-_UNTOLD = AuditRecord()
+Shares = NDArray[np.float64]
 
 
 def standings(
     me: Peer,
-    receipts: Mapping[Peer, Mapping[Peer, int]],
+    receipts: Mapping[Peer, Mapping[Peer, float]],
     audits: Mapping[Peer, AuditRecord] | None = None,
     forked: Collection[Peer] = (),
 ) -> dict[Peer, float]:
@@ -54,39 +58,51 @@ def standings(
 
     forked: peers that signed two histories; nobody's walk goes through them
     """
-    edges = _Edges(receipts, audits or {}, frozenset(forked) | {me})
-    arriving = edges.onward(me)
-    found: dict[Peer, float] = {}
-    for step in range(_STEPS):
-        going: dict[Peer, float] = {}
-        for peer, share in arriving.items():
-            onward = edges.onward(peer) if step < _STEPS - 1 else {}
-            stays = RESTART if onward else 1.0
-            found[peer] = found.get(peer, 0.0) + share * stays
-            for other, part in onward.items():
-                going[other] = going.get(other, 0.0) + share * (1 - stays) * part
-        arriving = going
-    return found
+    return Walks(receipts, audits, forked).standings(me)
 
 
-class _Edges(Generic[Peer]):
+class Walks(Generic[Peer]):
+    """Walks over the same receipts from anybody: P peers and E edges, laid out once."""
+
     def __init__(
         self,
-        receipts: Mapping[Peer, Mapping[Peer, int]],
-        audits: Mapping[Peer, AuditRecord],
-        closed: frozenset[Peer],
+        receipts: Mapping[Peer, Mapping[Peer, float]],
+        audits: Mapping[Peer, AuditRecord] | None = None,
+        forked: Collection[Peer] = (),
     ) -> None:
-        self._receipts, self._audits, self._closed = receipts, audits, closed
-        self._known: dict[Peer, dict[Peer, float]] = {}
+        sound = {peer: record.soundness for peer, record in (audits or {}).items()}
+        closed, numbers = frozenset(forked), dict[Peer, int]()
+        tails, heads, weights = list[int](), list[int](), list[float]()
+        for client, servers in receipts.items():
+            tail = numbers.setdefault(client, len(numbers))
+            for server, paid in servers.items():
+                if paid > 0 and server != client and server not in closed:
+                    tails.append(tail)
+                    heads.append(numbers.setdefault(server, len(numbers)))
+                    weights.append(paid * sound.get(server, 1.0))
+        self._numbers, self._peers = numbers, list(numbers)
+        self._tails_E = np.array(tails, np.intp)
+        self._heads_E = np.array(heads, np.intp)
+        self._weights_E = np.array(weights, np.float64)
 
-    def onward(self, peer: Peer) -> dict[Peer, float]:
-        """Where a walk goes from here, and with which probability; nowhere when there is no edge."""
-        if peer not in self._known:
-            weights = {
-                other: paid * self._audits.get(other, _UNTOLD).soundness
-                for other, paid in self._receipts.get(peer, {}).items()
-                if paid > 0 and other != peer and other not in self._closed
-            }
-            total = sum(weights.values())
-            self._known[peer] = {other: weight / total for other, weight in weights.items()}
-        return self._known[peer]
+    def standings(self, me: Peer) -> dict[Peer, float]:
+        """As the function of that name."""
+        home, size = self._numbers.get(me), len(self._peers)
+        if home is None:
+            return {}
+        weights_E = np.where(self._heads_E == home, 0.0, self._weights_E)  # no walk comes back
+        totals_P = np.bincount(self._tails_E, weights_E, size)
+        leads_P = totals_P > 0
+        parts_E = weights_E / np.where(leads_P, totals_P, 1.0)[self._tails_E]
+
+        def onward(leaving_P: Shares) -> Shares:
+            return np.bincount(self._heads_E, leaving_P[self._tails_E] * parts_E, size).astype(np.float64, copy=False)
+
+        here_P, found_P = np.zeros(size), np.zeros(size)
+        here_P[home] = 1.0
+        arriving_P = onward(here_P)
+        for _ in range(_STEPS - 1):
+            found_P += arriving_P * np.where(leads_P, RESTART, 1.0)
+            arriving_P = onward(arriving_P * (1 - RESTART))
+        found_P += arriving_P
+        return {self._peers[number]: float(found_P[number]) for number in np.flatnonzero(found_P)}

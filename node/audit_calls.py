@@ -6,76 +6,59 @@ Evidence of a long session does not fit a unary call. Nothing here needs a tenso
 from collections.abc import Sequence
 
 import anyio
-import msgspec
 
 from shoal.incentives.bodies import Hash
-from shoal.swarm.errors import MalformedMessage, Refused, RemoteFault, StreamBroken, TimedOut
+from shoal.swarm.errors import Refused, StreamBroken, TimedOut
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.members.handshake import Gate, greet, read_welcome
-from shoal.swarm.transport import Stream, Transport
+from shoal.swarm.message_codec import MessageCodec, TaggedMessage
+from shoal.swarm.transport import Transport
 
 PROTOCOL = "/shoal/audit/1"
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    pass
-
-
-class AskStatement(_Message, frozen=True):
+class AskStatement(TaggedMessage, frozen=True):
     """To the server, as all about its own work: answered by a WorkStatement."""
 
     session: SessionId
     draw: Hash
 
 
-class AskEvidence(_Message, frozen=True):
+class AskEvidence(TaggedMessage, frozen=True):
     session: SessionId
     index: int
 
 
-class AskLink(_Message, frozen=True):
+class AskLink(TaggedMessage, frozen=True):
     """Answered by a ChunkLink."""
 
     session: SessionId
     index: int
 
 
-class AskReplay(_Message, frozen=True):
+class AskReplay(TaggedMessage, frozen=True):
     """To a holder of the class: answered by an AuditReport."""
 
     evidence: bytes
 
 
-class AskCase(_Message, frozen=True):
+class AskCase(TaggedMessage, frozen=True):
     """To whoever wrote a VERDICT: answered by an AuditCase."""
 
     hash: Hash
 
 
-class Answer(_Message, frozen=True):
+class Answer(TaggedMessage, frozen=True):
     data: bytes
 
 
-class No(_Message, frozen=True):
+class No(TaggedMessage, frozen=True):
     text: str
 
 
 Question = AskStatement | AskEvidence | AskLink | AskReplay | AskCase
-_encoder = msgspec.msgpack.Encoder()
-_questions: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
-_answers: msgspec.msgpack.Decoder[Answer | No] = msgspec.msgpack.Decoder(Answer | No)
-
-
-def question_of(frame: bytes) -> Question:
-    """raises: MalformedMessage, whatever the bytes are"""
-    try:
-        return _questions.decode(frame)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise MalformedMessage(f"not a question of an audit: {error}") from error
-
-
-async def answer(stream: Stream, said: Answer | No) -> None:
-    await stream.send(_encoder.encode(said))
+questions: MessageCodec[Question] = MessageCodec(Question, "a question of an audit")
+answers: MessageCodec[Answer | No] = MessageCodec(Answer | No, "an answer of an audit")
 
 
 async def ask(
@@ -101,7 +84,7 @@ async def _ask(transport: Transport, gate: Gate, peer: PeerId, question: Questio
     stream = await transport.open(peer, PROTOCOL)
     try:
         await greet(stream, gate)
-        await stream.send(_encoder.encode(question))
+        await stream.send(questions.encode(question))
         await read_welcome(stream, gate)
         frame = await stream.receive()
     except BaseException:
@@ -110,10 +93,7 @@ async def _ask(transport: Transport, gate: Gate, peer: PeerId, question: Questio
     await stream.close()
     if frame is None:
         raise StreamBroken(f"{peer} gave no answer")
-    try:
-        said = _answers.decode(frame)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise RemoteFault(f"{peer} sent no answer of an audit") from error
+    said = answers.decode(frame)
     if isinstance(said, No):
         raise Refused(said.text)
     return said.data

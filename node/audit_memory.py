@@ -18,6 +18,7 @@ import structlog
 from shoal.incentives.audit_threshold import Finding, Threshold
 from shoal.incentives.refusals import Refusals
 from shoal.incentives.sequential_test import Suspicion
+from shoal.incentives.standing import FALSE_AUDITS, FALSE_LINKS, FALSE_WORK, SHOWS_NO_WORK
 from shoal.incentives.work_links import is_distrusted
 from shoal.swarm.errors import LocalFault
 
@@ -87,18 +88,24 @@ class AuditMemory:
             known = self.links[pair[0]][pair[1]] = false or self.links[pair[0]].get(pair[1], False)
             self._keep("link", b"".join(pair), known)
 
-    def is_avoided(self, key: bytes) -> bool:
-        """Whether own audits alone, without a verdict that others can check, speak against a server."""
+    def why_avoided(self, key: bytes) -> str:
+        """What own audits alone, without a verdict that others can check, say against a peer; "" for nothing."""
         refusals, links = self.refusals.get(key), self.links.get(key)
-        return (
-            self.server(key).convicted
-            or self.auditor(key).convicted
-            or (refusals is not None and refusals.is_habit)
-            or (links is not None and is_distrusted(links))
-        )
+        if self.server(key).convicted:
+            return FALSE_WORK
+        if self.auditor(key).convicted:
+            return FALSE_AUDITS
+        if refusals is not None and refusals.is_habit:
+            return SHOWS_NO_WORK
+        return FALSE_LINKS if links is not None and is_distrusted(links) else ""
 
-    def avoided(self) -> set[bytes]:
-        return {k for k in {*self.servers, *self.auditors, *self.refusals, *self.links} if self.is_avoided(k)}
+    def is_avoided(self, key: bytes) -> bool:
+        return bool(self.why_avoided(key))
+
+    def avoided(self) -> dict[bytes, str]:
+        """Why, by key."""
+        known = {*self.servers, *self.auditors, *self.refusals, *self.links}
+        return {key: why for key in known if (why := self.why_avoided(key))}
 
     # Limits of classes
 
@@ -123,6 +130,14 @@ class AuditMemory:
             held += size
             if held > KEEP_CASES_BYTES:
                 self._run("DELETE FROM memory WHERE kind = 'case' AND key = ?", key)
+
+    def was_reviewed(self, digest: bytes) -> bool:
+        """Whether somebody else's case with this hash, or of the statement with it, was computed again here."""
+        return bool(self._run("SELECT 1 FROM memory WHERE kind = 'review' AND key = ?", digest))
+
+    def note_review(self, digest: bytes) -> None:
+        self._write("review", digest, b"")
+        self._run("DELETE FROM memory WHERE kind = 'review' AND at < ?", self._clock() - KEEP_CASES_S)
 
     # The file
 

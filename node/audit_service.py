@@ -65,12 +65,12 @@ class AuditService:
     async def _serve(self, stream: Stream) -> None:
         await receive_greeting(stream, self._gate)
         while (frame := await stream.receive()) is not None:
-            question = audit_calls.question_of(frame)
+            question = audit_calls.questions.decode(frame)
             try:
                 said: Answer | No = Answer(await self._answered(stream.peer, question))
             except ShoalError as error:
                 said = No(str(error)[:500])
-            await audit_calls.answer(stream, said)
+            await stream.send(audit_calls.answers.encode(said))
         await stream.close()
 
     async def _answered(self, peer: PeerId, question: Question) -> bytes:

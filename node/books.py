@@ -1,7 +1,7 @@
 """The ledger of a running node, with its two sides of a session."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from shoal.incentives.entry import Entry
 from shoal.incentives.lane_accounts import LedgerAccounts, LedgerStamping
 from shoal.incentives.ledger import Ledger
 from shoal.incentives.ledger_topic import LedgerParts, LedgerTopic
+from shoal.incentives.prefix_accounts import PrefixAccounts
 from shoal.incentives.session_meter import LedgerMetering, Manifests
 from shoal.incentives.session_payment import LedgerPaying
 from shoal.incentives.standing import Standings
@@ -52,6 +53,9 @@ class Books:
     def metering(self, manifests: Manifests) -> LedgerMetering:
         return LedgerMetering(self.ledger, manifests, anyio.current_time, catch_up=self.catch_up)
 
+    def chunks(self, calls: MemberCalls, manifests: Manifests, metering: LedgerMetering) -> PrefixAccounts:
+        return PrefixAccounts(self.ledger, calls, manifests, metering.paid, self.catch_up, anyio.current_time)
+
     async def catch_up(self, peer: PeerId, author: bytes, start: int, stop: int) -> list[Entry]:
         """`session_meter.CatchUp`. raises: ShoalError"""
         if self.topic is None:
@@ -71,10 +75,10 @@ class Books:
             return None
         return LedgerStamping(self.ledger, StampMaker(swarm.id, self.ledger.key, _now, self.roots))
 
-    async def standings(self, avoided: Collection[bytes] = ()) -> Standings:
+    async def standings(self, avoided: Mapping[bytes, str] | None = None) -> Standings:
         """What this node thinks of others now; reads all entries.
 
-        avoided: keys against which own audits speak, without a verdict
+        avoided: keys against which own audits speak, without a verdict, and why
         raises: ShoalError
         """
         key, now = self.ledger.key, self.ledger.now()

@@ -349,8 +349,11 @@ async def _assemble(
         receiver=receiver,
         prefixes=reusing,
     )
-    if books is not None and auditing is not None:
+    if books is not None and metering is not None and auditing is not None:
         tasks.start_soon(books.ledger.run)
+        prefixes.books = accounts_of_chunks = books.chunks(calls, hosted.manifest, metering)
+        await accounts_of_chunks.serve()
+        tasks.start_soon(accounts_of_chunks.run)
         await serve_root(calls, books.roots)
         await auditing.start(tasks)
         stack.push_async_callback(auditing.stop)

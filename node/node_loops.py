@@ -93,7 +93,7 @@ class NodeLoops:
         books, auditing = self._node.books, self._node.auditing
         while books is not None:
             try:
-                self._node.planner.standing = await books.standings(auditing.known.avoided() if auditing else ())
+                self._node.planner.standing = await books.standings(auditing.known.avoided() if auditing else None)
             except ShoalError as error:
                 log.warning("standing_unknown", reason=str(error))
             with anyio.move_on_after(JUDGE_PERIOD_S):

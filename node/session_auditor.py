@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 
 import anyio
 import anyio.to_thread
 import structlog
 from anyio.abc import TaskStatus
 
-from shoal.incentives import audit_case, audit_report, work_statement
+from shoal.incentives import audit_case, work_statement
 from shoal.incentives.audit_case import FALSE, OF_SESSION, SOUND, AuditCase
-from shoal.incentives.audit_report import judged
 from shoal.incentives.audit_threshold import Finding
 from shoal.incentives.bodies import Verdict
 from shoal.incentives.entry import peer_of
@@ -39,6 +39,7 @@ from shoal.swarm.units import has_embed, has_head
 from .audit_calls import AskCase, ask
 from .audit_driver import AuditDriver, AuditOutcome, Here, Neighbour, ServedSession
 from .audit_memory import AuditMemory
+from .case_review import reviewed
 
 log = structlog.get_logger(__name__)
 MOST_WAITING = 64  # sessions, and verdicts of others
@@ -260,6 +261,8 @@ class SessionAuditor:
         """
         judge = self._ledger.key in self._ledger.store.judges
         accuser = peer_of(heard.author)
+        if self.known.was_reviewed(heard.verdict.evidence):
+            return
         data = await ask(
             self._transport, self._gate, accuser, AskCase(heard.verdict.evidence), CASE_S, self._addresses(accuser)
         )
@@ -269,28 +272,21 @@ class SessionAuditor:
             self.known.audited(heard.author, Finding.GROSS)
             return
         case = audit_case.decode(data)
-        statement = work_statement.decode(case.statement)
+        statement, about = work_statement.decode(case.statement), sha256(case.statement).digest()
+        if self.known.was_reviewed(about):
+            return  # a statement is one client's to complain about, once, with all that it found
         if not judge and self._holds(statement.served) is None:
             self.known.keep_case(heard.verdict.evidence, data)
             return
-        fresh, again = secrets.token_bytes(32), {}
-        for each in case.chunks:
-            reports = await self._driver.reports(
-                statement.served, statement, each.index, each.evidence, fresh, {accuser}, jury=True
-            )
-            if [report.auditor for report in reports] == [self._ledger.key]:  # nobody else is left to be asked
-                told = map(audit_report.decode, each.reports)
-                reports += [report for report in told if report.auditor != self._ledger.key]
-            judgement = judged(reports, statement.server)
-            self._driver.learn(reports, judgement)
-            if judgement.finding is not None:
-                again[each.index] = judgement.finding, audit_case.chunk(each.index, reports, each.evidence)
-        own = audit_case.case_against(statement, case.secret, again)
-        if own is not None:
-            for finding, _ in again.values():
+        review = await reviewed(self._driver, case, statement, accuser, self._ledger.key)
+        if review.settled:
+            self.known.note_review(heard.verdict.evidence)
+            self.known.note_review(about)
+        if review.own is not None:
+            for finding in review.findings:
                 self.known.found(statement.server, finding)
-            self._unwritten.append(own)
-        elif again and all(f is Finding.SOUND and len(chunk.reports) > 1 for f, chunk in again.values()):
+            self._unwritten.append(review.own)
+        elif review.refuted:
             log.warning("verdict_false", author=accuser, subject=peer_of(statement.server))
             for key in {heard.author, *examined.auditors}:
                 self.known.audited(key, Finding.GROSS)

@@ -29,7 +29,7 @@ def explain(peer: PeerFlag = None, last: LastFlag = None, home: HomeFlag = None,
                 when, what = now_s(), "Time passed"
             else:
                 entry = step.stored.entry
-                when, what = entry.time, entry_sentence(entry.body, entry.author, key)
+                when, what = entry.time, entry_sentence(entry.body, entry.author, key, of_chunks=step.is_of_chunks)
             reasons = [movement_sentence(movement) for movement in step.movements]
             output.event("explanation", time=when, what=what, reasons=reasons, spendable=step.spendable)
             output.line(f"{moment(when)}  {what}.")

@@ -35,6 +35,7 @@ def history(peer: PeerFlag = None, last: LastFlag = None, home: HomeFlag = None,
                 time=entry.time,
                 received=step.stored.received,
                 kind=kind_of(entry.body),
+                prefix_chunks=step.is_of_chunks,
                 hash=hash_of(entry).hex(),
                 change=change,
                 spendable=step.spendable,
@@ -42,7 +43,8 @@ def history(peer: PeerFlag = None, last: LastFlag = None, home: HomeFlag = None,
                 waiting=step.waiting,
             )
             author = "this node" if entry.author == key else short(entry.author)
-            rows.append([moment(entry.time), author, entry.seq, kind_of(entry.body), change, step.spendable])
+            kind = f"{kind_of(entry.body)}, chunks" if step.is_of_chunks else kind_of(entry.body)
+            rows.append([moment(entry.time), author, entry.seq, kind, change, step.spendable])
     if not rows:
         output.note("nothing has been earned or spent yet")
         return

@@ -17,15 +17,12 @@ from typing import Any
 
 import anyio
 import msgspec
-import torch
 from inference import prompts_of
-from ledger_throughput import EMBEDDED, OpenGate, TwoEngines, take_turns
+from two_engines import EMBEDDED, OpenGate, halves_of_a_model, take_turns
 
 from shoal.compression import activations
 from shoal.node.audit_records import SessionRecords
-from shoal.node.engine import Engine
 from shoal.node.model_source import resolve
-from shoal.node.shard import Shard
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.identity import Identity
 from shoal.swarm.manifest import Manifest, model_id
@@ -34,37 +31,21 @@ from shoal.swarm.sessions.compute import Done
 from shoal.swarm.sessions.driver import Driver
 from shoal.swarm.sessions.hop_server import HopServer
 from shoal.swarm.sessions.messages import Feed, Open
-from shoal.swarm.transports.memory import MemoryNetwork
-from shoal.swarm.transports.memory_link import Conditions
 from shoal.swarm.units import Span
 
 
 async def throughput(folder: Path, rounds: int) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    model = resolve(str(EMBEDDED), folder)
-    layers = model.manifest.layers
-    spans = (Span(0, 1 + layers // 2), Span(1 + layers // 2, layers + 2))
-    engines = [Engine(Shard.load(model, span, "float32", torch.device("cpu")), 4096) for span in spans]
     drivers: dict[str, Driver] = {}
-    try:
-        async with (
-            MemoryNetwork(0, Conditions(latency_s=(0.0, 0.0))) as network,
-            anyio.create_task_group() as tasks,
-        ):
-            for name, keeps in (("off", False), ("records", True)):
-                people = [Identity.generate() for _ in range(3)]
-                both = zip(people[:2], spans, engines, strict=True)
-                hosting = TwoEngines(model.manifest, {who.peer_id: (span, engine) for who, span, engine in both})
-                for who in people[:2]:
-                    records = SessionRecords(who, lambda _: model.manifest, anyio.current_time) if keeps else None
-                    await HopServer(network.join(who.peer_id), OpenGate(), hosting, records=records).start()
-                drivers[name] = Driver(network.join(people[2].peer_id), OpenGate(), hosting, tasks)
-            result = await take_turns(drivers, rounds, prompts_of("novels-6m", 1))
-            tasks.cancel_scope.cancel()
-    finally:
-        for engine in engines:
-            engine.stop()
-    return result
+    async with halves_of_a_model(folder) as halves:
+        for name, keeps in (("off", False), ("records", True)):
+            people = [Identity.generate() for _ in range(3)]
+            hosting = halves.hosting(people[:2])
+            for who in people[:2]:
+                records = SessionRecords(who, lambda _: halves.manifest, anyio.current_time) if keeps else None
+                transport = halves.network.join(who.peer_id)
+                await HopServer(transport, OpenGate(), hosting, records=records).start()
+            drivers[name] = Driver(halves.network.join(people[2].peer_id), OpenGate(), hosting, halves.tasks)
+        return await take_turns(drivers, rounds, prompts_of("novels-6m", 1))
 
 
 def memory(manifest: Manifest, widths: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:

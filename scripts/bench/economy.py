@@ -14,8 +14,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from shoal.incentives.simulated_economy import BEGAN_S, DAY_S, Economy, Gains
+from shoal.incentives.simulated_economy import BEGAN_S, DAY_S, Economy
 from shoal.incentives.simulated_kinds import Kind
+from shoal.incentives.simulated_peer import Gains
 from shoal.incentives.standing import Standings
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.sessions.lanes import Lane

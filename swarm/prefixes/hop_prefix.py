@@ -5,6 +5,7 @@ driver hears of each chunk and tells the first hop what all others hold; the fir
 those behind it see a gap in what comes and fill it from what they hold.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +74,7 @@ class HopPrefix:
         self._first_token = False
         self._taint = False  # something was taken in that had lost something
         self._taken: set[PeerId] = set()
+        self._owed = Counter[PeerId]()  # chunks that came from others for this session and were taken in
         self._pace = prefixes.pace(request.model, self._layers)
         self._audited: int | None = None
         if wish.shared and self._chunks and prefixes.draw() < prefixes.audit_share:
@@ -255,6 +257,9 @@ class HopPrefix:
             else:
                 fetched += came
                 self._taken.add(held.maker)
+                if held.data is not None or self._addresses[number] in self._prefixes.fetched_ahead:
+                    self._prefixes.fetched_ahead.discard(self._addresses[number])
+                    self._owed[held.maker] += 1
                 await self._remember(number, held, data)
         self._held = self._working_at = position
         self._prefixes.counts.reused += -(-(here + fetched) // CHUNK_TOKENS)
@@ -359,8 +364,11 @@ class HopPrefix:
             self._prefixes.tell_of(self._addresses[0])
 
     async def settle(self) -> None:
-        """The session ends: keep what is left."""
+        """The session ends: keep what is left, and owe for what others gave."""
         if self._first_token:
+            for donor, chunks in self._owed.items():
+                if self._prefixes.books is not None and not self._prefixes.is_banned(donor):
+                    self._prefixes.books.took(donor, self._request, chunks)
             with anyio.move_on_after(SETTLE_S, shield=True):
                 await self.keep()
 

@@ -30,6 +30,7 @@ from .donor_link import Donor, Taker
 from .fetch_past import FetchPast
 from .giving_limits import GivingLimits
 from .prefill_pace import PrefillPace
+from .prefix_books import PrefixBooks
 from .prefix_chain import Address, Link, address
 
 log = structlog.get_logger()
@@ -41,6 +42,7 @@ MADE_BYTES = 64 << 20
 GIVING_BYTE_S = 8 << 20
 STAGED_BYTES = 512 << 20  # of chunks that were fetched and not taken in yet, for all sessions together
 SILENCE_S = 15.0  # a peer that asks for nothing does not keep its stream
+MOST_AHEAD = 1 << 16  # chunks that were taken before any session wanted them, and are owed for when one does
 FIND_S = 3.0
 # How far a fetched chunk may be from what was computed (`ChunkCoder.kv_distance`): what another machine's rounding
 # makes of an exact one; of the others what the level cannot explain, where this one was computed on what had lost
@@ -91,6 +93,7 @@ class Prefixes:
         seed: int | None = None,
         audit_share: float = AUDIT_SHARE,
         giving_byte_s: float = GIVING_BYTE_S,
+        books: PrefixBooks | None = None,
     ) -> None:
         self.store = store
         self.transport = transport
@@ -99,6 +102,8 @@ class Prefixes:
         self.draw = random.Random(seed).random
         self.audit_share = audit_share
         self.counts = PrefixCounts()
+        self.books = books
+        self.fetched_ahead: set[Address] = set()  # that no session has taken in yet
         self._board = board
         self.coder_of = coder_of
         self._trusts = trusts
@@ -216,6 +221,8 @@ class Prefixes:
             async def keep(number: int, level: KvLevel, data: bytes, peer: PeerId = donor.peer) -> None:
                 label = Label(kind.model, level, peer, True, addresses[0], number)
                 await self.store.put(addresses[number], label, data)
+                if len(self.fetched_ahead) < MOST_AHEAD:
+                    self.fetched_ahead.add(addresses[number])
                 self.counts.fetched += 1
                 self.counts.fetched_bytes += len(data)
                 came.add(number)
@@ -262,6 +269,8 @@ class Prefixes:
             answer = Given(want.address, want.level, data) if data is not None else Missing(want.address)
             self.limits.spend(stream.peer, len(data or b""))
             await stream.send(chunk_wire.encode(answer))
+            if self.books is not None and data is not None:
+                self.books.gave(stream.peer)
         await stream.close()
 
     async def _given(self, address: Address, level: str) -> bytes | None:

@@ -4,11 +4,13 @@ from typing import Annotated
 
 import msgspec
 
+from shoal.swarm.message_codec import TaggedMessage
+
 from .decisions import Hash
 
 Path = Annotated[tuple[Hash, ...], msgspec.Meta(max_length=64)]  # of a hash tree
 Reason = Annotated[str, msgspec.Meta(max_length=500)]
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+class Message(TaggedMessage, frozen=True):
     """Base of the wire types."""

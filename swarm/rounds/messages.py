@@ -8,8 +8,8 @@ from typing import Annotated
 
 import msgspec
 
-from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.message_codec import MessageCodec
 
 from .audit_messages import Accusation, AskResidual, Residual, Verdict
 from .ballots import Ballot
@@ -237,20 +237,8 @@ AnyMessage = (
 )
 BULK = (Upload, Aggregate, Data, Residual, Accusation)
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
-
-
-def encode(message: AnyMessage) -> bytes:
-    return _encoder.encode(message)
-
-
-def decode(data: bytes) -> AnyMessage:
-    """raises: MalformedMessage, whatever the bytes are"""
-    try:
-        return _decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
-        raise MalformedMessage(f"not a message of a round: {error}") from error
+_codec: MessageCodec[AnyMessage] = MessageCodec(AnyMessage, "a message of a round")
+encode, decode = _codec.encode, _codec.decode  # decode raises MalformedMessage, whatever the bytes are
 
 
 def payload_bytes(message: AnyMessage) -> int:

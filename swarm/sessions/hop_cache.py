@@ -138,7 +138,7 @@ class HopCache:
         error: ShoalError | None = None
         async with anyio.create_task_group() as tasks:
             if len(levels) > 1:
-                self._pace = SnapshotPace(levels)
+                self._pace = SnapshotPace(levels, self._request.dtype)
                 tasks.start_soon(sender.keep_pace, self._pace)
             try:
                 while True:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shoal.compression.kv_levels import QUALITIES, KvLevel
-from shoal.swarm.prefixes.chunk_fetch import SHARES
+from shoal.swarm.prefixes.fetch_past import shares_of
 
 PART_OF_LINK = 0.25  # that snapshots may take; the rest is the session's and others'
 FILL_S = 3.0  # in which a chunk fills, before that has been seen
@@ -38,9 +38,10 @@ def allowed_levels(lowest: KvLevel) -> tuple[KvLevel, ...]:
 
 @dataclass(slots=True)
 class SnapshotPace:
-    """Of one cache stream whose receiver says what has come."""
+    """Of one cache stream whose receiver says what has come. dtype: of the caches"""
 
     levels: tuple[KvLevel, ...]
+    dtype: str = "bfloat16"
     link_bytes_s: float | None = None
     _sizes: dict[KvLevel, float] = field(default_factory=dict)
     _seen: set[KvLevel] = field(default_factory=set)
@@ -64,9 +65,10 @@ class SnapshotPace:
         self._filled_at_s = now
 
     def sent(self, level: KvLevel, size_bytes: int, now: float) -> None:
+        shares = shares_of(self.dtype)
         for each in self.levels:
             if each not in self._seen:
-                self._sizes[each] = size_bytes * SHARES[each] / SHARES[level]
+                self._sizes[each] = size_bytes * shares[each] / shares[level]
         self._seen.add(level)
         self._sizes[level] = size_bytes
         self._under_way.append((now, size_bytes))

@@ -5,17 +5,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
+from simulation.prefix_world import Board
 from simulation.session_world import MANIFEST, MODEL, OpenGate, Volunteer, World
 
 from shoal.incentives.account import Account
 from shoal.incentives.bodies import WORD_BYTES
+from shoal.incentives.entry import Entry
 from shoal.incentives.ledger import Ledger
 from shoal.incentives.open_limiter import OpenLimiter
+from shoal.incentives.prefix_accounts import PrefixAccounts
 from shoal.incentives.session_meter import LedgerMetering
 from shoal.incentives.session_payment import LedgerPaying
 from shoal.incentives.store import Store
+from shoal.swarm.identifiers import PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.kv.chunk_store import ChunkStore
+from shoal.swarm.members.member_calls import MemberCalls
+from shoal.swarm.prefixes.prefix_chain import Address
 from shoal.swarm.prefixes.prefixes import Prefixes
 from shoal.swarm.sessions.driver import Driver
 from shoal.swarm.sessions.hop_server import HopServer
@@ -40,6 +46,10 @@ def _clock() -> float:
 class PaidWorld(World):
     ledgers: dict[str, Ledger] = field(default_factory=dict)
     keeps_kv: bool = False  # of sessions whose clients allow it; nobody announces any
+    shares_kv: bool = False  # and they are announced, given, taken and owed for
+    position_s: float = 0.0
+    said: dict[Address, dict[PeerId, list[Address]]] = field(default_factory=dict)
+    prefixes: dict[int, Prefixes] = field(default_factory=dict)
 
     def _new_ledger(self, identity: Identity, credit: int) -> Ledger:
         """Everybody has heard of what the client earned."""
@@ -52,15 +62,29 @@ class PaidWorld(World):
     async def join_with_ledger(self, number: int, layers: str, credit: int, limiter: OpenLimiter) -> Volunteer:
         identity = Identity(bytes([number]) * 32)
         span = parse(layers, MODEL.layers)
-        volunteer = Volunteer(identity.peer_id, SimulatedCompute(MODEL, (span,), 1 << 16, 0.0005), span)
+        compute = SimulatedCompute(MODEL, (span,), 1 << 16, 0.0005, self.position_s)
+        volunteer = Volunteer(identity.peer_id, compute, span)
         self.volunteers[identity.peer_id] = volunteer
         ledger = self.ledgers[identity.peer_id] = self._new_ledger(identity, credit)
         metering = LedgerMetering(ledger, lambda _: MANIFEST, anyio.current_time, limiter=limiter)
-        transport, compute, prefixes = self.network.join(identity.peer_id), volunteer.compute, None
-        if self.keeps_kv:
-            prefixes = Prefixes(ChunkStore(), transport, OpenGate(), None, lambda _: compute, audit_share=0.0)
+        transport, prefixes = self.network.join(identity.peer_id), None
+        if self.keeps_kv or self.shares_kv:
+            board = Board(identity.peer_id, self.said) if self.shares_kv else None
+            prefixes = Prefixes(ChunkStore(), transport, OpenGate(), board, lambda _: compute, audit_share=0.0)
+            self.prefixes[number] = prefixes
+        if self.shares_kv and prefixes is not None:
+            calls = MemberCalls(transport, OpenGate())
+            books = PrefixAccounts(ledger, calls, lambda _: MANIFEST, metering.paid, self.catch_up, anyio.current_time)
+            prefixes.books = books
+            await books.serve()
+            await prefixes.serve()
+            self.tasks.start_soon(books.run)
+            self.tasks.start_soon(prefixes.run)
         await HopServer(transport, OpenGate(), volunteer, metering=metering, prefixes=prefixes).start()
         return volunteer
+
+    async def catch_up(self, peer: PeerId, author: bytes, start: int, stop: int) -> list[Entry]:
+        return self.ledgers[peer].store.of(author, start, stop)
 
     def start_client(self, credit: int, wrapped: Callable[[Paying], Paying]) -> None:
         ledger = self.ledgers["client"] = self._new_ledger(CLIENT, credit)
@@ -82,10 +106,12 @@ async def paid_world(
     wrapped: Callable[[Paying], Paying] = lambda paying: paying,
     limiter: Callable[[], OpenLimiter] = OpenLimiter,
     keeps_kv: bool = False,
+    shares_kv: bool = False,
+    position_s: float = 0.0,
 ) -> AsyncIterator[PaidWorld]:
     """layout: (number, layers) of each volunteer; its key is made of the number"""
     async with MemoryNetwork(seed, NEAR) as network, anyio.create_task_group() as group:
-        made = PaidWorld(network, group, keeps_kv=keeps_kv)
+        made = PaidWorld(network, group, keeps_kv=keeps_kv, shares_kv=shares_kv, position_s=position_s)
         for number, layers in layout:
             await made.join_with_ledger(number, layers, credit, limiter())
         made.start_client(credit, wrapped)

@@ -7,7 +7,7 @@ from shoal.incentives.bodies import WORD_BYTES, AnyBody, Close, Open, Verdict
 from shoal.incentives.chain import fork_proof
 from shoal.incentives.entry import Entry
 from shoal.incentives.payword import PayWords
-from shoal.incentives.standing import FORKED_MS
+from shoal.incentives.standing import AVOIDED_MS, FALSE_WORK, FORKED_MS, SHOWS_NO_WORK
 from shoal.incentives.standing_view import view_of
 from shoal.incentives.store import Store
 from shoal.swarm.identity import Identity
@@ -72,3 +72,14 @@ def test_a_forger_is_the_last_choice() -> None:
     second = store.of(BAD.public_key)[0]
     append(store, ME, fork_proof(first, second))
     assert view_of(ME.public_key, store).cost_ms(BAD.peer_id) == FORKED_MS
+
+
+def test_each_who_is_avoided_is_called_what_it_is() -> None:
+    store = Store(None, judges=frozenset({GOOD.public_key}))
+    served(store, ME, BAD, 10)
+    view = view_of(ME.public_key, store, avoided={BAD.public_key: SHOWS_NO_WORK})
+    assert (view.remark(BAD.peer_id), view.shown(BAD.peer_id)) == (SHOWS_NO_WORK, 0.0)
+    assert view.cost_ms(BAD.peer_id) == AVOIDED_MS
+    append(store, GOOD, Verdict(BAD.public_key, 0, bytes(32), 1, bytes(32)))
+    view = view_of(ME.public_key, store, NOW, {BAD.public_key: SHOWS_NO_WORK})
+    assert view.remark(BAD.peer_id) == FALSE_WORK, "a verdict that binds says more"

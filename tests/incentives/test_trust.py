@@ -71,6 +71,31 @@ def test_no_edges_inside_a_group_gain_it_more_than_the_bound(outer: dict[int, di
     assert group <= honest / RESTART + 1e-6
 
 
+def walked(me: PeerId, receipts: Graph, steps: int = 7) -> dict[PeerId, float]:
+    """The same by hand: every way, step by step."""
+    found: dict[PeerId, float] = {}
+
+    def walk(peer: PeerId, share: float, left: int) -> None:
+        edges = {other: paid for other, paid in receipts.get(peer, {}).items() if paid and other not in (peer, me)}
+        total = sum(edges.values())
+        if peer != me:
+            stays = RESTART if edges and left else 1.0
+            found[peer] = found.get(peer, 0.0) + share * stays
+            share *= 1 - stays
+        for other, paid in edges.items() if left else ():
+            walk(other, share * paid / total, left - 1)
+
+    walk(me, 1.0, steps)
+    return {peer: share for peer, share in found.items() if share}
+
+
+@given(st.dictionaries(st.integers(0, 5), st.dictionaries(st.integers(0, 5), st.integers(0, 9), max_size=3)))
+def test_standings_are_the_shares_of_walks_taken_one_by_one(drawn: dict[int, dict[int, int]]) -> None:
+    graph = {PeerId(str(a)): {PeerId(str(b)): weight for b, weight in out.items()} for a, out in drawn.items()}
+    found = standings(PeerId("0"), graph)
+    assert found == pytest.approx(walked(PeerId("0"), graph), abs=1e-9)
+
+
 def test_work_in_a_second_degree_is_seen_and_weighs_less_than_ones_own_experience() -> None:
     far, near = PeerId("far"), PeerId("near")
     found = standings(ME, {ME: {near: 10}, near: {far: 10}})

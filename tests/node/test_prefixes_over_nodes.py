@@ -9,9 +9,14 @@ import anyio
 import httpx
 import pytest
 
+from shoal.incentives.bodies import Close, Open
+from shoal.incentives.chunk_thanks import is_for_chunks
+from shoal.incentives.entry import hash_of
+from shoal.incentives.store import Store
 from shoal.node.local_swarm import LocalNode, create_invite, local_swarm, start_node
 from shoal.swarm.home import Home
 from shoal.swarm.identifiers import ModelId, PeerId
+from shoal.swarm.identity import Identity
 from shoal.swarm.sessions.driver import Driver
 from shoal.swarm.sessions.generation import Route, TokenRequest
 from shoal.swarm.thin_client import thin_driver
@@ -22,6 +27,7 @@ CHUNKS = 4
 LONG = tuple((7 * i + i * i // 3) % 3900 + 100 for i in range(1700))
 LONG_CHUNKS = 26
 NEW = 24
+FLAGS = ["--layers", "all", "--kv-disk", "100MB", "--ledger"]
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[dict[str, LocalNode]]:
-    layout = {name: ["--layers", "all", "--kv-disk", "100MB"] for name in ("one", "other")}
+    layout = dict.fromkeys(("one", "other"), FLAGS)
     with local_swarm(tmp_path, layout) as running:
         yield running
 
@@ -54,6 +60,21 @@ async def generate(
 ) -> tuple[tuple[int, ...], Route]:
     async with driver.generate(replace(TokenRequest(model, ids, NEW, trust=frozenset({peer})), **options)) as stream:
         return tuple([choice.id async for choice in stream]), stream.route
+
+
+def thanked(donor: LocalNode, taker: LocalNode) -> int:
+    """Chunks that the donor has settled with this taker, by the donor's own ledger."""
+    store = Store(donor.home.ledger, read_only=True)
+    try:
+        several = [stored.entry for stored in store.all()]
+    finally:
+        store.close()
+    opened = {hash_of(e): e.body for e in several if isinstance(e.body, Open) and is_for_chunks(e.body)}
+    closes = [(e.author, e.body) for e in several if isinstance(e.body, Close) and e.body.open in opened]
+    me, other = (Identity.load_or_create(node.home.identity).public_key for node in (donor, taker))
+    assert all(author == me for author, _ in closes)
+    assert all(e.author == other for e in several if hash_of(e) in opened)
+    return sum(close.ticks for _, close in closes)
 
 
 @pytest.mark.anyio
@@ -80,13 +101,14 @@ async def test_a_prefix_travels_between_nodes_and_a_session_resumes_after_a_rest
         taken, route = await generate(driver, model, second, share_prefix=True)
         assert route.hops[0].fetched >= (CHUNKS - 1) * 64  # one may have been drawn for an audit
         assert expected == shared == again == taken
+        await until(lambda: CHUNKS - 1 <= thanked(one, other) <= CHUNKS)
 
         named, _ = await generate(driver, model, first, session="a name of my own")
         history = PROMPT + named
         chunks = CHUNKS + len(history) // 64
         await until(lambda: ask(one, "GET", "/kv")["disk"]["chunks"] >= chunks)
         one.kill()
-        back = start_node(tmp_path, "one", ["--layers", "all", "--kv-disk", "100MB"])
+        back = start_node(tmp_path, "one", FLAGS)
         nodes["one"] = back
         try:
             back.wait_for("ready")

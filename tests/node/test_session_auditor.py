@@ -24,6 +24,7 @@ from shoal.incentives.entry import Entry
 from shoal.incentives.ledger import Ledger
 from shoal.incentives.refusals import WINDOW_S
 from shoal.incentives.sequential_test import Suspicion
+from shoal.incentives.standing import FALSE_AUDITS, FALSE_WORK, SHOWS_NO_WORK
 from shoal.incentives.store import Store
 from shoal.node import session_auditor
 from shoal.node.audit_calls import PROTOCOL
@@ -147,7 +148,7 @@ def test_a_liar_is_convicted_with_a_case_and_the_owner_who_looks_again_takes_its
                 assert owner.ledger.store.balances.account(peers[1].key).waiting == 0
                 await tell(owner, user)
                 assert user.ledger.store.balances.account(peers[1].key).waiting == 0
-                assert not owner.known.avoided() - {peers[1].key}
+                assert not owner.known.avoided().keys() - {peers[1].key}
 
     run(scenario)
 
@@ -191,9 +192,17 @@ def test_a_client_that_lies_about_an_honest_server_harms_itself_and_its_friends_
                     await accuse(liar, peers[0], names[number])
                     await tell(liar, owner)
                 await until(lambda: owner.known.is_avoided(liar.ledger.key))
-                assert owner.known.avoided() == {liar.ledger.key, *(each.public_key for each in friends)}
+                avoided = owner.known.avoided()
+                assert avoided.keys() == {liar.ledger.key, *(each.public_key for each in friends)}
+                assert set(avoided.values()) == {FALSE_AUDITS}
                 assert owner.ledger.store.balances.account(peers[0].key).waiting == 1000
                 assert not owner.ledger.store.of(OWNER.public_key)
+                said = [entry.body for entry in liar.ledger.store.of(liar.ledger.key)]
+                blamed = owner.known.auditor(liar.ledger.key).chunks
+                for body in said:
+                    assert isinstance(body, Verdict)
+                    await owner.audits._look_again(session_auditor._Heard(liar.ledger.key, body))  # noqa: SLF001
+                assert owner.known.auditor(liar.ledger.key).chunks == blamed, "the same case is not looked at twice"
 
     run(scenario)
 
@@ -269,7 +278,7 @@ def test_one_byte_that_a_hop_sends_on_otherwise_than_it_signs_shows_between_the_
                 assert user.known.links[peers[place].key][peers[place + 1].key]
                 other = peers[1 - place].key, peers[2 - place].key
                 assert not user.known.links[other[0]].get(other[1], False)
-                assert user.known.avoided() == set(), "one of the two lies, and nobody knows which"
+                assert user.known.avoided() == {}, "one of the two lies, and nobody knows which"
 
     run(scenario)
 
@@ -281,7 +290,7 @@ def test_a_last_hop_that_sends_other_tokens_than_it_signs_is_found_by_its_client
             user = client(3, network, peers)
             async with user.running():
                 await user.use(Planner(model, [(peers[0], FRONT), (peers[1], BACK)]))
-                assert user.known.avoided() == {peers[1].key}
+                assert user.known.avoided() == {peers[1].key: FALSE_WORK}
 
     run(scenario)
 
@@ -297,7 +306,7 @@ def test_a_server_without_its_records_is_excused_until_it_is_a_habit(model: Loca
                     for number in range(2):
                         user.now = window * WINDOW_S + number
                         await user.use(Planner(model, [(peers[0], WHOLE)]), 2 * window + number)
-                assert user.known.is_avoided(peers[0].key)
+                assert user.known.avoided() == {peers[0].key: SHOWS_NO_WORK}
                 assert user.known.server(peers[0].key) == Suspicion(), "that is no finding about its work"
                 assert not user.verdicts(FALSE)
 
@@ -338,7 +347,7 @@ def test_a_server_killed_in_the_middle_of_its_audit_is_not_blamed_and_stops_noth
                 assert user.known.server(peers[0].key).most == 0
                 assert user.known.refusals[peers[0].key].refused
                 assert user.known.server(peers[1].key).sound >= 1
-                assert user.known.avoided() == set()
+                assert user.known.avoided() == {}
                 await user.use(Planner(model, [(peers[2], WHOLE)]), 1)
                 assert user.known.server(peers[2].key).sound >= 1
 
@@ -365,7 +374,7 @@ def test_the_work_of_a_hop_that_took_a_lost_ones_place_is_sound_and_its_replay_b
                 assert user.known.server(peers[2].key).sound >= 1
                 assert all(user.known.server(each.key).most == 0 for each in peers)
                 assert user.known.links[peers[1].key] == {peers[2].key: False}
-                assert user.known.avoided() == set()
+                assert user.known.avoided() == {}
 
     run(scenario)
 
@@ -437,7 +446,7 @@ def test_what_was_found_outlives_a_restart(tmp_path_factory: pytest.TempPathFact
     memory.keep_case(b"e" * 32, b"case")
     memory.close()
     again = AuditMemory(path, lambda: 6.0)
-    assert again.avoided() == {b"a" * 32}
+    assert again.avoided() == {b"a" * 32: FALSE_WORK}
     assert again.links[b"c" * 32] == {b"b" * 32: True}
     assert again.refusals[b"d" * 32].refused
     assert again.case(b"e" * 32) == b"case"

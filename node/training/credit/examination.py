@@ -4,7 +4,8 @@ Everything here is computed; nothing waits for anybody. It runs between two roun
 own model, which afterwards stands where it stood.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
@@ -38,6 +39,7 @@ from .kept_work import residual_digest
 
 EXACT, ROUNDED = 1e-3, 2e-2  # of an interval's way: float32 on every machine; where some may train in bfloat16
 FALSE_FROM = 0.15  # no rounding; what lies between is undecided, and not paid
+MOST_TWINS = 8  # of others, whose data is tried when steps lead neither where they should nor clearly elsewhere
 log = structlog.get_logger(__name__)
 
 
@@ -80,22 +82,46 @@ class Examined:
 
 
 def examined(
-    parts: WorkerParts, facts: RoundFacts, statement: StepStatement, residual_after: bytes, share: Share, shown: Shown
+    parts: WorkerParts,
+    facts: RoundFacts,
+    statement: StepStatement,
+    residual_after: bytes,
+    share: Share,
+    shown: Shown,
+    of_others: Sequence[Share] = (),
 ) -> Examined:
-    """raises: OutOfMemory"""
+    """share: of the data, that the trainer had in the round; of_others: what others had. raises: OutOfMemory"""
     own_state = state_now(parts.steps, parts.parameters)
     try:
-        return _examined(parts, facts, statement, residual_after, share, shown)
+        found = _examined(parts, facts, statement, residual_after, share, shown)
+        if found.payload_distance is None and found.finding is Finding.FAR:
+            return _unless_copied(found, parts, statement, shown, of_others)
+        return found
     finally:
         parts.parameters.write(0, own_state.parameters)
         restore_inner(parts.steps.optimizer, own_state.moments)
+
+
+def _unless_copied(
+    found: Examined, parts: WorkerParts, statement: StepStatement, shown: Shown, of_others: Sequence[Share]
+) -> Examined:
+    """Steps on somebody else's data may lead nearly where the own ones would, as moments carry both on. But taken
+    again on that data they lead there to the bit, which no rounding of the own ones does."""
+    for other in of_others[:MOST_TWINS]:
+        if finding_of(_steps_apart(parts, statement, other, shown), _limit(parts)) is Finding.SOUND:
+            return replace(found, finding=Finding.GROSS, reason="the steps are those on another trainer's data")
+    return found
+
+
+def _limit(parts: WorkerParts) -> float:
+    return EXACT if parts.config.batch.precision == "float32" else ROUNDED
 
 
 def _examined(
     parts: WorkerParts, facts: RoundFacts, statement: StepStatement, residual_after: bytes, share: Share, shown: Shown
 ) -> Examined:
     apart = _steps_apart(parts, statement, share, shown)
-    found = finding_of(apart, EXACT if parts.config.batch.precision == "float32" else ROUNDED)
+    found = finding_of(apart, _limit(parts))
     if found is not Finding.SOUND:
         return Examined(found, "the steps lead elsewhere", apart)
     settings, spec, outcome = parts.strategy.settings, parts.strategy.spec, facts.outcome

@@ -2,11 +2,13 @@
 
 Claims are asked for beside its own inner steps; what has been shown is examined between two rounds, so that the model
 is nobody else's meanwhile. Where rounds are so short that trainers would throw away what is not fetched yet, the judge
-waits a little before its next step, and they for it. A claim that is not drawn, or that comes too late, is worth
-nothing; one that is not shown when it was drawn, too.
+waits a little before its next step, and they for it; how much for whom, `patience` bounds. A claim that is not drawn,
+or that comes too late, is worth nothing; one that is not shown when it was drawn, too.
 """
 
-from collections import Counter
+import os
+import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,11 +41,12 @@ from .examination import Examined, RoundFacts, Shown, examined, statement_proble
 from .fetching import Showing, asked_claim
 from .kept_work import NOTHING
 from .messages import Claim
+from .patience import Patience
 
 UNDECIDED = 2
-PATIENCE_S = 5.0  # for what is to be shown of a round that trainers are about to throw away
 TRIES, AGAIN_S = 40, 0.5  # for a claim that is not written yet
 FRESH = carried_hash(moments_digest({}), NOTHING)  # of a trainer that has just begun
+MOST_UNTOLD = 256  # judgements that wait for a disk with room
 STEPS_APART = 4  # rounds by which a trainer's count of steps may differ from the judge's
 log = structlog.get_logger(__name__)
 
@@ -58,6 +61,7 @@ class Case:
     entry: Entry
     statement: StepStatement
     share: Share
+    of_others: tuple[Share, ...]
     percent: int
     draw: training_draw.Draw
     shown: Shown | None = None
@@ -73,13 +77,17 @@ class Judge:
     catch_up: CatchUp
     tasks: anyio.abc.TaskGroup
     file: Path
+    clock: Callable[[], float] = anyio.current_time
     run: bytes = field(init=False)
     _outer: Values = field(init=False)
     _outer_step: int = 0
     _ready: list[Case] = field(default_factory=list)
     _carries: dict[PeerId, tuple[int, bytes]] = field(default_factory=dict)  # round of its last claim; what it carries
     _before: int = -1  # the last round
-    _heard: Counter[int] = field(default_factory=Counter)  # claims that are being fetched, by round
+    _heard: set[tuple[int, PeerId]] = field(default_factory=set)  # rounds and trainers of claims that are being fetched
+    _patience: Patience = field(default_factory=Patience)
+    _untold: list[tuple[Judgement, Verdict]] = field(default_factory=list)
+    _telling: anyio.Lock = field(default_factory=anyio.Lock)
     _news: anyio.Event = field(default_factory=anyio.Event)
 
     def __post_init__(self) -> None:
@@ -99,7 +107,7 @@ class Judge:
         for peer, tokens in others:
             share = self.parts.progress.share(peer, outcome.round)
             if share is not None and peer in roots:
-                self._heard[outcome.round] += 1
+                self._heard.add((outcome.round, peer))
                 self.tasks.start_soon(self._hear, facts, peer, tokens, share, percent, (last, first))
 
     def restart(self) -> None:
@@ -115,8 +123,7 @@ class Judge:
         try:
             await self._ask(facts, peer, tokens, share, percent, when)
         finally:
-            self._heard[round_] -= 1
-            self._heard += Counter()  # without the rounds of which all is heard
+            self._heard.discard((round_, peer))
             self._news.set()
 
     async def _ask(
@@ -139,11 +146,18 @@ class Judge:
         draw = training_draw.drawn(self.ledger.identity, entries.hash_of(entry), percent, statement.intervals)
         if not draw.looked_at:
             return
-        case = Case(facts, peer, claim, entry, statement, share, percent, draw)
+        case = Case(facts, peer, claim, entry, statement, share, self._of_others(facts, peer), percent, draw)
         if not linked:
             await self._tell(case, Examined(Finding.FAR, "what its work began with is not known from a round before"))
             return
         await self._have_shown(case)
+
+    def _of_others(self, facts: RoundFacts, peer: PeerId) -> tuple[Share, ...]:
+        """What all others trained on in the round, the judge among them, in an order that the trainer cannot know."""
+        share, outcome = self.parts.progress.share, facts.outcome
+        found = [share(other, outcome.round) for other, _ in outcome.contributors if other != peer]
+        several = [each for each in found if each is not None]
+        return tuple(random.SystemRandom().sample(several, len(several)))
 
     async def _have_shown(self, case: Case) -> None:
         strategy = self.parts.strategy
@@ -218,17 +232,32 @@ class Judge:
 
     async def between_rounds(self) -> None:
         """Judge what was shown. raises: OutOfMemory"""
-        with anyio.move_on_after(PATIENCE_S):
-            while any(count and round_ < self._before for round_, count in self._heard.items()):
-                self._news = anyio.Event()
-                await self._news.wait()
+        await self._wait_for_the_late()
+        await self._tell_all()
         ready, self._ready = self._ready, []
         for case in ready:
             shown = case.shown
             assert shown is not None
             parts, residual = self.parts, case.claim.residuals[1]
-            work = (parts, case.facts, case.statement, residual, case.share, shown)
+            work = (parts, case.facts, case.statement, residual, case.share, shown, case.of_others)
             await self._tell(case, await anyio.to_thread.run_sync(examined, *work))
+
+    async def _wait_for_the_late(self) -> None:
+        """For what is to be shown of a round that trainers are about to throw away."""
+        late, patience = self._late(), self._patience
+        patience.begin(late, self.clock())
+        while late and (limit_s := patience.limit_s(self.clock())) > 0:
+            self._news = anyio.Event()
+            with anyio.move_on_after(limit_s):
+                await self._news.wait()
+            for peer in late - self._late():
+                patience.came(peer, self.clock())
+            late &= self._late()
+        for peer in patience.end(self.clock()):
+            log.info("claim_not_waited_for", peer=peer)
+
+    def _late(self) -> set[PeerId]:
+        return {peer for round_, peer in self._heard if round_ < self._before}
 
     async def _tell(self, case: Case, found: Examined) -> None:
         outcome = {Finding.SOUND: SOUND, Finding.GROSS: FALSE}.get(found.finding, UNDECIDED)
@@ -253,15 +282,37 @@ class Judge:
             credits=worth,
         )
         subject = peer_id.public_key_of(case.peer)
+        self._untold.append((judgement, Verdict(subject, OF_TRAINING, train, outcome, judgement.digest(), worth)))
+        del self._untold[:-MOST_UNTOLD]
+        await self._tell_all()
+
+    async def _tell_all(self) -> None:
+        """What cannot be written now, as on a full disk, is tried again after the next round."""
+        async with self._telling:
+            while self._untold:
+                judgement, verdict = self._untold[0]
+                told = {"round": judgement.round, "peer": judgement.trainer}
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await self._write(judgement, verdict)
+                except (ShoalError, OSError) as error:
+                    log.warning("judgement_waits", reason=str(error), **told)
+                    return
+                self._untold.pop(0)
+                log.info("training_judged", outcome=judgement.outcome, **told)
+
+    async def _write(self, judgement: Judgement, verdict: Verdict) -> None:
+        """No judgement without its verdict. raises: ShoalError, OSError"""
+        size = self.file.stat().st_size if self.file.exists() else 0
         try:
-            with anyio.CancelScope(shield=True), self.file.open("ab") as file:  # no judgement without its verdict
+            with self.file.open("ab") as file:
                 file.write(judgement.line())
                 file.flush()
-                await self.ledger.append(Verdict(subject, OF_TRAINING, train, outcome, judgement.digest(), worth))
-        except (ShoalError, OSError) as error:
-            log.warning("not_judged", round=judgement.round, peer=case.peer, reason=str(error))
-            return
-        log.info("training_judged", round=judgement.round, peer=case.peer, outcome=judgement.outcome)
+                await self.ledger.append(verdict)
+        except (ShoalError, OSError):
+            if self.file.exists():
+                os.truncate(self.file, size)
+            raise
 
     def _verified(self, case: Case) -> int:
         """Tokens in the windows of those steps, and no more than were claimed."""
