@@ -123,12 +123,15 @@ class EngineCore:
             job.settle(None, Refused("the session was closed"))
         self.cache.release(found.room)
 
-    def read_kv(self, session: SessionId, start: int, stop: int) -> KvRead:
-        """A copy of what a session holds of [start, stop). raises: Refused"""
+    def read_kv(self, session: SessionId, start: int, stop: int, span: Span | None = None) -> KvRead:
+        """A copy of what a session holds of [start, stop), of all its units or of `span`. raises: Refused"""
         found = self._found(session)
+        wanted = span or found.span
+        if not found.span.covers(wanted):
+            raise Refused(f"{describe(wanted, self._layers)} is not what this session is about")
         if not 0 <= start < stop <= found.room.length:
             raise Refused(f"positions {start} to {stop} were asked for, {found.room.length} are held")
-        return KvRead(found.span, *self.cache.read(layer_range(found.span, self._layers), found.room, start, stop))
+        return KvRead(wanted, *self.cache.read(layer_range(wanted, self._layers), found.room, start, stop))
 
     def kv_room(self, session: SessionId, start: int) -> KvRoom:
         """Where a cache from position `start` on would go. raises: Refused"""

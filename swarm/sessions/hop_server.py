@@ -21,6 +21,7 @@ from shoal.swarm.identifiers import ModelId, SessionId
 from shoal.swarm.kv.cache_keeper import CacheKeeper, Kept
 from shoal.swarm.kv.cache_streams import ATTACH_PATIENCE_S, CacheReceiver
 from shoal.swarm.members.handshake import Gate, failure, prompt_message, receive_greeting
+from shoal.swarm.prefixes.hop_prefill import HopPrefill
 from shoal.swarm.prefixes.hop_prefix import HopPrefix, begun
 from shoal.swarm.prefixes.prefixes import Prefixes
 from shoal.swarm.transport import Stream, Transport
@@ -169,6 +170,8 @@ class HopServer:
                     tasks.start_soon(hop.load_kept, self.receiver.keeper)
                 elif request.cache_from is not None:
                     self.receiver.expect(request.session, hop.take_cache)
+                elif request.prefill is not None:
+                    self.receiver.expect(request.session, hop.take_prefill)
                 try:
                     await hop.control_loop(tasks)
                 finally:
@@ -226,7 +229,7 @@ class HopServer:
     async def _open(self, stream: Stream, request: Open) -> Hop | None:
         kind: messages.FailureKind = "not_hosted"
         meter: Meter | None = None
-        prefix: HopPrefix | None = None
+        prefix: HopPrefix | HopPrefill | None = None
         try:
             self._check_stays()
             compute = self._hosting.find(request.model, request.dtype, request.span)
@@ -236,9 +239,9 @@ class HopServer:
             if self._metering is not None:
                 meter = await self._metering.open(stream.peer, request)
             claim = await self._accounts.claim(stream.peer, request)
-            if request.cache_from is not None:
+            if request.cache_from is not None or request.prefill is not None:
                 await compute.prepare_kv(request.span)
-            prefix = begun(self._prefixes, request, compute)
+            prefix = self._prefix(request, compute)
             kind = "no_room"
             await compute.open(
                 request.session, request.span, request.max_tokens, request.sampling, request.history, claim
@@ -272,7 +275,7 @@ class HopServer:
         self._appeared.set()
         self._appeared = anyio.Event()
         try:
-            if prefix is not None:
+            if isinstance(prefix, HopPrefix):
                 await stream.send(messages.encode(prefix.staged()))
             await stream.send(messages.encode(Opened(request.session)))
         except Unavailable:
@@ -280,6 +283,13 @@ class HopServer:
             hop.close()
             return None
         return hop
+
+    def _prefix(self, request: Open, compute: Compute) -> HopPrefix | HopPrefill | None:
+        """raises: MalformedMessage, RemoteFault"""
+        if request.prefill is None or request.cache_from is not None:
+            return begun(self._prefixes, request, compute)
+        coder = self._prefixes.coder_of(request.model) if self._prefixes is not None else None
+        return HopPrefill(request, request.prefill, compute, coder)
 
     async def _push(self, stream: Stream) -> None:
         await receive_greeting(stream, self._gate)

@@ -141,7 +141,9 @@ class SimulatedCompute:
     async def prepare_kv(self, span: Span) -> None:
         await checkpoint()
 
-    async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
+    async def export_kv(
+        self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless", span: Span | None = None
+    ) -> list[bytes]:
         held = self._known(session)
         if self._fault == "refuse_export":
             raise Refused("this node gives no caches away")
@@ -149,12 +151,17 @@ class SimulatedCompute:
             raise Refused(f"positions {start} to {stop} were asked for, {held.held} are held")
         if level != "lossless" and not self.profile:
             raise Refused(f"there is no profile here for {level} chunks")
-        mine = self.kv_format(held.span)
+        wanted = span or held.span
+        if not held.span.covers(wanted):
+            raise Refused(f"{describe(wanted, self.model.layers)} is not what this session is about")
+        first_unit, units = self.model.kept_units(held.span).start, self.model.kept_units(wanted)
+        part = slice((units.start - first_unit) * WIDTH, (units.stop - first_unit) * WIDTH)
+        mine = self.kv_format(wanted)
         made = mine if level != "lossless" else KvFormat(mine.model, mine.dtype, mine.layers)
         chunks = []
         for first, last in chunk_ranges(start, stop):
-            await self._pass_time(held.span, last - first)
-            payload = b"".join(held.cache[first:last])
+            await self._pass_time(wanted, last - first)
+            payload = b"".join(row[part] for row in held.cache[first:last])
             chunks.append(pack_chunk(KvChunk(made, first, last - first, payload)))
         return chunks
 
