@@ -132,6 +132,16 @@ class Engine:
         return self._core.step_ms
 
     @property
+    def prefill_ms(self) -> float:
+        """Time of a position among many of a prompt, over the whole span, smoothed."""
+        return self._core.prefill_ms
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of the cache of one position, over the whole span."""
+        return self._core.cache.position_bytes
+
+    @property
     def queue_length(self) -> int:
         """Works that wait or run."""
         return self._core.queue_length

@@ -26,7 +26,7 @@ from .kv_cache import PAGE_TOKENS
 from .sampler import Draw, choose
 from .scheduler import BATCH_TOKENS, Batch, Waiting, next_batch
 from .shard import Shard
-from .step_time import finished, step_ms
+from .step_time import LEAST_PROMPT, finished, prefill_ms, step_ms
 
 _SMOOTHING = 0.1  # weight of the newest step in `step_ms`
 _STALE_S = 30.0  # an idle shard's step time is measured again after so long
@@ -49,6 +49,7 @@ class EngineCore:
         self.cache = shard.new_cache(kv_tokens)
         self.sessions: dict[SessionId, Session] = {}
         self.step_ms = step_ms(shard, self.cache, clock)
+        self.prefill_ms = prefill_ms(shard, self.cache, self.step_ms, clock)
         self._measured_s = clock()
         self.tokens_done = 0
         self._layers = shard.manifest.layers
@@ -224,6 +225,7 @@ class EngineCore:
             return
         try:
             self.step_ms = step_ms(self.shard, self.cache, self._clock)
+            self.prefill_ms = prefill_ms(self.shard, self.cache, self.step_ms, self._clock)
         except OutOfMemory:
             return  # others use the memory now: what is known has to do
         self._measured_s = self._clock()
@@ -356,8 +358,11 @@ class EngineCore:
             session.jobs.clear()
 
     def _count(self, batch: Batch, took_s: float) -> None:
-        self.tokens_done += sum(take.count for take in batch.takes)
+        positions = sum(take.count for take in batch.takes)
+        self.tokens_done += positions
+        whole_ms = took_s * 1e3 * len(self.shard.span) / len(batch.span)
+        if positions >= LEAST_PROMPT + len(batch.takes):
+            self.prefill_ms += _SMOOTHING * (whole_ms / positions - self.prefill_ms)
         if all(take.count == 1 for take in batch.takes):
-            step_ms = took_s * 1e3 * len(self.shard.span) / len(batch.span)
-            self.step_ms += _SMOOTHING * (step_ms - self.step_ms)
+            self.step_ms += _SMOOTHING * (whole_ms - self.step_ms)
             self._measured_s = self._clock()

@@ -1,4 +1,4 @@
-"""The prompt of one session at one hop, while another peer computes it: what has come, what is taken in, what was false.
+"""The prompt of one session at one hop, while another peer computes it: what has come, what is taken in.
 
 The chunks of this hop's layers come on a cache stream, from the front on. The driver hears of each and tells the first
 hop how far all others are; the first hop decides what is skipped (`prefill_race`), and those behind it see a gap in
@@ -16,6 +16,7 @@ from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm.errors import BadChunk, RemoteFault, ShoalError
 from shoal.swarm.kv.cache_streams import next_of_cache
 from shoal.swarm.kv.kv_chunks import KvChunk, KvFormat, due_chunks, pack_chunk
+from shoal.swarm.routing.link_speed import LinkSpeed
 from shoal.swarm.sessions.compute import ChunkCoder, Compute
 from shoal.swarm.sessions.messages import Ahead, Chunk, NoPrefill, Open, Prefill, Reused, Streamed
 from shoal.swarm.transport import Stream
@@ -34,7 +35,8 @@ Tell = Callable[[Streamed | Reused], Awaitable[None]]
 
 
 class HopPrefill:
-    """leads: this hop is fed by the driver and decides; alone: there is no other in the chain; coder: compares chunks
+    """leads: this hop is fed by the driver and decides; alone: there is no other in the chain; coder: compares chunks;
+    link: hears how fast they come
 
     raises: RemoteFault when what the driver asks for cannot be
     """
@@ -49,7 +51,8 @@ class HopPrefill:
         coder: ChunkCoder | None,
         clock: Callable[[], float] = anyio.current_time,
         audit_share: float = AUDIT_SHARE,
-        draw: Callable[[], float] = random.random,
+        draw: Callable[[], float] | None = None,
+        link: LinkSpeed | None = None,
     ) -> None:
         if not 0 < wish.positions < request.max_tokens:
             raise RemoteFault(f"a prefill of {wish.positions} positions in a session of {request.max_tokens}")
@@ -71,6 +74,8 @@ class HopPrefill:
         self._news = anyio.Event()
         self._room = anyio.Event()
         self._stream_open = self._over = self._false = False
+        self._flow = link.flow() if link is not None else None
+        draw = draw or random.Random().random
         whole_chunks = wish.positions // CHUNK_TOKENS
         audited = int(draw() * whole_chunks) if whole_chunks and coder is not None and draw() < audit_share else None
         self._race = PrefillRace(
@@ -103,8 +108,11 @@ class HopPrefill:
 
     def _note(self) -> None:
         self._race.came(self._came if self._alone else min(self._came, self._others), self._clock())
-        if self._over:
+        if self._over and self._came < self._wish.positions:
             self._race.end()
+        self._wake()
+
+    def _wake(self) -> None:
         self._news.set()
         self._news = anyio.Event()
 
@@ -112,12 +120,12 @@ class HopPrefill:
         """Of the driver."""
         if isinstance(said, Ahead):
             self._others = max(self._others, said.held)  # news may overtake each other
-            if said.over and said.held < self._wish.positions:
-                self._note()
-                self._race.end()
         else:
             self._over = True
         self._note()
+        if isinstance(said, NoPrefill) or said.over:
+            self._race.end()
+            self._wake()
 
     async def take(self, stream: Stream) -> None:
         """Until all has come, or the other end is gone. raises: RemoteFault for a sender that was not named"""
@@ -131,6 +139,8 @@ class HopPrefill:
                     message = await next_of_cache(stream)
                 if not isinstance(message, Chunk):
                     break
+                if self._flow is not None:
+                    self._flow.came(len(message.data))
                 await self._stage(message.data)
             await stream.receive()  # its END, which is acknowledged so
         except RemoteFault as error:
@@ -162,10 +172,8 @@ class HopPrefill:
     async def _distrust(self, reason: str) -> None:
         """Nothing that came is used from here on; with what is in use the driver has to begin anew."""
         log.warning("false_prefill", peer=self._wish.sender, reason=reason)
-        self._false = self._over = True
-        self._came = self._held
-        self._drop(self._wish.positions)
-        self._note()
+        self._false = True
+        self._forget()
         await self._say(reason)
 
     def _drop(self, stop: int) -> None:
@@ -213,11 +221,15 @@ class HopPrefill:
     async def give_up(self, error: ShoalError) -> None:
         """What has come cannot be taken in here."""
         log.warning("prefill_not_taken_in", reason=str(error))
+        self._forget()
+        await self._say()
+
+    def _forget(self) -> None:
         self._over = True
         self._came = self._held
         self._drop(self._wish.positions)
-        self._note()
-        await self._say()
+        self._race.forget()
+        self._wake()
 
     async def computed(self, start: int, count: int, took_s: float, *, wants_token: bool) -> bool:
         """Positions were computed. returns: whether what was taken in before may be believed"""

@@ -1,4 +1,4 @@
-"""What the first hop does with a prompt that another peer computes for the chain at the same time: skip, wait or compute.
+"""What the first hop does with a prompt that another peer computes for the chain: skip, wait or compute.
 
 Both work from the front, so that what the chain computes while the other is ahead is done twice. It waits as long as
 the positions come sooner than it would compute them itself, and not much later than they were expected; then it goes on
@@ -15,6 +15,7 @@ SLACK_S = 0.25
 UNKNOWN_S = 2.0  # waited for the first chunk, where nobody knows how long it takes
 BURST = 2  # chunks that come together, as the other computes a few at once
 SURE = 3  # chunks after which their own pace is believed
+INSTANT_S = 1e-3  # too short to wait for
 DOUBLE_S = 0.3  # after which pieces double
 
 
@@ -37,14 +38,14 @@ class PrefillRace:
         self._own_chunk_s = own_chunk_s
         self._audit_from = audited * CHUNK_TOKENS if audited is not None else positions
         self._came = 0  # to all hops
-        self._over = False
+        self._over = self._useless = False
         self._first_came, self._first_at_s = 0, 0.0
         self._last_at_s = 0.0
         self._due_s = now + (PATIENCE * first_s if first_s else UNKNOWN_S) + SLACK_S
 
     def came(self, positions: int, now: float) -> None:
         """All hops have so many."""
-        if positions <= self._came:
+        if positions <= self._came or self._useless:
             return
         if not self._came:
             self._first_came, self._first_at_s = positions, now
@@ -54,6 +55,11 @@ class PrefillRace:
     def end(self) -> None:
         """No more will come."""
         self._over = True
+
+    def forget(self) -> None:
+        """Nor is what has come of any use."""
+        self._over = self._useless = True
+        self._came = 0
 
     @property
     def _interval_s(self) -> float:
@@ -81,9 +87,9 @@ class PrefillRace:
         left = CHUNK_TOKENS - position % CHUNK_TOKENS
         if self._is_slow:
             return Compute(min(count, left))
-        if now < self._due_s:
+        if now < self._due_s - INSTANT_S:
             return Wait(self._due_s)
-        piece = SMALLEST_PIECE << min(4, int((now - self._due_s) / DOUBLE_S))
+        piece = SMALLEST_PIECE << min(4, int(max(0.0, now - self._due_s) / DOUBLE_S))
         return Compute(min(count, piece if piece < left else left + (piece - left) // CHUNK_TOKENS * CHUNK_TOKENS))
 
     @property

@@ -91,8 +91,8 @@ class Compute(Protocol):
 
         Other sessions wait for no more than the copy of one chunk. All chunks stay in memory: ask for one at a time.
 
-        raises: Refused (unknown session, positions or units not held, a level that wants a profile where there is none, caches
-                that cannot be moved), LocalFault
+        raises: Refused (unknown session, positions or units not held, a level that wants a profile where there is
+                none, caches that cannot be moved), LocalFault
         """
 
     async def import_kv(

@@ -24,6 +24,7 @@ from shoal.swarm.members.handshake import Gate, failure, prompt_message, receive
 from shoal.swarm.prefixes.hop_prefill import HopPrefill
 from shoal.swarm.prefixes.hop_prefix import HopPrefix, begun
 from shoal.swarm.prefixes.prefixes import Prefixes
+from shoal.swarm.routing.link_speed import LinkSpeed
 from shoal.swarm.transport import Stream, Transport
 from shoal.swarm.units import Span
 
@@ -74,7 +75,7 @@ class Drained:
 
 class HopServer:
     """metering: who is paid; accounts: whose turn it is; records: who keeps what was done, for
-    audits; prefixes: KV that outlives its session"""
+    audits; prefixes: KV that outlives its session; link: hears how fast KV comes"""
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class HopServer:
         records: WorkRecords | None = None,
         prefixes: Prefixes | None = None,
         receiver: CacheReceiver | None = None,
+        link: LinkSpeed | None = None,
     ) -> None:
         self._transport = transport
         self._gate = gate
@@ -97,6 +99,7 @@ class HopServer:
         self._accounts = accounts or NoBooks()
         self._records = records
         self._prefixes = prefixes
+        self.link = link or LinkSpeed()
         self.receiver = receiver or CacheReceiver(transport, gate, CacheKeeper())
         self._leaving = False
         self._moved = self._ended = 0
@@ -288,8 +291,11 @@ class HopServer:
         """raises: MalformedMessage, RemoteFault"""
         if request.prefill is None or request.cache_from is not None:
             return begun(self._prefixes, request, compute)
-        coder = self._prefixes.coder_of(request.model) if self._prefixes is not None else None
-        return HopPrefill(request, request.prefill, compute, coder)
+        wish, auditing = request.prefill, self._prefixes
+        if auditing is None:
+            return HopPrefill(request, wish, compute, None, link=self.link)
+        coder, share = auditing.coder_of(request.model), auditing.audit_share
+        return HopPrefill(request, wish, compute, coder, audit_share=share, draw=auditing.draw, link=self.link)
 
     async def _push(self, stream: Stream) -> None:
         await receive_greeting(stream, self._gate)

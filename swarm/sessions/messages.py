@@ -363,7 +363,7 @@ class Streamed(Message, frozen=True, tag=33):
 
 
 class Ahead(Message, frozen=True, tag=34):
-    """Driver to first hop: the positions that have come to all others. over: to one of them no more will come"""
+    """Driver to first hop: the positions that have come to all others. over: to one of them, not all will come"""
 
     held: int
     over: bool

@@ -163,7 +163,8 @@ class PrefillApart:
             sender = self._sender(at.span)
             if sender is not None:
                 self._blame(sender.peer)
-            await self._end(f"what {sender.name if sender else 'it'} sent is false: {said.fault}")
+            self.trouble = f"what {sender.name if sender else 'it'} sent is false: {said.fault}"
+            await self._end(self.trouble)
             self._spoiled(key, f"the prompt was computed falsely for it: {said.fault}")
             return
         self._came[key] = min(said.held, self.asked)
@@ -180,7 +181,7 @@ class PrefillApart:
 
     def _ahead(self, first: events.HopKey) -> Ahead:
         others = [key for key in self._decoding if key != first]
-        return Ahead(min(self._came.get(key, 0) for key in others), any(key in self._ended for key in others))
+        return Ahead(min(self._came.get(key, 0) for key in others), any(key in self._ended and self._came[key] < self.asked for key in others))
 
     @property
     def _least(self) -> int:

@@ -143,6 +143,7 @@ class Plan:
     after: PeerId | None
     hops_left: int  # of the chain, for this span
     after_s: float
+    whole: bool = False  # a chain that begins with nothing, for all of the session's span
 
 
 @dataclass(frozen=True, slots=True)

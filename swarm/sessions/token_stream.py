@@ -56,7 +56,6 @@ from .prefill_apart import PrefillApart, refused
 from .session import Session
 from .work_records import UsedHop, UsedSession
 
-
 MOST_PREFILLS = 2  # of one session: a chain that is opened whole again has its prompt computed apart again
 
 

@@ -49,7 +49,7 @@ class SimulatedCompute:
     """Holds spans of one model and at most `room_tokens` positions for all its sessions.
 
     One step takes `step_s` for its batch and `position_s` for each position, per unit of the session's span; so does
-    moving a chunk. profile: what lossy chunks are coded by; they are exact here all the same.
+    moving a chunk, unless `moved_position_s` says otherwise. profile: what lossy chunks are coded by; they are exact here all the same.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class SimulatedCompute:
         step_s: float = 0.0005,
         position_s: float = 0.00002,
         profile: bytes = b"",
+        moved_position_s: float | None = None,
     ) -> None:
         self.model = model
         self.hosted = hosted
@@ -68,6 +69,7 @@ class SimulatedCompute:
         self.position_s = position_s
         self.sessions: dict[SessionId, OpenSession] = {}
         self.profile = profile
+        self._moved_position_s = position_s if moved_position_s is None else moved_position_s
         self.computed_positions = 0
         self.imported_positions = 0
         self._fault: Fault | None = None
@@ -208,7 +210,7 @@ class SimulatedCompute:
         return sum(a != b for a, b in zip(own.payload, theirs.payload, strict=False)) / max(1, len(own.payload))
 
     async def _pass_time(self, span: Span, count: int) -> None:
-        await anyio.sleep(len(span) * (self.step_s + count * self.position_s))
+        await anyio.sleep(len(span) * (self.step_s + count * self._moved_position_s))
 
     def close(self, session: SessionId) -> None:
         self.sessions.pop(session, None)

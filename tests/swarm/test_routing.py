@@ -13,8 +13,8 @@ from swarm.people import MODEL, hosted, plain_record
 from shoal.swarm.errors import ModelNotServable, OutOfMemory
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.records import NodeRecord
-from shoal.swarm.routing.chain_choice import DEFAULT_RTT_MS, QUEUE_FACTOR, Chain, name_missing, plan_chain
 from shoal.swarm.routing import chain_choice as routing
+from shoal.swarm.routing.chain_choice import DEFAULT_RTT_MS, QUEUE_FACTOR, Chain, name_missing, plan_chain
 from shoal.swarm.units import Span
 
 LAYERS = 4
