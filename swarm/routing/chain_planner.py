@@ -139,6 +139,7 @@ class DirectoryPlanner:
             exclude=exclude,
             trust=request.trust,
             penalties_ms=costs_ms,
+            slice_tokens=wanted.slice_tokens,
         )
         if choice is None:
             return None, "it does not hold the layers, or has no room"

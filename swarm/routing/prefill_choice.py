@@ -118,11 +118,12 @@ def _ways(own: Parts, hosted: Mapping[PeerId, Hosted], world: "_World", named: P
         hops: Parts = []
         for first, stop in pairwise(edges):
             span = Span(own[first][1].start, own[stop - 1][1].stop)
-            able = [peer for peer, item in sorted(hosted.items()) if item.span.covers(span)]
-            if named is not None:  # and whoever of the chain is there anyway
-                able = (
-                    [named] if named in able else [peer for peer in able if stop - first == 1 and peer == own[first][0]]
-                )
+            used = {peer for peer, _ in hops}  # a peer does one thing at a time
+            able = [peer for peer, item in sorted(hosted.items()) if item.span.covers(span) and peer not in used]
+            if named in able:
+                able = [named]
+            elif named is not None:  # who of the chain is there anyway
+                able = [peer for peer in able if stop - first == 1 and peer == own[first][0]]
             if not able:
                 break
             receivers = own[first:stop]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from functools import partial
 
 import anyio
@@ -355,7 +356,8 @@ class DriverStream:
     async def _plan(self, effect: events.Plan) -> None:
         try:
             await anyio.sleep(effect.after_s)
-            plan = await self._planner.plan(self._request, effect, self._dtype)
+            sliced = self._payment.slice_tokens if self._payment is not None else None
+            plan = await self._planner.plan(self._request, with_fields(effect, slice_tokens=sliced), self._dtype)
         except ShoalError as error:
             self._post(events.PlanFailed(effect.number, error))
             return

@@ -1,0 +1,270 @@
+"""Whether another peer had better compute a prompt, from records alone; and what the first hop does meanwhile."""
+
+from collections.abc import Mapping
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from swarm.people import MODEL, hosted
+
+from shoal.swarm.identifiers import PeerId
+from shoal.swarm.prefixes.prefill_race import PATIENCE, SLACK_S, PrefillRace
+from shoal.swarm.prefixes.prefix_race import Compute, Skip, Wait
+from shoal.swarm.records import NodeRecord
+from shoal.swarm.routing.link_speed import LinkSpeed
+from shoal.swarm.routing.prefill_choice import PrefillChoice, choose_prefill
+from shoal.swarm.simulated.peer import SWARM
+from shoal.swarm.units import Span, parse
+
+LAYERS = 6
+KV_BYTES = 6 * 4096  # of a position, all layers
+FRONT, BACK, STRONG = PeerId("front"), PeerId("back"), PeerId("strong")
+CHAIN = [(FRONT, parse("embed+0:3", LAYERS)), (BACK, parse("3:6+head", LAYERS))]
+WHOLE = parse("embed+0:6", LAYERS)
+
+
+def peer(
+    name: str, layers: str, prefill_ms: float, link_byte_s: float = 12.5e6, rtt_ms: float = 10.0, **changes: object
+) -> NodeRecord:
+    span = parse(layers, LAYERS)
+    kv_bytes = KV_BYTES * len(range(max(0, span.start - 1), min(LAYERS, span.stop - 1))) // LAYERS
+    item = replace(hosted(span, prefill_ms=prefill_ms, kv_bytes=kv_bytes), **changes)
+    others = {PeerId(other): rtt_ms for other in ("front", "back", "strong")}
+    return NodeRecord(
+        PeerId(name), SWARM, name, "0", 1, (), (item,), others, 0.0, 1e12, link_byte_s=link_byte_s
+    )
+
+
+def swarm(strong_ms: float = 0.5, slow_ms: float = 10.0, **strong: object) -> list[NodeRecord]:
+    slow = [peer("front", "embed+0:3", slow_ms / 2), peer("back", "3:6+head", slow_ms / 2)]
+    return [*slow, peer("strong", "all", strong_ms, **strong)]  # type: ignore[arg-type]
+
+
+def chosen(records: list[NodeRecord], positions: int = 1000, **options: object) -> PrefillChoice | None:
+    rtts: Mapping[PeerId, float] = {record.peer: 10.0 for record in records}
+    return choose_prefill(
+        records, MODEL, "float32", CHAIN, positions, me_rtt_ms=rtts, **options  # type: ignore[arg-type]
+    )
+
+
+def is_worth_it(records: list[NodeRecord], positions: int = 1000, **options: object) -> bool:
+    choice = chosen(records, positions, **options)
+    return choice is not None and choice.is_worth_it
+
+
+def test_a_peer_that_is_much_faster_computes_the_prompt() -> None:
+    choice = chosen(swarm())
+    assert choice is not None
+    assert choice.is_worth_it
+    assert [(hop.peer, hop.span) for hop in choice.hops] == [(STRONG, WHOLE)]
+    # 256 positions through both hops, then the rest at the pace of one
+    assert choice.own_s == pytest.approx(256 * 0.01 + 744 * 0.005, rel=0.05)
+    assert choice.apart_s == pytest.approx(1000 * KV_BYTES * 0.84 / 12.5e6, rel=0.25)
+    assert choice.own_chunk_s == pytest.approx(64 * 0.005)
+
+
+@pytest.mark.parametrize(
+    ("what", "records", "positions"),
+    [
+        ("not much faster", swarm(strong_ms=6.0), 1000),
+        ("a short prompt", swarm(), 40),
+        ("a slow link", swarm(link_byte_s=2e6), 1000),
+        ("nothing measured", swarm(strong_ms=0.0), 1000),
+        ("no bytes known", swarm(kv_bytes=0), 1000),
+        ("no room", swarm(free_tokens=999), 1000),
+        ("another dtype", swarm(dtype="bfloat16"), 1000),
+        ("far behind", swarm(rtt_ms=8000.0), 1000),
+        ("busy", swarm(strong_ms=2.0, queue=40), 1000),
+    ],
+)
+def test_where_it_does_not_pay_nobody_is_asked(what: str, records: list[NodeRecord], positions: int) -> None:
+    assert not is_worth_it(records, positions), what
+
+
+def test_what_may_lose_something_pays_over_a_slower_link() -> None:
+    records = swarm(link_byte_s=1e6)
+    assert not is_worth_it(records, exact=True)
+    assert is_worth_it(records, exact=False)
+
+
+def test_whom_the_client_does_not_want_and_who_has_failed_are_not_asked() -> None:
+    assert is_worth_it(swarm())
+    assert not is_worth_it(swarm(), exclude={STRONG})
+    assert not is_worth_it(swarm(), trust={FRONT, BACK})
+    assert is_worth_it(swarm(), trust={FRONT, BACK, STRONG})
+    assert not is_worth_it(swarm(), penalties_ms={STRONG: 2000.0})
+    assert is_worth_it(swarm(), penalties_ms={STRONG: 20.0})
+
+
+def test_a_peer_that_holds_a_part_is_helped_by_the_hop_that_has_the_rest() -> None:
+    records = [peer("front", "embed+0:3", 0.5), peer("back", "3:6+head", 10.0), peer("strong", "3:6", 0.5)]
+    choice = chosen(records)
+    assert choice is not None
+    assert choice.is_worth_it
+    assert [(hop.peer, hop.span) for hop in choice.hops] == [(FRONT, Span(0, 4)), (STRONG, Span(4, 7))]
+
+
+def test_two_peers_that_are_fast_share_it_where_nobody_holds_all() -> None:
+    slow = [peer("front", "embed+0:3", 5.0), peer("back", "3:6+head", 5.0)]
+    choice = chosen([*slow, peer("strong", "embed+0:3", 0.3), peer("strong 2", "3:6+head", 0.3)])
+    assert choice is not None
+    assert choice.is_worth_it
+    assert [hop.peer for hop in choice.hops] == ["strong", "strong 2"]
+
+
+def test_a_peer_that_is_named_is_asked_whether_it_pays_or_not() -> None:
+    records = [*swarm(strong_ms=0.0), peer("strong 2", "all", 0.1)]
+    choice = chosen(records, named=STRONG)
+    assert choice is not None
+    assert [hop.peer for hop in choice.hops] == [STRONG]
+    assert choice.first_s == choice.chunk_s == 0.0, "nobody knows"
+    part = [peer("front", "embed+0:3", 5.0), peer("back", "3:6+head", 5.0), peer("strong", "3:6", 9.0)]
+    choice = chosen(part, named=STRONG)
+    assert choice is not None
+    assert [hop.peer for hop in choice.hops] == [FRONT, STRONG]
+    assert chosen(part, named=PeerId("nobody")) is None
+    assert chosen([*part[:2], peer("strong", "4:6", 9.0)], named=STRONG) is None, "it lacks a layer of every hop"
+
+
+def test_a_prompt_that_is_paid_slice_by_slice_pays_with_a_round_trip_for_each() -> None:
+    fast = [replace(record, link_byte_s=1e9) for record in swarm()]
+    free, paid = chosen(fast), chosen(fast, slice_tokens=32)
+    assert free is not None
+    assert paid is not None
+    assert paid.apart_s > free.apart_s
+    assert paid.own_s > free.own_s + 32 * 0.01
+
+
+@given(
+    strong_ms=st.floats(0.01, 20),
+    slow_ms=st.floats(0.01, 50),
+    link=st.floats(1e5, 1e9),
+    positions=st.integers(64, 8000),
+    exact=st.booleans(),
+)
+def test_it_is_a_matter_of_time_alone(
+    strong_ms: float, slow_ms: float, link: float, positions: int, exact: bool
+) -> None:
+    """No less time than computing takes, nor than the link takes; a faster peer or link is never worse."""
+    records = swarm(strong_ms, slow_ms, link_byte_s=link, free_tokens=10_000)
+    choice = chosen(records, positions, exact=exact)
+    assert choice is not None
+    share = 0.84 if exact else 0.045
+    if [hop.peer for hop in choice.hops] == [STRONG]:
+        assert choice.apart_s >= positions * strong_ms * 7 / 8 / 1e3 * 0.99
+        assert choice.apart_s >= positions * KV_BYTES * share / min(link, 12.5e6) * 0.99
+    better = chosen(swarm(strong_ms / 2, slow_ms, link_byte_s=link, free_tokens=10_000), positions, exact=exact)
+    assert better is not None
+    assert better.apart_s <= choice.apart_s + 1e-9
+    assert 0 < choice.first_s <= choice.apart_s + 0.1
+
+
+# The race
+
+
+def run(
+    arrivals: list[float], own_s: float, positions: int, *, first_s: float = 0.5, own_known: bool = True
+) -> tuple[float, int]:
+    """arrivals: when each chunk has come to all hops, in order. own_s: of a chunk at the chain.
+
+    returns: when the last position is there, and how many were computed
+    """
+    chunk_s = arrivals[1] - arrivals[0] if len(arrivals) > 1 else 0.0
+    race = PrefillRace(positions, 0.0, first_s, chunk_s, own_s if own_known else 0.0)
+    now, position, computed = 0.0, 0, 0
+    while position < positions:
+        came = sum(at <= now for at in arrivals)
+        at_s = arrivals[came - 1] if came else 0.0
+        race.came(64 * came, at_s)
+        match race.next(position, positions - position, now):
+            case Skip(stop):
+                assert position < stop <= 64 * came
+                position = stop
+            case Compute(count):
+                assert 1 <= count <= positions - position
+                now += count * own_s / 64
+                position += count
+                computed += count
+            case Wait(until_s):
+                assert until_s > now
+                news = next((at for at in arrivals if at > now), until_s)
+                now = min(until_s, news)
+    return now, computed
+
+
+def test_nothing_is_computed_while_all_comes_as_expected() -> None:
+    arrivals = [0.5 + 0.05 * number for number in range(16)]
+    done_s, computed = run(arrivals, 0.4, 1024)
+    assert computed == 0
+    assert done_s == pytest.approx(arrivals[-1])
+
+
+def test_who_never_sends_anything_costs_one_wait() -> None:
+    done_s, computed = run([], 0.4, 1024)
+    assert computed == 1024
+    assert done_s <= 16 * 0.4 + PATIENCE * 0.5 + SLACK_S + 1e-6
+
+
+@given(
+    chunk_s=st.floats(0.01, 3.0),
+    own_s=st.floats(0.01, 3.0),
+    stops=st.integers(0, 16),
+    first_s=st.floats(0.05, 2.0),
+)
+def test_it_is_never_much_slower_than_the_chain_alone(chunk_s: float, own_s: float, stops: int, first_s: float) -> None:
+    arrivals = [first_s + chunk_s * number for number in range(stops)]
+    done_s, _ = run(arrivals, own_s, 1024, first_s=first_s)
+    alone_s = 16 * own_s
+    wait_s = PATIENCE * first_s + SLACK_S
+    burst_s = PATIENCE * 2 * chunk_s + SLACK_S
+    assert done_s <= max(alone_s, arrivals[-1] if arrivals else 0.0) + wait_s + 4 * chunk_s + burst_s + own_s
+
+
+def test_a_chunk_that_is_audited_is_computed_and_the_rest_is_not() -> None:
+    race = PrefillRace(640, 0.0, audited=3)
+    race.came(640, 0.1)
+    assert race.next(0, 256, 0.1) == Skip(192)
+    assert race.next(192, 64, 0.1) == Compute(64)
+    assert race.next(256, 256, 0.1) == Skip(640)
+    assert race.next(640, 5, 0.1) == Compute(5)
+
+
+def test_what_is_forgotten_is_computed() -> None:
+    race = PrefillRace(640, 0.0)
+    race.came(128, 0.1)
+    race.forget()
+    race.came(640, 0.2)
+    assert race.next(0, 256, 0.2) == Compute(256)
+
+
+# The link
+
+
+def test_a_link_is_believed_as_fast_as_it_has_shown_itself() -> None:
+    times = [0.0]
+    link = LinkSpeed(lambda: times[0])
+    assert link.byte_s == 0.0
+    flow = link.flow()
+    for _ in range(40):
+        flow.came(100_000)
+        times[0] += 0.01
+    assert link.byte_s == pytest.approx(1e7, rel=0.2)
+    for _ in range(10):  # whoever sends is slow, not the link
+        times[0] += 1.0
+        flow.came(100_000)
+    assert link.byte_s > 7e6
+    times[0] += 1e7
+    assert link.byte_s == 0.0
+
+
+def test_small_messages_say_nothing_of_a_link() -> None:
+    async def measure() -> None:
+        link = LinkSpeed()
+        flow = link.flow()
+        flow.came(10)
+        flow.came(10)
+        assert link.byte_s == 0.0
+
+    anyio.run(measure)
