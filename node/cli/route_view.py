@@ -21,7 +21,10 @@ def route_lines(result: Result) -> list[str]:
                 f"{hop.stored} lay there, {hop.fetched} came from other peers"
             )
     for prefill in route.prefills:
-        who = ", ".join(f"{n} ({p[-8:]}) {layers}" for n, p, layers in zip(prefill.names, prefill.peers, prefill.layers, strict=False))
+        who = ", ".join(
+            f"{n} ({p[-8:]}) {layers}"
+            for n, p, layers in zip(prefill.names, prefill.peers, prefill.layers, strict=False)
+        )
         trouble = f"; {prefill.trouble}" if prefill.trouble else ""
         lines.append(f"prefill: {prefill.positions} of {prefill.asked} positions were computed by {who}{trouble}")
     for failover in route.failovers:

@@ -181,15 +181,19 @@ class PrefillApart:
 
     def _ahead(self, first: events.HopKey) -> Ahead:
         others = [key for key in self._decoding if key != first]
-        return Ahead(min(self._came.get(key, 0) for key in others), any(key in self._ended and self._came[key] < self.asked for key in others))
+        return Ahead(
+            min(self._came.get(key, 0) for key in others),
+            any(key in self._ended and self._came[key] < self.asked for key in others),
+        )
 
     @property
-    def _least(self) -> int:
-        return min(self._came.get(key, 0) for key in self._decoding)
+    def reached(self) -> int:
+        """Positions that have come to all decoding hops."""
+        return min((self._came.get(key, 0) for key in self._decoding), default=0)
 
     @property
     def _is_complete(self) -> bool:
-        return self._least >= self.asked
+        return self.reached >= self.asked
 
     # This chain
 
@@ -275,7 +279,7 @@ class PrefillApart:
     def _go_on(self) -> None:
         """Who is paid for each slice gets the next when the last is computed, and shown by what came of it."""
         if self._payment is not None:
-            shown = min(self._computed, self._least + TRUSTED_POSITIONS)
+            shown = min(self._computed, self.reached + TRUSTED_POSITIONS)
             self._payment.arrived(shown)
             self._push.computed(shown)
 
@@ -304,8 +308,8 @@ class PrefillApart:
     async def _let_go(self, link: HopLink) -> None:
         payment, word = self._payment, b""
         if payment is not None:
-            payment.arrived(self._least)
-            if not payment.in_advance and self._least:
+            payment.arrived(self.reached)
+            if not payment.in_advance and self.reached:
                 opening = await payment.opening(link.at.peer, link.at.session, link.at.span)
                 if opening:
                     await link.tell(Pay(opening))

@@ -49,7 +49,8 @@ class SimulatedCompute:
     """Holds spans of one model and at most `room_tokens` positions for all its sessions.
 
     One step takes `step_s` for its batch and `position_s` for each position, per unit of the session's span; so does
-    moving a chunk, unless `moved_position_s` says otherwise. profile: what lossy chunks are coded by; they are exact here all the same.
+    moving a chunk, unless `moved_position_s` says otherwise. profile: what lossy chunks are coded by; they are exact
+    here all the same.
     """
 
     def __init__(

@@ -43,11 +43,21 @@ class PrefillWorld(World):
         self, name: str, layers: str, position_s: float, wrapped: Callable[[Compute], Compute] = lambda c: c
     ) -> Volunteer:
         span, peer = parse(layers, MODEL.layers), PeerId(name)
-        compute = SimulatedCompute(MODEL, (span,), 1 << 16, 0.0005, position_s, profile=b"p" * 32, moved_position_s=MOVED_S)
+        compute = SimulatedCompute(
+            MODEL, (span,), 1 << 16, 0.0005, position_s, profile=b"p" * 32, moved_position_s=MOVED_S
+        )
         volunteer = Wrapped(peer, compute, span, wrapped(compute))
         self.volunteers[name] = volunteer
         self.transports[peer] = self.network.join(peer)
-        prefixes = Prefixes(ChunkStore(), self.transports[peer], OpenGate(), None, lambda _: compute, audit_share=self.audit_share, seed=1)
+        prefixes = Prefixes(
+            ChunkStore(),
+            self.transports[peer],
+            OpenGate(),
+            None,
+            lambda _: compute,
+            audit_share=self.audit_share,
+            seed=1,
+        )
         self.servers[name] = HopServer(self.transports[peer], OpenGate(), volunteer, prefixes=prefixes)
         await self.servers[name].start()
         return volunteer
@@ -88,14 +98,12 @@ class PrefillWorld(World):
         local_layers: int = 0,
     ) -> tuple[list[int], Route]:
         assert self.driver is not None
-        got: list[int] = []
         request = TokenRequest(
             MODEL_ID, tuple(prompt), count, exactness=exactness, prefill=prefill, local_layers=local_layers
         )
         with anyio.fail_after(300.0):
             async with self.driver.generate(request) as stream:
-                async for choice in stream:
-                    got.append(choice.id)
+                got = [choice.id async for choice in stream]
         return got, stream.route
 
     async def settled_but(self, name: str) -> None:

@@ -68,7 +68,7 @@ async def test_the_client_chooses_whether_the_cache_may_lose_something(exactness
     levels: set[str] = set()
 
     class Noting(Passing):
-        async def export_kv(  # noqa: PLR0913
+        async def export_kv(
             self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless", span: Span | None = None
         ) -> list[bytes]:
             levels.add(level)
@@ -182,7 +182,7 @@ class Passing:
     def __getattr__(self, name: str) -> object:
         return getattr(self.inner, name)
 
-    async def export_kv(  # noqa: PLR0913
+    async def export_kv(
         self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless", span: Span | None = None
     ) -> list[bytes]:
         return [self.changed(data) for data in await self.inner.export_kv(session, start, stop, level, span)]
@@ -283,7 +283,7 @@ async def test_a_decoding_hop_that_is_lost_meanwhile_is_replaced(place: int, aft
             swarm.network.kill(busy[place])
 
         swarm.tasks.start_soon(lose)
-        tokens, route = await swarm.ask()
+        tokens, _ = await swarm.ask()
         assert tokens == EXPECTED
         await swarm.settled()
 

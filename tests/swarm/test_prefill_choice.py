@@ -1,6 +1,5 @@
 """Whether another peer had better compute a prompt, from records alone; and what the first hop does meanwhile."""
 
-from collections.abc import Mapping
 
 import anyio
 import pytest
@@ -32,9 +31,7 @@ def peer(
     kv_bytes = KV_BYTES * len(range(max(0, span.start - 1), min(LAYERS, span.stop - 1))) // LAYERS
     item = replace(hosted(span, prefill_ms=prefill_ms, kv_bytes=kv_bytes), **changes)
     others = {PeerId(other): rtt_ms for other in ("front", "back", "strong")}
-    return NodeRecord(
-        PeerId(name), SWARM, name, "0", 1, (), (item,), others, 0.0, 1e12, link_byte_s=link_byte_s
-    )
+    return NodeRecord(PeerId(name), SWARM, name, "0", 1, (), (item,), others, 0.0, 1e12, link_byte_s=link_byte_s)
 
 
 def swarm(strong_ms: float = 0.5, slow_ms: float = 10.0, **strong: object) -> list[NodeRecord]:
@@ -43,9 +40,15 @@ def swarm(strong_ms: float = 0.5, slow_ms: float = 10.0, **strong: object) -> li
 
 
 def chosen(records: list[NodeRecord], positions: int = 1000, **options: object) -> PrefillChoice | None:
-    rtts: Mapping[PeerId, float] = {record.peer: 10.0 for record in records}
+    rtts = {record.peer: 10.0 for record in records}
     return choose_prefill(
-        records, MODEL, "float32", CHAIN, positions, me_rtt_ms=rtts, **options  # type: ignore[arg-type]
+        records,
+        MODEL,
+        "float32",
+        CHAIN,
+        positions,
+        me_rtt_ms=rtts,
+        **options,  # type: ignore[arg-type]
     )
 
 
