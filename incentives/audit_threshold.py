@@ -1,9 +1,10 @@
 """How far apart two honest computations of one chunk may lie, and what a distance therefore says.
 
-The distance of a chunk is the root mean square over its positions of |a - b| / |b - x|: what the two outputs differ
-by, relative to what the span adds to its input. Honest machines differ because sums are taken in another order
-(alone or in a batch, a prompt at once or token by token, another processor); `calibrated` sets the limits from
-measured honest distances with a margin. Each class of computation has limits of its own.
+The distance of a chunk is the root mean square over its positions of |a - b| / |b - x|: what the two outputs differ by,
+relative to what the span adds to its input. Positions that the last chunk of a session lacks count as equal. Honest
+machines differ because sums are taken in another order (alone or in a batch, a prompt at once or token by token,
+another processor); `calibrated` sets the limits from measured honest distances with a margin. Each class of computation
+has limits of its own.
 """
 
 from collections.abc import Sequence

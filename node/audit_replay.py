@@ -79,10 +79,13 @@ async def replay(engine: Engine, evidence: ChunkEvidence) -> Replayed:
 
 
 def distance(claimed_PD: torch.Tensor, again_PD: torch.Tensor, before_PD: torch.Tensor) -> float:
-    """Root mean square over positions of |claimed - again| / |again - before|; each position weighs the same."""
+    """Root mean square over a chunk's positions of |claimed - again| / |again - before|; each weighs the same.
+
+    What a short last chunk lacks counts as equal: limits are of whole chunks, and single positions scatter further.
+    """
     apart = (claimed_PD - again_PD).double().square().sum(1)
     added = (again_PD - before_PD).double().square().sum(1).clamp_min(1e-60)
-    return float((apart / added).mean().sqrt())
+    return float(((apart / added).sum() / CHUNK_POSITIONS).sqrt())
 
 
 def _count(given: Given, full: int) -> int:

@@ -130,8 +130,9 @@ def adamw(learning_rate: float, schedule: Schedule) -> OuterSettings:
 
 def _runs() -> list[Run]:
     plain = OuterSettings("sgd", learning_rate=1.0)
-    diloco = strategy_settings("diloco", interval=INTERVAL, outer=plain)
-    streaming = strategy_settings("streaming", interval=INTERVAL, fragments=2, delay=1, outer=plain)
+    nesterov = OuterSettings("nesterov", learning_rate=0.6, momentum=0.6)
+    diloco = strategy_settings("diloco", interval=INTERVAL, outer=nesterov)
+    streaming = strategy_settings("streaming", interval=INTERVAL, fragments=2, delay=1, outer=nesterov)
     sparse = strategy_settings("sparse", interval=INTERVAL, outer=plain)
     runs = [
         Run("sync", strategy_settings("sync", outer=adamw(LEARNING_RATE, falling())), schedule=falling(), plotted=True),

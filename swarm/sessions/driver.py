@@ -11,7 +11,7 @@ from typing import Protocol
 import anyio
 from anyio.abc import TaskGroup
 
-from shoal.swarm.errors import ContextTooLong, UsageError
+from shoal.swarm.errors import ContextTooLong, ShoalError, UsageError
 from shoal.swarm.identifiers import ModelId, SessionId
 from shoal.swarm.kv.cache_keeper import CacheKeeper
 from shoal.swarm.kv.cache_streams import CacheReceiver
@@ -27,6 +27,7 @@ from .generation import EXACTNESSES, ServedModel, TokenRequest, checked_session
 from .hop_server import KEEP_BYTES
 from .lanes import Stamping
 from .metering import Paying, Payment
+from .own_fault import own_fault
 from .session import Session
 from .session_hop import Patience
 from .token_stream import DriverStream, LocalHead
@@ -74,10 +75,20 @@ class Driver:
         self._receiver = receiver or CacheReceiver(transport, gate, CacheKeeper())
 
     async def models(self) -> list[ServedModel]:
-        return await self._planner.models()
+        """raises: DaemonDied, Refused (this node is no member any more) rather than a list with gaps"""
+        found = await self._planner.models()
+        if not found or any(model.missing for model in found):
+            fault = await own_fault(self._transport, self._gate)
+            if fault is not None:
+                raise fault
+        return found
 
     async def manifest(self, model: ModelId) -> Manifest:
-        return await self._planner.manifest(model)
+        """raises: as the planner's; DaemonDied, Refused when that is the reason"""
+        try:
+            return await self._planner.manifest(model)
+        except ShoalError as error:
+            raise await own_fault(self._transport, self._gate) or error from error
 
     async def text_files(self, model: ModelId) -> dict[str, bytes]:
         return await self._planner.text_files(model)
@@ -87,7 +98,7 @@ class Driver:
 
     @asynccontextmanager
     async def generate(self, request: TokenRequest) -> AsyncIterator[DriverStream]:
-        manifest = await self._planner.manifest(request.model)
+        manifest = await self.manifest(request.model)
         _check(request, manifest)
         name = self._new_session_id()
         payment = self._paying.session(request, manifest) if self._paying else None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import anyio
 from anyio.abc import TaskGroup
 
-from shoal.swarm.errors import ShoalError
+from shoal.swarm.errors import DaemonDied, ShoalError
 from shoal.swarm.kv.cache_streams import open_attached
 from shoal.swarm.members.handshake import Gate
 from shoal.swarm.transport import Stream, Transport
@@ -78,7 +78,7 @@ class DriverPush:
                 )
                 await self._push_all(stream, start, replay)
             except ShoalError as error:
-                self._post(HopLost(to.key, str(error)))
+                self._post(HopLost(to.key, str(error), isinstance(error, DaemonDied)))
             finally:
                 if stream is not None:
                     stream.abort()

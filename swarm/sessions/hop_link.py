@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import anyio
 from msgspec.structs import replace
 
-from shoal.swarm.errors import RemoteFault, ShoalError, StreamBroken, Unavailable, VersionMismatch
+from shoal.swarm.errors import DaemonDied, RemoteFault, ShoalError, StreamBroken, Unavailable, VersionMismatch
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.members.handshake import Gate, greet, next_message, read_welcome
 from shoal.swarm.transport import Stream, Transport
@@ -98,7 +98,7 @@ class HopLink:
             except VersionMismatch as error:
                 self._post(HopFailed(key, "version", str(error)))
             except (Unavailable, RemoteFault) as error:
-                self._post(HopLost(key, str(error)))
+                self._post(HopLost(key, str(error), isinstance(error, DaemonDied)))
             except ShoalError as error:
                 self._post(HopFailed(key, "refused", str(error)))
 
@@ -132,8 +132,8 @@ class HopLink:
             return
         try:
             await self._stream.send(messages.encode(message))
-        except StreamBroken as error:
-            self._post(HopLost(self.at.key, str(error)))
+        except (StreamBroken, DaemonDied) as error:
+            self._post(HopLost(self.at.key, str(error), isinstance(error, DaemonDied)))
 
     async def close(self, word: bytes = b"") -> None:
         """End the session at this hop, with the last word that is due; a hop that does not acknowledge is left behind

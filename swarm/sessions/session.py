@@ -16,7 +16,15 @@ from dataclasses import dataclass, field
 from typing import Literal, assert_never
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
-from shoal.swarm.errors import ModelNotServable, OutOfMemory, Refused, ShoalError, Unavailable, VersionMismatch
+from shoal.swarm.errors import (
+    DaemonDied,
+    ModelNotServable,
+    OutOfMemory,
+    Refused,
+    ShoalError,
+    Unavailable,
+    VersionMismatch,
+)
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.units import Span
 
@@ -126,10 +134,12 @@ class Session:
                     yield from self._lose_aside(key, f"{kind}: {text}")
                 else:
                     yield from self._on_failed(event, now)
-            case HopLost(key, reason):
+            case HopLost(key, reason, ours):
                 hop = self._hop(key)
                 if self._is_aside(key):
                     yield from self._lose_aside(key, reason)
+                elif hop and ours:
+                    yield from self._break(DaemonDied(reason))
                 elif hop:
                     yield from self._lose(hop, reason, now)
             case PeerSought(key, peer, reason):
@@ -190,6 +200,9 @@ class Session:
 
     def _on_plan_failed(self, error: ShoalError) -> Iterator[Effect]:
         assert self._gap_span is not None
+        if isinstance(error, DaemonDied | Refused):  # the reason lies with us
+            yield from self._break(error)
+            return
         self._plan_tries += 1
         worth_retrying = isinstance(error, ModelNotServable | Unavailable) and self._failures > 0
         if worth_retrying and self._plan_tries < self.patience.plan_tries:

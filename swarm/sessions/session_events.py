@@ -47,10 +47,11 @@ class HopFailed:
 
 @dataclass(frozen=True, slots=True)
 class HopLost:
-    """The control stream of a hop broke, or it could not be reached."""
+    """The control stream of a hop broke, or it could not be reached. ours: as our own daemon is gone"""
 
     hop: HopKey
     reason: str
+    ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ from .messages import (
     Token,
 )
 from .metering import Payment
+from .own_fault import own_fault
 from .prefill_apart import PrefillApart, refused
 from .session import Session
 from .work_records import UsedHop, UsedSession
@@ -359,7 +360,7 @@ class DriverStream:
             sliced = self._payment.slice_tokens if self._payment is not None else None
             plan = await self._planner.plan(self._request, with_fields(effect, slice_tokens=sliced), self._dtype)
         except ShoalError as error:
-            self._post(events.PlanFailed(effect.number, error))
+            self._post(events.PlanFailed(effect.number, await own_fault(self._transport, self._gate) or error))
             return
         self._dtype = plan.dtype
         self._prefill_plan = plan.prefill

@@ -1,6 +1,7 @@
 """The real transport: hivemind's P2P over a p2pd of our own, with framed binary streams and small unary calls."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ T = TypeVar("T")
 _READ_BYTES = 256 << 10
 _WRITE_HIGH_WATER_BYTES = 1 << 20
 CLOSE_TIMEOUT_S = 5.0
+DEATH_S = 1.0  # between the first broken socket of a daemon that dies and its end
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
@@ -239,6 +241,11 @@ class Libp2pTransport:
     def _dead(self) -> bool:
         return self.is_dead
 
+    async def _expect_death(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEATH_S):
+                await self.died()
+
     async def _bounded(self, work: Coroutine[Any, Any, T], timeout_s: float, what: str) -> T:
         """raises: DaemonDied, TimedOut, PeerUnreachable"""
         if self._dead():
@@ -252,6 +259,8 @@ class Libp2pTransport:
                 raise DaemonDied("our own p2pd is gone") from None
             raise TimedOut(f"{what}: no answer within {timeout_s:.1f} s") from None
         except (_p2p_daemon.P2PDaemonError, ConnectionError, OSError, asyncio.IncompleteReadError) as error:
+            if not isinstance(error, _p2p_daemon.P2PDaemonError):  # our own end of it: the daemon's is seen in a moment
+                await self._expect_death()
             if self._dead():
                 raise DaemonDied("our own p2pd is gone") from error
             raise _unreachable(f"{what}: {' '.join(str(error).split())}") from error

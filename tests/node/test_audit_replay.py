@@ -13,9 +13,9 @@ from node.tiny_models import VOCABULARY, make_model, save_model
 from shoal.incentives import audit_draw
 from shoal.incentives.audit_evidence import ChunkEvidence, Unproven, of_chunk
 from shoal.incentives.audit_threshold import Finding, Threshold, rounding_floor
-from shoal.incentives.work_chunks import Chunk, ChunkCutter
+from shoal.incentives.work_chunks import CHUNK_POSITIONS, Chunk, ChunkCutter
 from shoal.incentives.work_statement import Served, WorkLeaves
-from shoal.node.audit_replay import Replayed, replay
+from shoal.node.audit_replay import Replayed, distance, replay
 from shoal.node.engine import Engine
 from shoal.node.model_source import LocalModel
 from shoal.node.shard import Shard
@@ -52,6 +52,17 @@ def auditor(model: LocalModel) -> Iterator[Engine]:
     engine = Engine(Shard.load(model, WHOLE, "float32", CPU), 1024, batch_tokens=24)
     yield engine
     engine.stop()
+
+
+def test_a_short_chunk_is_no_further_away_than_the_whole_of_which_it_is_a_part() -> None:
+    draw = torch.Generator().manual_seed(3)
+    before, again = torch.zeros(CHUNK_POSITIONS, 64), torch.randn((CHUNK_POSITIONS, 64), generator=draw)
+    scattered = 1e-6 * torch.rand((CHUNK_POSITIONS, 1), generator=draw) * torch.randn(again.shape, generator=draw)
+    whole = distance(again + scattered, again, before)
+    parts = [distance(again[a:b] + scattered[a:b], again[a:b], before[a:b]) for a in range(32) for b in (a + 1, 32)]
+    assert 0 < max(parts) <= whole
+    one = slice(0, 1)
+    assert LIMIT.finding(distance(-again[one], again[one], before[one])) is Finding.GROSS, "one position is enough"
 
 
 async def _session(engine: Engine, span: Span, sampling: Sampling, prompt: int = 40) -> list[Chunk]:

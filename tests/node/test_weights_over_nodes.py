@@ -24,6 +24,7 @@ from shoal.swarm.identifiers import ModelId
 from shoal.swarm.manifest import CHUNK_BYTES
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions.generation import TokenRequest
+from shoal.swarm.transfer.block_transfer import MAX_PIECE_BYTES, MAX_WINDOW
 from shoal.swarm.transports.p2pd import NetworkOptions
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(240)]
@@ -145,10 +146,17 @@ def test_a_donor_that_fails_in_mid_transfer_is_made_up_for(tmp_path: Path, fate:
     size = (folder / "model.safetensors").stat().st_size
     told: list[NodeEvent] = []
 
+    def has_given(donor: LocalNode) -> bool:
+        """More than can be on its way at once: some of it has arrived."""
+        given: int = NodeApi(donor.home, 60.0).get("/weights")["given_bytes"]
+        return given > MAX_WINDOW * MAX_PIECE_BYTES
+
     async def fail(donor: LocalNode, fetcher: Path) -> None:
         with anyio.fail_after(60):
             while not begun_fetch(fetcher, size // 4):  # noqa: ASYNC110  the disk has no hook
                 await anyio.sleep(0.02)
+            while not await anyio.to_thread.run_sync(has_given, donor):  # noqa: ASYNC110  another process
+                await anyio.sleep(0.05)
         if fate == "killed":
             donor.process.kill()
         else:

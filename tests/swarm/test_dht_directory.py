@@ -96,13 +96,14 @@ async def nodes(count: int) -> AsyncIterator[list[Node]]:
         yield [first, *rest]
 
 
-async def until(condition: Callable[[], Awaitable[bool]], within_s: float) -> float:
-    """Wait for a condition; returns how long it took."""
-    began = now()
+async def until(condition: Callable[[], Awaitable[bool]], within_s: float) -> None:
+    """Wait for a condition, which every look that begins after this time has to find true: how long the look itself
+    takes on a busy machine is not what is asked."""
+    began = looked = now()
     while not await condition():
-        assert now() - began < within_s, "it did not come true in time"
+        assert looked - began < within_s, "it did not come true in time"
         await anyio.sleep(0.1)
-    return now() - began
+        looked = now()
 
 
 def test_what_is_stored_at_a_node_is_known_there_at_once() -> None:
@@ -159,6 +160,7 @@ def test_a_newer_record_takes_the_place_of_the_older_and_withdrawing_that_of_bot
 def test_a_node_killed_with_kill_9_is_out_of_every_listing_within_30_seconds() -> None:
     async def scenario() -> None:
         async with nodes(3) as (first, second, third):
+            announced_at = now()
             for one in (first, second, third):
                 await one.directory.announce(one.record(hosted(Span(0, 8)), name=str(one.identity.peer_id)))
             dead = third.identity.peer_id
@@ -177,8 +179,8 @@ def test_a_node_killed_with_kill_9_is_out_of_every_listing_within_30_seconds() -
                 assert all(first.identity.peer_id in names for names in everywhere)
                 return not any(dead in names for names in everywhere)
 
-            took_s = await until(vanished, VANISHES_WITHIN_S)
-            assert took_s > RECORD_TTL_S - 10  # it was the lifetime that ended, not the listing
+            await until(vanished, VANISHES_WITHIN_S)
+            assert now() - announced_at > RECORD_TTL_S  # it was the lifetime that ended, not the listing
 
     anyio.run(scenario)
 

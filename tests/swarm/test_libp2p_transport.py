@@ -83,13 +83,29 @@ async def test_the_death_of_our_own_daemon_is_noticed_at_once() -> None:
     transport = await Libp2pTransport.start(fresh_key(), LOOPBACK)
     try:
         p2pd_of(transport).kill()
-        with anyio.fail_after(5):
+        with anyio.fail_after(15):
             await transport.died()
-        with anyio.fail_after(5), pytest.raises(DaemonDied):
+        with anyio.fail_after(15), pytest.raises(DaemonDied):
             await transport.call(
                 transport.me.__class__("12D3KooWJTFPHkxW2HLyH6ckBn99jPEbPYJERpSYjtALoCPDTg41"), "x", b""
             )
     finally:
+        await transport.stop()
+
+
+@pytest.mark.anyio
+async def test_in_the_moment_of_our_own_daemons_death_no_peer_is_called_unreachable() -> None:
+    transport = await Libp2pTransport.start(fresh_key(), LOOPBACK)
+    other = await Libp2pTransport.start(fresh_key(), LOOPBACK)
+    try:
+        await transport.connect(other.me, other.addresses)
+        p2pd_of(transport).kill()
+        with pytest.raises(DaemonDied):  # not seen yet: no turn of the event loop since
+            await transport.open(other.me, "anything")
+        with pytest.raises(DaemonDied):
+            await transport.connect(other.me, other.addresses)
+    finally:
+        await other.stop()
         await transport.stop()
 
 

@@ -30,6 +30,16 @@ def states(node: LocalNode) -> dict[int, str]:
     return {event["round"]: event["state"] for event in said(node, "round_done")}
 
 
+def reached_before_its_first_round(node: LocalNode) -> int:
+    """The round for which a newcomer had caught up at last. Rounds of a fraction of a second run away from one that
+    the machine does not let run meanwhile: it catches up again then, and no clock is part of what it has to do next.
+    """
+    told = [event for event in node.events if event["event"] in ("caught_up", "round_done")]
+    first = next(place for place, event in enumerate(told) if event["event"] == "round_done")
+    assert first, "a newcomer catches up before its first round"
+    return int(told[first - 1]["round"])
+
+
 def started_three(run: Trainers) -> list[LocalNode]:
     first = run.start("ana")
     first.wait_for("ready")
@@ -52,9 +62,7 @@ def test_one_is_killed_and_another_joins_and_all_replicas_stay_equal(tmp_path: P
         everyone = [states(node) for node in (ana, ben, cleo, dan)]
         for round_ in set.union(*(set(known) for known in everyone)):
             assert len({known[round_] for known in everyone if round_ in known}) == 1, f"round {round_}"
-        joined = said(dan, "caught_up")[0]["round"]
-        # rounds of a fraction of a second: a busy machine misses some. scripts/bench/training_chaos.py measures the two
-        assert min(states(dan)) <= joined + 5, "in step soon after"
+        assert min(states(dan)) <= reached_before_its_first_round(dan) + 1, "in step at once"
         losses = [event["loss"] for event in said(ana, "round_done") if event["loss"] is not None]
         assert losses[-1] < losses[0] - 0.5
         records = [node.home.root / "runs" / "tiny" / "record.jsonl" for node in (ana, ben, dan)]

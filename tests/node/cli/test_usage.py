@@ -3,9 +3,9 @@
 import errno
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -247,8 +247,10 @@ def test_help_and_status_import_nothing_heavy(arguments: list[str]) -> None:
 
 def test_help_comes_quickly() -> None:
     def seconds() -> float:
-        began_s = time.perf_counter()
+        """Of the processor: the machine may be busy."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         fresh("from shoal.node.cli.main import main; main(['--help'])")
-        return time.perf_counter() - began_s
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.7
+    assert min(seconds() for _ in range(5)) < 0.5
