@@ -117,9 +117,9 @@ class Route:
 
     hops: list[RouteHop] = field(default_factory=list)
     failovers: list[Failover] = field(default_factory=list)
-    prefills: list[RoutePrefill] = field(default_factory=list)
     first_token_s: float = 0.0
     total_s: float = 0.0
+    prefills: list[RoutePrefill] = field(default_factory=list)
 
 
 class TokenStream(Protocol):

@@ -1,6 +1,5 @@
 """Whether another peer had better compute a prompt, from records alone; and what the first hop does meanwhile."""
 
-
 import anyio
 import pytest
 from hypothesis import given
