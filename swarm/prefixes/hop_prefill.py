@@ -138,11 +138,10 @@ class HopPrefill:
                 with anyio.fail_after(SENDER_S):
                     message = await next_of_cache(stream)
                 if not isinstance(message, Chunk):
-                    break
+                    raise BadChunk("it says that the prompt ends here")
                 if self._flow is not None:
                     self._flow.came(len(message.data))
                 await self._stage(message.data)
-            await stream.receive()  # its END, which is acknowledged so
         except RemoteFault as error:
             await self._distrust(str(error))
         except (ShoalError, TimeoutError) as error:

@@ -141,6 +141,8 @@ class DirectoryPlanner:
             penalties_ms=costs_ms,
             slice_tokens=wanted.slice_tokens,
         )
+        if choice is None and named in {hop.peer for hop in chain.hops}:
+            return None, "it answers itself: nobody else holds its layers"
         if choice is None:
             return None, "it does not hold the layers, or has no room"
         return (choice, "") if named is not None or choice.is_worth_it else (None, "")

@@ -128,7 +128,7 @@ class HopCache:
                     else:
                         await sender.send_full_chunks(self._held)
                         await grown.wait()
-                await sender.end(())
+                await anyio.sleep_forever()  # it may be on its way for long; the driver knows when it has come
             finally:
                 sender.abort()
         except ShoalError as error:

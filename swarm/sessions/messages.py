@@ -238,7 +238,7 @@ class SendCache(Message, frozen=True, tag=20):
     """Driver to hop: send this session's cache, in whole chunks as they fill, to a peer that waits for it.
 
     hands_over: all of it, and compute nothing any more: the peer takes this hop's place. Answered by Handed.
-    span: of these units only, to several peers at once; until: so many positions, with which the stream ends
+    span: of these units only, to several peers at once; until: so many positions
     """
 
     peer: PeerId

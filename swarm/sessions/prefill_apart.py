@@ -37,6 +37,7 @@ from .messages import (
     Output,
     Pay,
     Prefill,
+    Probe,
     Reused,
     SendCache,
     Streamed,
@@ -48,6 +49,7 @@ from .work_records import UsedHop, UsedSession
 FIRST_KEY = 0xF000  # of the hops of such chains, apart from those of the session's own
 HOPS = 64  # keys for each
 FEED_POSITIONS = 128  # ids in one feed: small, so that the first KV leaves early
+LIFE_S = 15.0  # less than what a hop waits before it gives a silent driver up
 TRUSTED_POSITIONS = 256  # of a paid prompt that are paid before their KV has come
 
 Tell = Callable[[events.HopKey, AnyMessage], Awaitable[None]]
@@ -201,11 +203,19 @@ class PrefillApart:
         """Until it is over; what goes wrong is told in `trouble`."""
         async with anyio.create_task_group() as tasks:
             self._open_all(tasks)
+            tasks.start_soon(self._show_life)
             async for event in self._events:
                 await self._handle(event, tasks)
                 if self.over:
                     break
             tasks.cancel_scope.cancel()
+
+    async def _show_life(self) -> None:
+        """A hop that has computed all, and sends over a slow link, hears nothing of its driver otherwise."""
+        while True:
+            await anyio.sleep(LIFE_S)
+            for link in self._links.values():
+                await link.tell(Probe(0))
 
     def _open_all(self, tasks: TaskGroup) -> None:
         for n in reversed(range(len(self._at))):  # downstream first, so that each finds its neighbour

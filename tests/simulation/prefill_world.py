@@ -101,7 +101,7 @@ class PrefillWorld(World):
         request = TokenRequest(
             MODEL_ID, tuple(prompt), count, exactness=exactness, prefill=prefill, local_layers=local_layers
         )
-        with anyio.fail_after(300.0):
+        with anyio.fail_after(1000.0):
             async with self.driver.generate(request) as stream:
                 got = [choice.id async for choice in stream]
         return got, stream.route

@@ -326,3 +326,18 @@ async def test_short_prompts_and_clients_that_do_not_want_it_are_left_alone() ->
         assert swarm.computed("fast") == 0
         with pytest.raises(UsageError, match="prefills goes with"):
             await swarm.ask(prefill="fast", local_layers=1)
+
+
+@pytest.mark.anyio
+async def test_a_prefiller_that_has_computed_all_may_take_minutes_to_send_it() -> None:
+    """The chain is so slow that it pays; hops give a driver up that is silent for a minute."""
+    async with prefill_world(*CHAIN, expected=False) as swarm:
+        for name, _ in CHAIN:
+            swarm.volunteers[name].compute.position_s = 0.1  # 19 s for a chunk
+            link = swarm.network.link(PeerId("fast"), PeerId(name))
+            link.conditions = with_fields(NEAR, bandwidth_byte_s=CHUNK_BYTES / 2 / 10)
+        tokens, route = await swarm.ask(count=1)
+        assert tokens == EXPECTED[:1]
+        assert not route.failovers
+        assert route.prefills[0].positions > ASKED / 2
+        assert not route.prefills[0].trouble

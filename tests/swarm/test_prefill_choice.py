@@ -1,5 +1,7 @@
 """Whether another peer had better compute a prompt, from records alone; and what the first hop does meanwhile."""
 
+from typing import Any
+
 import anyio
 import pytest
 from hypothesis import given
@@ -11,8 +13,12 @@ from shoal.swarm.identifiers import PeerId
 from shoal.swarm.prefixes.prefill_race import PATIENCE, SLACK_S, PrefillRace
 from shoal.swarm.prefixes.prefix_race import Compute, Skip, Wait
 from shoal.swarm.records import NodeRecord
+from shoal.swarm.routing.chain_plan import ChainPlan, PlannedHop
+from shoal.swarm.routing.chain_planner import DirectoryPlanner
 from shoal.swarm.routing.link_speed import LinkSpeed
 from shoal.swarm.routing.prefill_choice import PrefillChoice, choose_prefill
+from shoal.swarm.sessions.generation import TokenRequest
+from shoal.swarm.sessions.session_events import Plan
 from shoal.swarm.simulated.peer import SWARM
 from shoal.swarm.units import Span, parse
 
@@ -270,3 +276,86 @@ def test_small_messages_say_nothing_of_a_link() -> None:
         assert link.byte_s == 0.0
 
     anyio.run(measure)
+
+
+# The planner
+
+
+class Everybody:
+    """A directory that knows these, and the driver's round trips to them."""
+
+    me = PeerId("driver")
+
+    def __init__(self, records: list[NodeRecord], rtts_ms: dict[PeerId, float]) -> None:
+        self._records = records
+        self.book: Any = self
+        self._rtts_ms = rtts_ms
+
+    def holders(self, model: object, now: float | None = None) -> object:
+        return self._records if now is not None else self._looked_up()
+
+    async def _looked_up(self) -> list[NodeRecord]:
+        return self._records
+
+    def rtt_ms(self) -> dict[PeerId, float]:
+        return self._rtts_ms
+
+    async def measure_unknown(self, records: object, within_s: float) -> None:
+        return
+
+    async def answering(self, records: list[NodeRecord], within_s: float) -> set[PeerId]:
+        return set()
+
+
+def planned(records: list[NodeRecord], far_ms: float = 200.0, *, whole: bool = True, **options: object) -> ChainPlan:
+    rtts_ms = {record.peer: far_ms if record.peer == STRONG else 2.0 for record in records}
+    everybody: Any = Everybody(records, rtts_ms)
+    planner = DirectoryPlanner(everybody, everybody, everybody, lambda: 0.0, lambda: 0.0)
+    request = TokenRequest(MODEL, tuple(range(1, 1001)), 20, **options)  # type: ignore[arg-type]
+    wanted = Plan(1, Span(0, LAYERS + 2), frozenset(), None, None, 8, 0.0, whole)
+    return anyio.run(planner.plan, request, wanted, None)
+
+
+def peers(hops: tuple[PlannedHop, ...]) -> list[PeerId]:
+    return [hop.peer for hop in hops]
+
+
+def far() -> list[NodeRecord]:
+    """A strong peer far away: for single tokens the near ones are sooner, for a prompt it is."""
+    near = [replace(record, rtt_ms={FRONT: 2.0, BACK: 2.0, STRONG: 200.0}) for record in swarm()]
+    return [*near[:2], replace(near[2], rtt_ms={FRONT: 200.0, BACK: 200.0})]
+
+
+def test_near_peers_decode_and_a_strong_one_far_away_prefills() -> None:
+    plan = planned(far())
+    assert peers(plan.hops) == [FRONT, BACK]
+    assert plan.prefill is not None
+    assert peers(plan.prefill.hops) == [STRONG]
+    assert plan.prefill.hops[0].span == WHOLE
+    assert plan.prefill.first_s > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"prefill": "never"}, {"share_prefix": True}, {"session": "a name of my own"}, {"local_layers": 1}]
+)
+def test_clients_that_want_something_else_have_nobody_prefill(options: dict[str, object]) -> None:
+    assert planned(far(), **options).prefill is None
+
+
+def test_in_the_middle_of_a_session_nobody_prefills() -> None:
+    assert planned(far(), whole=False).prefill is None
+
+
+def test_who_is_named_prefills_and_does_not_decode() -> None:
+    assert peers(planned(swarm(), 2.0).hops) == [STRONG]
+    plan = planned(swarm(), 2.0, prefill=STRONG)
+    assert peers(plan.hops) == [FRONT, BACK]
+    assert plan.prefill is not None
+    assert peers(plan.prefill.hops) == [STRONG]
+    alone = planned(swarm()[2:], 2.0, prefill=STRONG)
+    assert peers(alone.hops) == [STRONG], "nobody else is there"
+    assert alone.prefill is None
+    assert "answers itself" in alone.no_prefill
+    nobody = planned(swarm(), 2.0, prefill="nobody")
+    assert nobody.prefill is None
+    assert "does not hold" in nobody.no_prefill
