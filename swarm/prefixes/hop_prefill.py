@@ -91,8 +91,7 @@ class HopPrefill:
         while self._came < self._wish.positions:
             count = min(CHUNK_TOKENS, self._wish.positions - self._came)
             chunk = KvChunk(kind, self._came, count, b"")
-            self._waiting.append((chunk, pack_chunk(chunk)))
-            self._came += count
+            self._keep(chunk, pack_chunk(chunk))
         self._over = True
 
     # What comes
@@ -161,12 +160,15 @@ class HopPrefill:
             raise BadChunk(f"a chunk of {chunk.count} positions from {chunk.start} on")
         if self._wish.exact and chunk.format.profile:
             raise BadChunk("a chunk that has lost something, for a session that allows no loss")
+        self._keep(chunk, data)
+        self._note()
+        await self._say()
+
+    def _keep(self, chunk: KvChunk, data: bytes) -> None:
         self._came += chunk.count
         if self._came > self._held:
             self._waiting.append((chunk, data))
             self._waiting_bytes += len(data)
-        self._note()
-        await self._say()
 
     async def _distrust(self, reason: str) -> None:
         """Nothing that came is used from here on; with what is in use the driver has to begin anew."""
