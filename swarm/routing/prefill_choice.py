@@ -71,8 +71,9 @@ def choose_prefill(
 ) -> PrefillChoice | None:
     """The fastest second chain for the first `positions` of a prompt; None when nobody but the chain itself could.
 
-    chain: that will decode, in order. exact: nothing may be lost; else what is sooner there. named: this peer has to be in it, beside hops of the chain for what it lacks;
-    whether it is worth it is not asked. slice_tokens: of a prompt that is paid piece by piece
+    chain: that will decode, in order. exact: nothing may be lost; else what is sooner there. named: this peer has to be
+    in it, beside hops of the chain for what it lacks; whether it is worth it is not asked. slice_tokens: of a prompt
+    that is paid piece by piece
     """
     by_peer = {record.peer: record for record in records}
     allowed = {
