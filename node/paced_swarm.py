@@ -256,7 +256,9 @@ class PacedSwarm:
         if choice is None or not (request.prefiller or choice.is_worth_it):
             return ChainPlan(hops, chain.dtype)
         apart = tuple(_at(hop.peer, hop.span) for hop in choice.hops)
-        return ChainPlan(hops, chain.dtype, PrefillPlan(apart, choice.first_s, choice.chunk_s, choice.own_chunk_s))
+        return ChainPlan(
+            hops, chain.dtype, PrefillPlan(apart, choice.first_s, choice.chunk_s, choice.own_chunk_s, choice.exact)
+        )
 
     def blame(self, peer: PeerId) -> None:
         return

@@ -30,6 +30,7 @@ class PrefillPlan:
     first_s: float = 0.0
     chunk_s: float = 0.0
     own_chunk_s: float = 0.0
+    exact: bool = True  # whether it is sooner so, where the client would allow a loss
 
 
 @dataclass(frozen=True, slots=True)

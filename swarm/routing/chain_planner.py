@@ -109,7 +109,7 @@ class DirectoryPlanner:
         apart = None
         if prefill is not None:
             hops = tuple(at(hop.peer, hop.span) for hop in prefill.hops)
-            apart = PrefillPlan(hops, prefill.first_s, prefill.chunk_s, prefill.own_chunk_s)
+            apart = PrefillPlan(hops, prefill.first_s, prefill.chunk_s, prefill.own_chunk_s, prefill.exact)
         return ChainPlan(tuple(at(hop.peer, hop.span) for hop in chain.hops), chain.dtype, apart, why_not)
 
     def _prefill(

@@ -9,6 +9,7 @@ what peers have seen of theirs. All pure: the same records give the same choice 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm.identifiers import ModelId, PeerId
@@ -20,7 +21,7 @@ from .chain_choice import DEFAULT_RTT_MS, QUEUE_FACTOR
 LEAST_SAVED_S = 0.3
 WORTH = 0.7  # of what the chain would take by itself: estimates are not that good
 DEFAULT_LINK_BYTE_S = 12.5e6  # where neither end has seen its link at work
-CODED_BYTE_S = 250e6  # KV to a chunk, or back
+CODED_BYTE_S = {"lossless": 200e6, "default": 80e6}  # of KV in memory, to a chunk or back, on one core
 SHARES = {"lossless": {2: 0.68, 4: 0.84}, "default": {2: 0.09, 4: 0.045}}  # of the KV in memory, by bytes a number
 OWN_FEED, APART_FEED = 256, 128  # positions that a hop computes at once of a prompt
 TRUSTED_MS = 100.0  # who costs more than this by its standing, or for a failure, does not prefill
@@ -45,6 +46,7 @@ class PrefillChoice:
     first_s: float
     chunk_s: float
     own_chunk_s: float
+    exact: bool  # nothing is lost on the way
 
     @property
     def is_worth_it(self) -> bool:
@@ -69,8 +71,9 @@ def choose_prefill(
 ) -> PrefillChoice | None:
     """The fastest second chain for the first `positions` of a prompt; None when nobody but the chain itself could.
 
-    chain: that will decode, in order. named: this peer has to be in it, beside hops of the chain for what it lacks;
-    whether it is worth it is not asked. slice_tokens: of a prompt that is paid piece by piece
+    chain: that will decode, in order. exact: nothing may be lost; else what is sooner there. named: this peer has to be
+    in it, beside hops of the chain for what it lacks; whether it is worth it is not asked. slice_tokens: of a prompt
+    that is paid piece by piece
     """
     by_peer = {record.peer: record for record in records}
     allowed = {
@@ -85,15 +88,19 @@ def choose_prefill(
     hosted = {peer: item for peer in allowed if (item := _hosting(by_peer[peer], model, dtype, positions)) is not None}
     if not hosted:
         return None
-    world = _World(by_peer, hosted, me_rtt_ms or {}, positions, exact, slice_tokens)
     own = _without_head(chain, next(iter(hosted.values())).layers)
-    choices = [
-        world.choice(hops, own)
-        for hops in _ways(own, hosted, world, named)
-        if hops != own and (named is None or named in {peer for peer, _ in hops})
-    ]
+    choices = []
+    for lossless in sorted({True, exact}):
+        world = _World(by_peer, hosted, me_rtt_ms or {}, positions, lossless, slice_tokens)
+        ways = [hops for hops in _ways(own, hosted, world, named) if hops != own]
+        choices += [world.choice(hops, own) for hops in ways if named is None or named in {peer for peer, _ in hops}]
+
+    def rank(choice: PrefillChoice) -> tuple[int, float]:
+        """Who is named does all that it can."""
+        return -sum(len(hop.span) for hop in choice.hops if hop.peer == named), choice.apart_s
+
     known = [choice for choice in choices if choice.apart_s]
-    return min(known or choices, key=lambda choice: choice.apart_s, default=None)
+    return min(known or choices, key=rank, default=None)
 
 
 Parts = list[tuple[PeerId, Span]]
@@ -183,8 +190,12 @@ class _World:
         held = len(layer_range(item.span, item.layers))
         return item.kv_bytes * len(layer_range(span, item.layers)) / held if held else 0.0
 
+    @property
+    def level(self) -> Literal["lossless", "default"]:
+        return "lossless" if self.exact else "default"
+
     def share(self, sender: PeerId) -> float:
-        return SHARES["lossless" if self.exact else "default"][4 if self.hosted[sender].dtype == "float32" else 2]
+        return SHARES[self.level][4 if self.hosted[sender].dtype == "float32" else 2]
 
     def stream_s(self, sender: PeerId, receivers: Parts) -> tuple[float, float]:
         """Of a position's KV: coding at the sender, and the slowest of what comes after it."""
@@ -193,8 +204,8 @@ class _World:
         after = [away / max((self.line_byte_s(sender, peer) for peer, _ in raw), default=1.0)]
         for peer, size in raw:
             sent = size * self.share(sender) if peer != sender else 0.0
-            after += [size / CODED_BYTE_S, sent / self.line_byte_s(sender, peer)]
-        return sum(size for _, size in raw) / CODED_BYTE_S, max(after)
+            after += [size / CODED_BYTE_S[self.level], sent / self.line_byte_s(sender, peer)]
+        return sum(size for _, size in raw) / CODED_BYTE_S[self.level], max(after)
 
     def steady_s(self, sender: PeerId, span: Span, receivers: Parts) -> float:
         """Of a position, when all goes on at once; a CPU that codes computes less meanwhile."""
@@ -245,4 +256,5 @@ class _World:
             first_s=first_s if known else 0.0,
             chunk_s=chunk * max(max(steady), computed_s / self.positions) if known else 0.0,
             own_chunk_s=chunk * max(own_paces),
+            exact=self.exact,
         )

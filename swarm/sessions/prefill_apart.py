@@ -127,7 +127,7 @@ class PrefillApart:
 
     @property
     def level(self) -> KvLevel:
-        return "default" if self._request.exactness == "fast" else "lossless"
+        return "default" if self._request.exactness == "fast" and not self._plan.exact else "lossless"
 
     # The decoding chain
 

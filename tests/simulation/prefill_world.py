@@ -81,7 +81,11 @@ class PrefillWorld(World):
         if not self.expected:
             return ChainPlan(made.hops, made.dtype, PrefillPlan(hops))
         fast, slow = (CHUNK_TOKENS * len(Span(0, MODEL.layers)) * pace for pace in (FAST_S, SLOW_S))
-        return ChainPlan(made.hops, made.dtype, PrefillPlan(hops, 0.3, fast, slow / len(made.hops)))
+        return ChainPlan(
+            made.hops,
+            made.dtype,
+            PrefillPlan(hops, 0.3, fast, slow / len(made.hops), exact=request.exactness != "fast"),
+        )
 
     @property
     def fast(self) -> set[str]:

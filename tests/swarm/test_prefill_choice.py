@@ -95,6 +95,14 @@ def test_what_may_lose_something_pays_over_a_slower_link() -> None:
     records = swarm(link_byte_s=1e6)
     assert not is_worth_it(records, exact=True)
     assert is_worth_it(records, exact=False)
+    slow, fast = (
+        chosen(records, exact=False),
+        chosen([replace(record, link_byte_s=1e9) for record in swarm()], exact=False),
+    )
+    assert slow is not None
+    assert fast is not None
+    assert not slow.exact
+    assert fast.exact, "nothing is lost where that would gain nothing"
 
 
 def test_whom_the_client_does_not_want_and_who_has_failed_are_not_asked() -> None:
@@ -128,6 +136,10 @@ def test_a_peer_that_is_named_is_asked_whether_it_pays_or_not() -> None:
     assert choice is not None
     assert [hop.peer for hop in choice.hops] == [STRONG]
     assert choice.first_s == choice.chunk_s == 0.0, "nobody knows"
+    quick = [peer("front", "embed+0:3", 0.1), peer("back", "3:6+head", 0.1), peer("strong", "all", 9.0)]
+    choice = chosen(quick, named=STRONG)
+    assert choice is not None
+    assert [hop.peer for hop in choice.hops] == [STRONG], "all that it can"
     part = [peer("front", "embed+0:3", 5.0), peer("back", "3:6+head", 5.0), peer("strong", "3:6", 9.0)]
     choice = chosen(part, named=STRONG)
     assert choice is not None
@@ -159,7 +171,8 @@ def test_it_is_a_matter_of_time_alone(
     records = swarm(strong_ms, slow_ms, link_byte_s=link, free_tokens=10_000)
     choice = chosen(records, positions, exact=exact)
     assert choice is not None
-    share = 0.84 if exact else 0.045
+    share = 0.84 if choice.exact else 0.045
+    assert choice.exact or not exact
     if [hop.peer for hop in choice.hops] == [STRONG]:
         assert choice.apart_s >= positions * strong_ms * 7 / 8 / 1e3 * 0.99
         assert choice.apart_s >= positions * KV_BYTES * share / min(link, 12.5e6) * 0.99
