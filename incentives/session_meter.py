@@ -51,11 +51,16 @@ class LedgerMeter:
     def computed(self, count: int) -> None:
         self._till.compute(count)
 
+    def given(self, count: int) -> None:
+        self._till.give(count)
+
     def take(self, word: bytes) -> None:
         before = self._till.ticks
         _go_on(self._till.take(word))
         if self._till.ticks > before:
-            self._ledger.owe(self._till.opened, self._till.ticks, self._till.word)
+            ticks, word = self._till.owed
+            if ticks:
+                self._ledger.owe(self._till.opened, ticks, word)
             self._paid.set()
             self._paid = anyio.Event()
 

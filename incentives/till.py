@@ -28,6 +28,7 @@ class Till:
         self.ticks = 0
         self.word = terms.root
         self.computed = 0
+        self.given = 0  # of those, positions that somebody else has computed and was paid for
         self._unpaid_tokens = unpaid_tokens
 
     @property
@@ -78,9 +79,21 @@ class Till:
         """`count` further positions have been computed."""
         self.computed += count
 
+    @property
+    def owed(self) -> tuple[int, bytes]:
+        """Ticks that are paid for what is computed here, and their word."""
+        given = -(-self.given // self.terms.tick_tokens)
+        ticks = max(0, self.ticks - given)
+        return ticks, payword.step_down(self.word, self.ticks - ticks)
+
+    def give(self, count: int) -> None:
+        """`count` further positions came from somebody else: the words count them, the CLOSE does not."""
+        self.computed += count
+        self.given += count
+
     def close(self) -> Close | None:
-        """What settles this session, at most what was computed; None when there is nothing to settle."""
-        ticks = min(self.ticks, self.computed // self.terms.tick_tokens)
+        """What settles this session, at most what was computed here; None when there is nothing to settle."""
+        ticks = min(self.ticks, (self.computed - self.given) // self.terms.tick_tokens)
         if not ticks and not self.terms.price:
             return None
         return Close(self.opened, ticks, payword.step_down(self.word, self.ticks - ticks))

@@ -132,6 +132,16 @@ class Engine:
         return self._core.step_ms
 
     @property
+    def prefill_ms(self) -> float:
+        """Time of a position among many of a prompt, over the whole span, smoothed."""
+        return self._core.prefill_ms
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of the cache of one position, over the whole span."""
+        return self._core.cache.position_bytes
+
+    @property
     def queue_length(self) -> int:
         """Works that wait or run."""
         return self._core.queue_length
@@ -225,13 +235,15 @@ class Engine:
             shape = await self._ask(partial(self._core.cache.width, range(*coding.kind.layers)))
             await self._coder.run(partial(coding.warm_up, *shape))
 
-    async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
+    async def export_kv(
+        self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless", span: Span | None = None
+    ) -> list[bytes]:
         """See `Compute.export_kv`. raises: Refused, LocalFault"""
         if not 0 <= start < stop:
             raise Refused(f"positions {start} to {stop} are none")
         chunks = []
         for first, last in chunk_ranges(start, stop):
-            read = await self._ask(partial(self._core.read_kv, session, first, last))
+            read = await self._ask(partial(self._core.read_kv, session, first, last, span))
             coding = self._coding(read.span)
             coding.check_level(level)
             chunks.append(await self._coder.run(partial(coding.encode, first, read.keys, read.values, level)))

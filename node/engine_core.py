@@ -26,7 +26,7 @@ from .kv_cache import PAGE_TOKENS
 from .sampler import Draw, choose
 from .scheduler import BATCH_TOKENS, Batch, Waiting, next_batch
 from .shard import Shard
-from .step_time import finished, step_ms
+from .step_time import LEAST_PROMPT, finished, prefill_ms, step_ms
 
 _SMOOTHING = 0.1  # weight of the newest step in `step_ms`
 _STALE_S = 30.0  # an idle shard's step time is measured again after so long
@@ -49,6 +49,7 @@ class EngineCore:
         self.cache = shard.new_cache(kv_tokens)
         self.sessions: dict[SessionId, Session] = {}
         self.step_ms = step_ms(shard, self.cache, clock)
+        self.prefill_ms = prefill_ms(shard, self.cache, self.step_ms, clock)
         self._measured_s = clock()
         self.tokens_done = 0
         self._layers = shard.manifest.layers
@@ -178,12 +179,15 @@ class EngineCore:
             job.settle(None, Refused("the session was closed"))
         self.cache.release(found.room)
 
-    def read_kv(self, session: SessionId, start: int, stop: int) -> KvRead:
-        """A copy of what a session holds of [start, stop). raises: Refused"""
+    def read_kv(self, session: SessionId, start: int, stop: int, span: Span | None = None) -> KvRead:
+        """A copy of what a session holds of [start, stop), of all its units or of `span`. raises: Refused"""
         found = self._found(session)
+        wanted = span or found.span
+        if not found.span.covers(wanted):
+            raise Refused(f"{describe(wanted, self._layers)} is not what this session is about")
         if not 0 <= start < stop <= found.room.length:
             raise Refused(f"positions {start} to {stop} were asked for, {found.room.length} are held")
-        return KvRead(found.span, *self.cache.read(layer_range(found.span, self._layers), found.room, start, stop))
+        return KvRead(wanted, *self.cache.read(layer_range(wanted, self._layers), found.room, start, stop))
 
     def kv_room(self, session: SessionId, start: int) -> KvRoom:
         """Where a cache from position `start` on would go. raises: Refused"""
@@ -311,6 +315,7 @@ class EngineCore:
             return
         try:
             self.step_ms = step_ms(self.shard, self.cache, self._clock)
+            self.prefill_ms = prefill_ms(self.shard, self.cache, self.step_ms, self._clock)
         except OutOfMemory:
             return  # others use the memory now: what is known has to do
         self._measured_s = self._clock()
@@ -443,8 +448,11 @@ class EngineCore:
             session.jobs.clear()
 
     def _count(self, batch: Batch, took_s: float) -> None:
-        self.tokens_done += sum(take.count for take in batch.takes)
+        positions = sum(take.count for take in batch.takes)
+        self.tokens_done += positions
+        whole_ms = took_s * 1e3 * len(self.shard.span) / len(batch.span)
+        if positions >= LEAST_PROMPT + len(batch.takes):
+            self.prefill_ms += _SMOOTHING * (whole_ms / positions - self.prefill_ms)
         if all(take.count == 1 for take in batch.takes):
-            step_ms = took_s * 1e3 * len(self.shard.span) / len(batch.span)
-            self.step_ms += _SMOOTHING * (step_ms - self.step_ms)
+            self.step_ms += _SMOOTHING * (whole_ms - self.step_ms)
             self._measured_s = self._clock()

@@ -109,6 +109,8 @@ class HostedModels:
                 free_tokens=hosted.engine.free_tokens,
                 max_context=hosted.manifest.max_context,
                 device=hosted.device,
+                prefill_ms=round(hosted.engine.prefill_ms, 4),
+                kv_bytes=hosted.engine.kv_bytes,
             )
             for hosted in self
         )

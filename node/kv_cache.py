@@ -76,6 +76,12 @@ class PagedCache:
         return self.pages * PAGE_TOKENS
 
     @property
+    def position_bytes(self) -> int:
+        """What one position takes, in all layers that have computed something."""
+        pools = [pool for pair in self._pools.values() for pool in pair]
+        return sum(pool[0].numel() * pool.element_size() for pool in pools)
+
+    @property
     def free_tokens(self) -> int:
         return sum(run.count for run in self._free) * PAGE_TOKENS
 

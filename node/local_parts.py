@@ -68,8 +68,10 @@ class SplitCompute:
     async def prepare_kv(self, span: Span) -> None:
         await next(part for held, part in self._parts.items() if held.covers(span)).prepare_kv(span)
 
-    async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
-        return await self._sessions[session].export_kv(session, start, stop, level)
+    async def export_kv(
+        self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless", span: Span | None = None
+    ) -> list[bytes]:
+        return await self._sessions[session].export_kv(session, start, stop, level, span)
 
     async def import_kv(
         self, session: SessionId, start: int, chunks: Sequence[bytes], history: tuple[int, ...] = ()

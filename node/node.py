@@ -127,6 +127,7 @@ class Node:
             started_at=self.started_at,
             expires_at=0.0,
             certificate=self.setup.gate.certificate,
+            link_byte_s=float(round(self.hops.link.byte_s)),
             runs=tuple(sorted(self.runs)),
         )
 

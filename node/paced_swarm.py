@@ -1,26 +1,29 @@
-"""Two holders of each half of a model in one process: real engines, and the simulator's network in real time.
+"""Two holders of each half of a model in one process, or whom one names: real engines, and the simulator's network in
+real time.
 
 For tests and benchmarks of what travels between holders: each link is paced and delayed as asked, and one of the
 holders can be killed, or made to leave, in the middle of an answer.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Self
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self, cast
 
 import anyio
 import torch
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.compression.kv_profile import KvProfile
-from shoal.swarm.identifiers import ModelId, PeerId
+from shoal.swarm.identifiers import ModelId, PeerId, SessionId
 from shoal.swarm.kv.cache_keeper import CacheKeeper
 from shoal.swarm.kv.cache_streams import CacheReceiver
 from shoal.swarm.manifest import Manifest
 from shoal.swarm.records import Hosted, NodeRecord
 from shoal.swarm.routing.chain_choice import plan_chain
-from shoal.swarm.routing.chain_plan import ChainPlan, PlannedHop
+from shoal.swarm.routing.chain_plan import ChainPlan, PlannedHop, PrefillPlan
+from shoal.swarm.routing.prefill_choice import PrefillChoice, choose_prefill
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.sessions.compute import Compute
+from shoal.swarm.sessions.compute import Compute, Done, Work
 from shoal.swarm.sessions.driver import Driver
 from shoal.swarm.sessions.generation import Exactness, Route, ServedModel, TokenRequest
 from shoal.swarm.sessions.hop_server import HopServer
@@ -45,10 +48,34 @@ class OpenGate:
         return
 
 
+class Slowed:
+    """An engine on a machine that takes `factor` times as long as this one, to compute and to code."""
+
+    def __init__(self, engine: Engine, factor: float) -> None:
+        self._engine = engine
+        self._factor = factor
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  all else is the engine's
+        return getattr(self._engine, name)
+
+    async def run(self, work: Work) -> Done:
+        done = await self._engine.run(work)
+        await anyio.sleep((self._factor - 1) * done.compute_s)
+        return replace(done, compute_s=self._factor * done.compute_s)
+
+    async def import_kv(
+        self, session: SessionId, start: int, chunks: Sequence[bytes], history: tuple[int, ...] = ()
+    ) -> int:
+        began_s = anyio.current_time()
+        held = await self._engine.import_kv(session, start, chunks, history)
+        await anyio.sleep((self._factor - 1) * (anyio.current_time() - began_s))
+        return held
+
+
 class Holder:
     """`hop_server.Hosting` of one engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Compute) -> None:
         self.engine = engine
 
     def find(self, model: ModelId, dtype: str, span: Span) -> Compute:
@@ -65,19 +92,28 @@ class PacedSwarm:
         rtt_ms: float = 0.0,
         kv_tokens: int = 4096,
         profile: KvProfile | None = None,
+        layout: Mapping[str, Span] | None = None,
+        slowed: Mapping[str, float] | None = None,
+        prefillers: Collection[str] = (),
     ) -> None:
+        """layout: names and spans of the holders; slowed: who takes how many times as long as this machine would;
+        prefillers: of those, who computes prompts only
+        """
         self.model = model
+        self.slowed = {PeerId(name): factor for name, factor in (slowed or {}).items()}
+        self._prefillers = frozenset(map(PeerId, prefillers))
+        self._link_byte_s = mbit_s * 125e3
+        self._rtt_ms = rtt_ms
         latency_s = rtt_ms / 2e3
         self._conditions = Conditions(latency_s=(latency_s, latency_s), bandwidth_byte_s=mbit_s * 125e3)
         layers = model.manifest.layers
-        halves = (Span(0, 1 + layers // 2), Span(1 + layers // 2, layers + 2))
-        self._spans: dict[PeerId, Span] = {}
-        self._engines: dict[PeerId, Engine] = {}
-        for names, span in zip((FRONTS, BACKS), halves, strict=True):
-            shard = Shard.load(model, span, "float32", torch.device("cpu"))
-            for name in names:
-                self._spans[PeerId(name)] = span
-                self._engines[PeerId(name)] = Engine(shard, kv_tokens, kv_profile=profile)
+        front, back = Span(0, 1 + layers // 2), Span(1 + layers // 2, layers + 2)
+        layout = layout or {**dict.fromkeys(FRONTS, front), **dict.fromkeys(BACKS, back)}
+        self._spans = {PeerId(name): span for name, span in layout.items()}
+        shards = {s: Shard.load(model, s, "float32", torch.device("cpu")) for s in dict.fromkeys(layout.values())}
+        self._engines = {
+            peer: Engine(shards[span], kv_tokens, kv_profile=profile) for peer, span in self._spans.items()
+        }
         self._servers: dict[PeerId, HopServer] = {}
 
     def __enter__(self) -> Self:
@@ -100,7 +136,7 @@ class PacedSwarm:
     async def _join(self, peer: PeerId) -> None:
         transport = self._network.join(peer)
         receiver = CacheReceiver(transport, OpenGate(), CacheKeeper())
-        self._servers[peer] = HopServer(transport, OpenGate(), Holder(self._engines[peer]), receiver=receiver)
+        self._servers[peer] = HopServer(transport, OpenGate(), Holder(self._served(peer)), receiver=receiver)
         await self._servers[peer].start()
 
     async def generate(
@@ -111,6 +147,7 @@ class PacedSwarm:
         kill_at: int | None = None,
         drain_at: int | None = None,
         victim: int = 0,
+        prefill: str = "never",
         sampling: Sampling = Sampling(),  # noqa: B008  frozen
     ) -> tuple[list[int], Route]:
         """kill_at: after so many tokens, and when the standbys have all of the prompt's chunks
@@ -118,7 +155,7 @@ class PacedSwarm:
         """
         tokens: list[int] = []
         gone: PeerId | None = None
-        request = TokenRequest(self.model.model_id, prompt, count, sampling, exactness=exactness)
+        request = TokenRequest(self.model.model_id, prompt, count, sampling, exactness=exactness, prefill=prefill)
         async with anyio.create_task_group() as tasks, self._driver.generate(request) as stream:
             async for choice in stream:
                 tokens.append(choice.id)
@@ -148,30 +185,81 @@ class PacedSwarm:
         held = [keeper.held(name) for keeper in keepers for name in keeper.names()]
         return len(held) == 2 and min(held) >= positions
 
+    def _served(self, peer: PeerId) -> Compute:
+        engine = self._engines[peer]
+        return cast("Compute", Slowed(engine, self.slowed[peer])) if peer in self.slowed else engine
+
     # The planner
 
-    async def plan(self, request: TokenRequest, wanted: Plan, dtype: str | None) -> ChainPlan:
-        manifest = self.model.manifest
-        most, records = manifest.max_context, []
+    def records(self) -> list[NodeRecord]:
+        manifest, records = self.model.manifest, []
+        most = manifest.max_context
         for peer, span in self._spans.items():
-            engine = self._engines[peer]
-            free = engine.free_tokens
+            engine, factor = self._engines[peer], self.slowed.get(peer, 1.0)
             hosted = Hosted(
-                self.model.model_id, manifest.name, manifest.layers, span, "float32", engine.step_ms, 0, free, most
+                self.model.model_id,
+                manifest.name,
+                manifest.layers,
+                span,
+                "float32",
+                factor * engine.step_ms,
+                0,
+                engine.free_tokens,
+                most,
+                prefill_ms=factor * engine.prefill_ms,
+                kv_bytes=engine.kv_bytes,
             )
-            records.append(NodeRecord(peer, SWARM, peer, "0", 1, (f"/memory/{peer}",), (hosted,), {}, 0.0, 1e12))
+            records.append(
+                NodeRecord(
+                    peer,
+                    SWARM,
+                    peer,
+                    "0",
+                    1,
+                    (f"/memory/{peer}",),
+                    (hosted,),
+                    dict.fromkeys(self._spans, self._rtt_ms),
+                    0.0,
+                    1e12,
+                    link_byte_s=self._link_byte_s,
+                )
+            )
+        return records
+
+    def prefill_choice(self, chain: Sequence[tuple[PeerId, Span]], request: TokenRequest) -> PrefillChoice | None:
+        return choose_prefill(
+            self.records(),
+            self.model.model_id,
+            "float32",
+            chain,
+            len(request.ids) - 1,
+            exact=request.exactness != "fast",
+            named=request.prefiller,
+            me_rtt_ms=dict.fromkeys(self._spans, self._rtt_ms),
+        )
+
+    async def plan(self, request: TokenRequest, wanted: Plan, dtype: str | None) -> ChainPlan:
+        records = self.records()
         chain = plan_chain(
             records,
             request.model,
             span=wanted.span,
             dtype=dtype,
-            exclude=wanted.exclude,
+            exclude=wanted.exclude | self._prefillers,
             max_hops=wanted.hops_left,
             first_from=wanted.before,
             last_to=wanted.after,
         )
-        hops = tuple(PlannedHop(hop.peer, hop.peer, hop.span, (f"/memory/{hop.peer}",)) for hop in chain.hops)
-        return ChainPlan(hops, chain.dtype)
+        hops = tuple(_at(hop.peer, hop.span) for hop in chain.hops)
+        choice = None
+        if wanted.whole and request.may_prefill_apart:
+            choice = self.prefill_choice([(hop.peer, hop.span) for hop in chain.hops], request)
+        if choice is None or not (request.prefiller or choice.is_worth_it):
+            return ChainPlan(hops, chain.dtype)
+        apart = tuple(_at(hop.peer, hop.span) for hop in choice.hops)
+        return ChainPlan(
+            hops, chain.dtype, PrefillPlan(apart, choice.first_s, choice.chunk_s, choice.own_chunk_s, choice.exact)
+        )
 
     def blame(self, peer: PeerId) -> None:
         return
@@ -184,3 +272,7 @@ class PacedSwarm:
 
     async def text_files(self, model: ModelId) -> dict[str, bytes]:
         return {}
+
+
+def _at(peer: PeerId, span: Span) -> PlannedHop:
+    return PlannedHop(peer, peer, span, (f"/memory/{peer}",))

@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     local_layers: int = Field(0, ge=0)
     max_hops: int = Field(8, ge=1, le=64)
     exactness: Exactness = "replay"
+    prefill: str = "auto"
     keep_snapshots: bool = False
     # where generate and chat ask, when not at this home's own node
     api: str | None = None

@@ -46,6 +46,8 @@ class Hosted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     free_tokens: int  # KV room left, in tokens
     max_context: int
     device: str = "cpu"  # its kind: audits compare numbers within one
+    prefill_ms: float = 0.0  # measured time of a position among many of a prompt, over the whole span; 0: not measured
+    kv_bytes: int = 0  # of the cache of a position, over the whole span; 0: nobody has computed anything yet
 
 
 class Coming(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -72,6 +74,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     expires_at: float  # unix seconds
     certificate: bytes = b""  # membership, in private swarms
     withdrawn: bool = False  # the node has left; the record only takes the place of the one before
+    link_byte_s: float = 0.0  # the most that this node has seen of its link lately, each way; 0: not measured
     runs: tuple[str, ...] = ()  # keys of the training runs it takes part in, `rounds.run_identity.run_key`
     coming: tuple[Coming, ...] = ()  # while it changes its layers
 
@@ -128,6 +131,8 @@ def record_problem(record: NodeRecord) -> str:
     for rtt_ms in record.rtt_ms.values():
         if not 0 <= rtt_ms < math.inf:
             return "a round trip is not a time"
+    if not 0 <= record.link_byte_s < math.inf:
+        return "a speed is not a speed"
     if not (math.isfinite(record.started_at) and math.isfinite(record.expires_at)):
         return "a record's times are not finite"
     problems = (*map(_hosted_problem, record.hosted), *map(_part_problem, record.coming))
@@ -150,9 +155,9 @@ def _hosted_problem(hosted: Hosted) -> str:
         return problem
     if len(hosted.device) > 16:
         return "the name of a device is too long"
-    if not 0 <= hosted.step_ms < math.inf:
+    if not (0 <= hosted.step_ms < math.inf and 0 <= hosted.prefill_ms < math.inf):
         return "a step time is not a time"
-    if min(hosted.queue, hosted.free_tokens, hosted.max_context) < 0:
+    if min(hosted.kv_bytes, hosted.queue, hosted.free_tokens, hosted.max_context) < 0:
         return "a count is negative"
     return ""
 

@@ -5,7 +5,7 @@ import secrets
 from shoal.swarm.errors import UsageError
 from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import MAX_TOP_LOGPROBS
-from shoal.swarm.sessions.generation import checked_session
+from shoal.swarm.sessions.generation import checked_prefill, checked_session
 from shoal.swarm.text.text_request import TextRequest
 
 from .errors import ApiError
@@ -58,6 +58,10 @@ def check_shared(asked: Generation, prompts: int) -> None:
         checked_session(asked.session or "")
     except UsageError as error:
         raise ApiError(f"session: {error}", param="session") from error
+    try:
+        checked_prefill(asked.prefill or "auto")
+    except UsageError as error:
+        raise ApiError(f"prefill: {error}", param="prefill") from error
     if asked.trust == []:
         raise ApiError("trust: an empty list leaves nobody to answer; leave it out to allow every peer", param="trust")
 
@@ -133,6 +137,7 @@ def _request(
         max_hops=8 if asked.max_hops is None else asked.max_hops,
         exclude=asked.peers_out,
         trust=asked.peers_in,
+        prefill=asked.prefill or "auto",
         share_prefix=bool(asked.share_prefix),
         session=asked.session or "",
         exactness=asked.exactness or "replay",

@@ -35,6 +35,10 @@ ExactnessFlag = Annotated[
 KeepSnapshotsFlag = Annotated[
     bool | None, typer.Option("--keep-snapshots", help="Here, instead of at other holders of the layers.")
 ]
+PrefillFlag = Annotated[
+    str | None,
+    typer.Option("--prefill", help="Who computes a long prompt for the peers that answer: auto, never, or a PeerID."),
+]
 ExcludeFlag = Annotated[list[str] | None, typer.Option("--exclude", help="PeerID that must not take part; repeatable.")]
 SharePrefixFlag = Annotated[
     bool, typer.Option("--share-prefix", help="Let peers keep the prompt's KV, tell of it and take it from each other.")
@@ -71,7 +75,12 @@ def request_options(
     """Keyword arguments of the Python client. temperature: when it is set nowhere. raises: UsageError"""
     from shoal.swarm.errors import UsageError
     from shoal.swarm.peer_id import is_peer_id
+    from shoal.swarm.sessions.generation import checked_prefill
 
+    try:
+        checked_prefill(settings.prefill)
+    except UsageError as error:
+        raise UsageError(f"--prefill: {error}") from error
     for peer in exclude or ():
         if not is_peer_id(peer):
             raise UsageError(f"--exclude takes a PeerID, as `shoal peers` shows it, not {peer!r}")
@@ -88,6 +97,7 @@ def request_options(
         "local_layers": settings.local_layers,
         "max_hops": settings.max_hops,
         "exclude": tuple(exclude or ()),
+        "prefill": settings.prefill,
         "share_prefix": share_prefix,
         "session": session,
         "exactness": settings.exactness,

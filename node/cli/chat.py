@@ -16,6 +16,7 @@ from .ask_flags import (
     MinPFlag,
     ModelFlag,
     PenaltyFlag,
+    PrefillFlag,
     RouteFlag,
     SeedFlag,
     SessionFlag,
@@ -53,6 +54,7 @@ def chat(
     local_layers: LocalLayersFlag = None,
     max_hops: MaxHopsFlag = None,
     exactness: ExactnessFlag = None,
+    prefill: PrefillFlag = None,
     keep_snapshots: KeepSnapshotsFlag = None,
     exclude: ExcludeFlag = None,
     share_prefix: SharePrefixFlag = False,
@@ -78,6 +80,7 @@ def chat(
         "local_layers": local_layers,
         "max_hops": max_hops,
         "exactness": exactness,
+        "prefill": prefill,
         "keep_snapshots": keep_snapshots,
         "api": api,
     }

@@ -18,6 +18,7 @@ from .ask_flags import (
     MinPFlag,
     ModelFlag,
     PenaltyFlag,
+    PrefillFlag,
     RouteFlag,
     SeedFlag,
     SessionFlag,
@@ -57,6 +58,7 @@ def generate(
     local_layers: LocalLayersFlag = None,
     max_hops: MaxHopsFlag = None,
     exactness: ExactnessFlag = None,
+    prefill: PrefillFlag = None,
     keep_snapshots: KeepSnapshotsFlag = None,
     exclude: ExcludeFlag = None,
     share_prefix: SharePrefixFlag = False,
@@ -82,6 +84,7 @@ def generate(
         "local_layers": local_layers,
         "max_hops": max_hops,
         "exactness": exactness,
+        "prefill": prefill,
         "keep_snapshots": keep_snapshots,
         "api": api,
     }

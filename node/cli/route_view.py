@@ -15,11 +15,18 @@ def route_lines(result: Result) -> list[str]:
     rows = [[hop.name, hop.peer[-8:], hop.layers, hop.tokens, hop.compute_ms, hop.queue_ms] for hop in route.hops]
     lines += table_lines(["hop", "peer", "layers", "positions", "compute ms", "queue ms"], rows)
     for hop in route.hops:
-        if hop.stored or hop.fetched:
+        if (hop.stored or hop.fetched) and not route.prefills:
             lines.append(
                 f"prefix: {hop.name} ({hop.layers}) did not compute {hop.stored + hop.fetched} positions: "
                 f"{hop.stored} lay there, {hop.fetched} came from other peers"
             )
+    for prefill in route.prefills:
+        who = ", ".join(
+            f"{n} ({p[-8:]}) {layers}"
+            for n, p, layers in zip(prefill.names, prefill.peers, prefill.layers, strict=False)
+        )
+        trouble = f"; {prefill.trouble}" if prefill.trouble else ""
+        lines.append(f"prefill: {prefill.positions} of {prefill.asked} positions were computed by {who}{trouble}")
     for failover in route.failovers:
         others = ", ".join(peer[-8:] for peer in failover.replaced_by) or "nobody"
         kind = "moved" if failover.planned else "failover"

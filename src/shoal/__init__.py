@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         UsageError,
         VersionMismatch,
     )
-    from .swarm.sessions.generation import Failover, Route, RouteHop, ServedModel
+    from .swarm.sessions.generation import Failover, Route, RouteHop, RoutePrefill, ServedModel
     from .swarm.text.model_choice import UnknownModel
     from .swarm.text.pieces import Piece, TokenLogprob, Usage
 
@@ -57,7 +57,7 @@ _HOMES = {
         "UsageError",
         "VersionMismatch",
     ),
-    "swarm.sessions.generation": ("Failover", "Route", "RouteHop", "ServedModel"),
+    "swarm.sessions.generation": ("Failover", "Route", "RouteHop", "RoutePrefill", "ServedModel"),
     "swarm.text.model_choice": ("UnknownModel",),
     "swarm.text.pieces": ("Piece", "TokenLogprob", "Usage"),
 }
@@ -79,6 +79,7 @@ __all__ = [
     "Result",
     "Route",
     "RouteHop",
+    "RoutePrefill",
     "ServedModel",
     "ShoalError",
     "Stream",

@@ -8,7 +8,7 @@ from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import PeerId
 from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import Sampling
-from shoal.swarm.sessions.generation import EXACTNESSES, Exactness, checked_session
+from shoal.swarm.sessions.generation import EXACTNESSES, Exactness, checked_prefill, checked_session
 from shoal.swarm.text.text_request import TextRequest
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -38,6 +38,7 @@ class GenerationOptions(TypedDict, total=False):
     max_hops: int
     exclude: Sequence[str]  # peers that must not take part
     trust: Sequence[str] | None  # the only peers that may; None: every one
+    prefill: str  # who computes a long prompt for the chain: auto (where it pays), never, or a PeerID
     share_prefix: bool  # KV of the prompt may be kept by peers, announced, and taken from others
     session: str  # KV is kept at the peers under this name; ask with it again to go on
     exactness: Exactness  # how a lost hop's cache comes back: exact, fast, or replay (computed again)
@@ -67,6 +68,7 @@ def text_request(
     max_hops: int = 8,
     exclude: Sequence[str] = (),
     trust: Sequence[str] | None = None,
+    prefill: str = "auto",
     share_prefix: bool = False,
     session: str = "",
     exactness: Exactness = "replay",
@@ -104,6 +106,7 @@ def text_request(
         max_hops=max_hops,
         exclude=_peers("exclude", exclude),
         trust=_peers("trust", trust or ()),
+        prefill=checked_prefill(prefill),
         share_prefix=share_prefix,
         session=checked_session(session),
         exactness=exactness,

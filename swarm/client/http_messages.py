@@ -165,6 +165,7 @@ def write_request(request: TextRequest) -> tuple[str, bytes]:
         "max_hops": request.max_hops,
         "exclude": sorted(request.exclude),
         "trust": sorted(request.trust) or None,
+        "prefill": request.prefill,
         "share_prefix": request.share_prefix,
         "session": request.session or None,
         "exactness": request.exactness,

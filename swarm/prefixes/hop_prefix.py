@@ -49,6 +49,8 @@ class HeldChunk:
 class HopPrefix:
     """leads: this hop is fed by the driver and decides; alone: there is no other in the chain"""
 
+    counts_as_work = True  # what is taken in is paid like what is computed
+
     def __init__(
         self, prefixes: Prefixes, request: Open, wish: Prefix, compute: Compute, *, leads: bool, alone: bool
     ) -> None:

@@ -1,8 +1,9 @@
 """The planner of a driver: looks the swarm up, measures what it does not know yet, and has `routing` choose."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm.directory import Lookup
 from shoal.swarm.errors import ModelNotServable, OutOfMemory
 from shoal.swarm.identifiers import ModelId, PeerId
@@ -12,11 +13,12 @@ from shoal.swarm.records import NodeRecord
 from shoal.swarm.sessions.generation import ServedModel, TokenRequest
 from shoal.swarm.sessions.session_events import Plan
 from shoal.swarm.transfer import blobs
-from shoal.swarm.units import describe, missing, whole
+from shoal.swarm.units import Span, describe, missing, whole
 
 from . import chain_choice as routing
-from .chain_plan import ChainPlan, PlannedHop
+from .chain_plan import ChainPlan, PlannedHop, PrefillPlan
 from .pings import Pinger
+from .prefill_choice import PrefillChoice, choose_prefill
 from .standing import KnownStanding, Neutral
 
 FIRST_PING_S = 0.7  # a peer that is slower than this to answer is planned for with a guess
@@ -68,27 +70,82 @@ class DirectoryPlanner:
         self, records: list[NodeRecord], request: TokenRequest, wanted: Plan, dtype: str | None, need_tokens: int
     ) -> ChainPlan:
         await self._pinger.measure_unknown(records, FIRST_PING_S)
-        chain = routing.plan_chain(
-            records,
-            request.model,
-            dtype=dtype,
-            span=wanted.span,
-            me=self._pinger.me,
-            me_rtt_ms=self._pinger.book.rtt_ms(),
-            exclude=wanted.exclude - await self._restarted(records, wanted.exclude - request.exclude),
-            trust=request.trust,
-            max_hops=wanted.hops_left,
-            need_tokens=need_tokens,
-            penalties_ms=self._costs_ms(records),
-            first_from=wanted.before,
-            last_to=wanted.after,
-        )
+        excluded = wanted.exclude - await self._restarted(records, wanted.exclude - request.exclude)
+        costs_ms = self._costs_ms(records)
+
+        def plan(without: frozenset[PeerId]) -> routing.Chain:
+            return routing.plan_chain(
+                records,
+                request.model,
+                dtype=dtype,
+                span=wanted.span,
+                me=self._pinger.me,
+                me_rtt_ms=self._pinger.book.rtt_ms(),
+                exclude=without,
+                trust=request.trust,
+                max_hops=wanted.hops_left,
+                need_tokens=need_tokens,
+                penalties_ms=costs_ms,
+                first_from=wanted.before,
+                last_to=wanted.after,
+            )
+
+        named = request.prefiller if wanted.whole else None
+        try:
+            chain = plan(excluded | {named} if named is not None else excluded)
+        except (ModelNotServable, OutOfMemory):
+            if named is None:
+                raise
+            chain = plan(excluded)  # nobody else holds its layers: it decodes, too
         by_peer = {record.peer: record for record in records}
         self._planned |= {hop.peer: by_peer[hop.peer].started_at for hop in chain.hops}
-        hops = tuple(
-            PlannedHop(hop.peer, by_peer[hop.peer].name, hop.span, by_peer[hop.peer].addresses) for hop in chain.hops
+        prefill, why_not = self._prefill(records, request, wanted, chain, excluded, costs_ms)
+        planned = prefill.hops if prefill is not None else ()
+        self._planned |= {hop.peer: by_peer[hop.peer].started_at for hop in planned}
+
+        def at(peer: PeerId, span: Span) -> PlannedHop:
+            return PlannedHop(peer, by_peer[peer].name, span, by_peer[peer].addresses)
+
+        apart = None
+        if prefill is not None:
+            hops = tuple(at(hop.peer, hop.span) for hop in prefill.hops)
+            apart = PrefillPlan(hops, prefill.first_s, prefill.chunk_s, prefill.own_chunk_s, prefill.exact)
+        return ChainPlan(tuple(at(hop.peer, hop.span) for hop in chain.hops), chain.dtype, apart, why_not)
+
+    def _prefill(
+        self,
+        records: list[NodeRecord],
+        request: TokenRequest,
+        wanted: Plan,
+        chain: routing.Chain,
+        exclude: frozenset[PeerId],
+        costs_ms: Mapping[PeerId, float],
+    ) -> tuple[PrefillChoice | None, str]:
+        """Who computes the prompt for a new chain, if that pays or the client named them; else why not them."""
+        positions, named = len(request.ids) - 1, request.prefiller
+        if not wanted.whole or not request.may_prefill_apart:
+            return None, ""
+        if positions < CHUNK_TOKENS:
+            return None, f"a prompt of {positions + 1} tokens is too short"
+        choice = choose_prefill(
+            records,
+            request.model,
+            chain.dtype,
+            [(hop.peer, hop.span) for hop in chain.hops],
+            positions,
+            exact=request.exactness != "fast",
+            named=named,
+            me_rtt_ms={**self._pinger.book.rtt_ms(), self._pinger.me: 0.0},
+            exclude=exclude,
+            trust=request.trust,
+            penalties_ms=costs_ms,
+            slice_tokens=wanted.slice_tokens,
         )
-        return ChainPlan(hops, chain.dtype)
+        if choice is None and named in {hop.peer for hop in chain.hops}:
+            return None, "it answers itself: nobody else holds its layers"
+        if choice is None:
+            return None, "it does not hold the layers, or has no room"
+        return (choice, "") if named is not None or choice.is_worth_it else (None, "")
 
     def blame(self, peer: PeerId) -> None:
         self._blamed[peer] = self._clock()

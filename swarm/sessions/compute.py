@@ -105,13 +105,17 @@ class Compute(Protocol):
         raises: Refused, LocalFault
         """
 
-    async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
+    async def export_kv(
+        self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless", span: Span | None = None
+    ) -> list[bytes]:
         """Positions [start, stop) of a session that goes on meanwhile, as chunks cut at multiples of CHUNK_TOKENS.
+
+        span: of these units only, which lie inside the session's
 
         Other sessions wait for no more than the copy of one chunk. All chunks stay in memory: ask for one at a time.
 
-        raises: Refused (unknown session, positions not held, a level that wants a profile where there is none, caches
-                that cannot be moved), LocalFault
+        raises: Refused (unknown session, positions or units not held, a level that wants a profile where there is
+                none, caches that cannot be moved), LocalFault
         """
 
     async def import_kv(

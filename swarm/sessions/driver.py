@@ -4,6 +4,8 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -25,7 +27,7 @@ from .generation import EXACTNESSES, ServedModel, TokenRequest, checked_session
 from .hop_server import KEEP_BYTES
 from .lanes import Stamping
 from .local_head import LocalHead
-from .metering import Paying
+from .metering import Paying, Payment
 from .own_fault import own_fault
 from .session import Session
 from .session_hop import Patience
@@ -138,6 +140,7 @@ class Driver:
             stamp,
             self._tasks,
             self._receiver,
+            partial(self._pay_prefill, request, manifest),
         )
         error: Exception | None = None
         try:
@@ -155,9 +158,15 @@ class Driver:
                 head.close()
             stream.let_all_go()
             if self.audits is not None:
-                self.audits.ended(stream.used())
+                for used in (stream.used(), *stream.used_apart()):
+                    self.audits.ended(used)
         if error is not None:
             raise error
+
+    def _pay_prefill(self, request: TokenRequest, manifest: Manifest, ids: tuple[int, ...]) -> Payment | None:
+        if self._paying is None:
+            return None
+        return self._paying.session(replace(request, ids=ids, max_new_tokens=0), manifest)
 
     async def _open_local(
         self, request: TokenRequest, manifest: Manifest, name: SessionId, slice_tokens: int | None
@@ -189,6 +198,8 @@ def _check(request: TokenRequest, manifest: Manifest) -> None:
         raise UsageError(f"exactness is one of {', '.join(EXACTNESSES)}, not {request.exactness!r}")
     if not 0 <= request.local_layers < manifest.layers:
         raise UsageError(f"local_layers must lie in 0:{manifest.layers - 1} for this model of {manifest.layers} layers")
+    if request.prefiller is not None and not request.may_prefill_apart:
+        raise UsageError("a peer that prefills goes with neither share_prefix, session nor local_layers")
     if request.share_prefix and request.session:
         raise UsageError("give share_prefix or a session: what a session keeps is its own")
     checked_session(request.session)

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from shoal.swarm.errors import UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.manifest import Manifest
+from shoal.swarm.peer_id import is_peer_id
 from shoal.swarm.sampling import Sampling
 
 from .compute import Choice
@@ -34,6 +35,13 @@ def checked_session(name: str) -> str:
     return name
 
 
+def checked_prefill(choice: str) -> str:
+    """raises: UsageError"""
+    if choice not in {"auto", "never"} and not is_peer_id(choice):
+        raise UsageError(f"prefill is auto, never, or a PeerID, as `shoal peers` shows it, not {choice[:80]!r}")
+    return choice
+
+
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
     """raises on use: ContextTooLong, ModelNotServable, OutOfMemory, Unavailable, Refused"""
@@ -49,8 +57,19 @@ class TokenRequest:
     trust: frozenset[PeerId] = frozenset()  # when not empty, only these peers may see activations
     exactness: Exactness = "replay"
     keep_snapshots: bool = False  # in this process, and not at other holders of the layers
+    prefill: str = "auto"  # who computes a long prompt for the chain: who pays, nobody ("never"), or this peer
     share_prefix: bool = False  # KV of the prompt may be kept, announced, given to others and taken from them
     session: str = ""  # KV is kept at the hops under this name, for a later request with the same name
+
+    @property
+    def prefiller(self) -> PeerId | None:
+        """Whom the client named."""
+        return PeerId(self.prefill) if self.prefill not in {"auto", "never"} else None
+
+    @property
+    def may_prefill_apart(self) -> bool:
+        """Prompts whose KV is kept or shared are computed where that is done; and the driver's own layers see them."""
+        return self.prefill != "never" and not self.reuses_kv and not self.local_layers
 
     @property
     def reuses_kv(self) -> bool:
@@ -80,6 +99,18 @@ class Failover:
     planned: bool = False  # the peer left of its own accord
 
 
+@dataclass(frozen=True, slots=True)
+class RoutePrefill:
+    """Who computed the prompt, or a part of it, for the chain."""
+
+    peers: tuple[PeerId, ...]
+    names: tuple[str, ...]
+    layers: tuple[str, ...]
+    positions: int  # whose KV all hops took from them
+    asked: int
+    trouble: str = ""  # why not all
+
+
 @dataclass(slots=True)
 class Route:
     """Filled while the stream runs; complete at its end."""
@@ -88,6 +119,7 @@ class Route:
     failovers: list[Failover] = field(default_factory=list)
     first_token_s: float = 0.0
     total_s: float = 0.0
+    prefills: list[RoutePrefill] = field(default_factory=list)
 
 
 class TokenStream(Protocol):

@@ -18,6 +18,7 @@ from shoal.swarm.identifiers import PeerId
 from shoal.swarm.kv.cache_keeper import CacheKeeper
 from shoal.swarm.kv.cache_streams import open_attached
 from shoal.swarm.members.handshake import Gate, failure
+from shoal.swarm.prefixes.hop_prefill import HopPrefill
 from shoal.swarm.prefixes.hop_prefix import HopPrefix
 from shoal.swarm.prefixes.prefix_race import Compute as ComputePiece
 from shoal.swarm.prefixes.prefix_race import Skip
@@ -29,6 +30,7 @@ from .hop_cache import HopCache, cache_lost
 from .kept_outputs import KeptOutputs, split, without_held
 from .messages import (
     Adopt,
+    Ahead,
     Computed,
     Failed,
     Feed,
@@ -36,6 +38,7 @@ from .messages import (
     HiddenSlice,
     Keep,
     Leaving,
+    NoPrefill,
     NoSuccessor,
     Open,
     Output,
@@ -80,10 +83,11 @@ class Hop:
         meter: Meter | None = None,
         record: WorkRecord | None = None,
         metering: Metering | None = None,
-        prefix: HopPrefix | None = None,
+        prefix: HopPrefix | HopPrefill | None = None,
         prepared: PreparedStream | None = None,
     ) -> None:
-        """metering: for a driver that pays later; prepared: what it has got ready as a standby"""
+        """metering: for a driver that pays later; prefix: where positions come from beside computing them;
+        prepared: what it has got ready as a standby"""
         self.request = request
         self.prefix = prefix
         self._meter = meter
@@ -272,7 +276,9 @@ class Hop:
             return False
         return await self._compute_feed(fresh, tick, blamed, sliced=not isinstance(pushed, Feed))
 
-    async def _take_in_steps(self, prefix: HopPrefix, feed: Feed, tick: bytes, blamed: PeerId | None) -> bool:
+    async def _take_in_steps(
+        self, prefix: HopPrefix | HopPrefill, feed: Feed, tick: bytes, blamed: PeerId | None
+    ) -> bool:
         """Compute what has to be, in pieces, and skip what every hop of the chain holds."""
         left: Feed | None = feed
         while left is not None:
@@ -308,7 +314,7 @@ class Hop:
         elif self.request.payment:
             await self._tell(Computed(self.held))
 
-    async def _fill(self, prefix: HopPrefix, stop: int) -> bool:
+    async def _fill(self, prefix: HopPrefix | HopPrefill, stop: int) -> bool:
         """Take in what is held up to `stop`. returns: whether all of it is in"""
         before = self.held
         try:
@@ -318,8 +324,10 @@ class Hop:
         if self.held > before:
             self._kept.start_at(self.held)
             self._cache.grew(before, self.held)
-            if self._meter is not None:
+            if self._meter is not None and prefix.counts_as_work:
                 self._meter.computed(self.held - before)
+            elif self._meter is not None:
+                self._meter.given(self.held - before)
             if self._record is not None:
                 self._record.gave_up()
                 self._record = None
@@ -389,7 +397,10 @@ class Hop:
 
     async def _pass_on(self, fed: Feed, done: Done, tick: bytes, *, sliced: bool) -> None:
         trace = (*fed.trace, Timing(done.queue_s * 1e3, done.compute_s * 1e3))
-        if self.request.downstream is not None:
+        if self.request.downstream is None and self.request.for_others:
+            if self.request.payment:
+                await self._tell(Computed(self.held))
+        elif self.request.downstream is not None:
             out = Feed(fed.start, fed.count, (), done.hidden, fed.wants_token, fed.replay, trace)
             async with self._downstream_lock:
                 self._kept.add(out)
@@ -443,7 +454,16 @@ class Hop:
         self._restored.set()
         await self._tell(Restored(held))
 
+    async def take_prefill(self, stream: Stream) -> None:
+        """What another peer computes for this hop."""
+        if isinstance(self.prefix, HopPrefill):
+            with self.reading():
+                await self.prefix.take(stream)
+
     def send_cache(self, to: SendCache, tasks: TaskGroup) -> None:
+        if to.until:
+            tasks.start_soon(self._cache.send_part, to)
+            return
         if not to.hands_over:
             tasks.start_soon(self._cache.follow, to)
             return
@@ -525,6 +545,9 @@ class Hop:
                     await self._take_word(word)
                 case Skippable() | Keep() as said:
                     self._hear_of_prefix(said)
+                case Ahead() | NoPrefill() as said:
+                    if isinstance(self.prefix, HopPrefill):
+                        self.prefix.hear(said)
                 case Pay(payment):
                     self._begin_late(payment, tasks)
                 case other:
@@ -535,7 +558,7 @@ class Hop:
 
     def _hear_of_prefix(self, said: Skippable | Keep) -> None:
         """All hops are told, also one that took another's place, or keeps nothing. raises: MalformedMessage"""
-        if self.prefix is None:
+        if not isinstance(self.prefix, HopPrefix):
             return
         if isinstance(said, Skippable):
             self.prefix.others_hold(said)

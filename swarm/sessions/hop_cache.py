@@ -11,6 +11,7 @@ from shoal.swarm.identifiers import SessionId
 from shoal.swarm.kv.cache_streams import next_of_cache, open_attached
 from shoal.swarm.members.handshake import Gate
 from shoal.swarm.transport import Stream, Transport
+from shoal.swarm.units import Span
 
 from . import messages
 from .compute import Compute
@@ -23,8 +24,12 @@ FIRST_WORD_S = 2.0  # until the receiver has told of the first chunk
 class CacheSender:
     """One cache stream out of a hop. `sent`: positions that have gone out, as so many `bytes`"""
 
-    def __init__(self, stream: Stream, compute: Compute, session: SessionId, level: KvLevel) -> None:
+    def __init__(
+        self, stream: Stream, compute: Compute, session: SessionId, level: KvLevel, span: Span | None = None
+    ) -> None:
+        """span: the units whose cache is sent; None: all of the session's"""
         self.sent = self.bytes = 0
+        self._span = span
         self._stream = stream
         self._compute = compute
         self._session = session
@@ -38,7 +43,7 @@ class CacheSender:
     ) -> "CacheSender":
         """raises: Unavailable, Refused, RemoteFault"""
         stream = await open_attached(transport, gate, messages.CACHE_PROTOCOL, to.peer, to.addresses, to.session)
-        return cls(stream, compute, session, level)
+        return cls(stream, compute, session, level, to.span)
 
     async def keep_pace(self, pace: SnapshotPace) -> None:
         """Choose the level of each chunk by what the receiver says has come; runs beside the sending."""
@@ -69,7 +74,7 @@ class CacheSender:
         """raises: Unavailable, Refused, LocalFault"""
         while self.sent < stop:
             until = min(stop, self.sent + CHUNK_TOKENS)
-            for data in await self._compute.export_kv(self._session, self.sent, until, self.level):
+            for data in await self._compute.export_kv(self._session, self.sent, until, self.level, self._span):
                 await self._stream.send(messages.encode(Chunk(data)))
                 self.bytes += len(data)
             self.sent = until
@@ -101,21 +106,23 @@ class HopCache:
         self._gate = gate
         self._held = held
         self._tell = tell
-        self._grown: anyio.Event | None = None
+        self._grown = anyio.Event()
         self._pace: SnapshotPace | None = None
+        self._awaited: set[int] = set()  # where a prompt ends, within a chunk
         self._following = anyio.CancelScope()
 
     def grew(self, before: int, after: int) -> None:
-        """Wake the sender when a chunk has filled."""
-        if self._grown is not None and before // CHUNK_TOKENS != after // CHUNK_TOKENS:
+        """Wake the senders when a chunk has filled."""
+        if before // CHUNK_TOKENS != after // CHUNK_TOKENS or after in self._awaited:
             self._grown.set()
+            self._grown = anyio.Event()
             if self._pace is not None and after - before < CHUNK_TOKENS:
                 self._pace.filled(anyio.current_time())
 
     async def sender(self, to: SendCache) -> CacheSender:
         """raises: Unavailable, Refused, RemoteFault"""
         level = to.level
-        if not self._compute.kv_format(self._request.span).profile:
+        if not self._compute.kv_format(to.span or self._request.span).profile:
             level = "lossless"  # nothing else can be coded here
         return await CacheSender.open(to, self._compute, self._request.session, level, self._transport, self._gate)
 
@@ -142,7 +149,7 @@ class HopCache:
                 tasks.start_soon(sender.keep_pace, self._pace)
             try:
                 while True:
-                    self._grown = grown = anyio.Event()
+                    grown = self._grown
                     await sender.send_full_chunks(self._held)
                     await grown.wait()
             except ShoalError as caught:  # goes on below, as it is and not in a group
@@ -150,6 +157,27 @@ class HopCache:
             tasks.cancel_scope.cancel()
         if error is not None:
             raise error
+
+    async def send_part(self, to: SendCache) -> None:
+        """To one of several receivers, its own layers, each chunk as it fills, up to `to.until` positions."""
+        self._awaited.add(to.until)
+        try:
+            if to.span is not None:
+                await self._compute.prepare_kv(to.span)
+            sender = await self.sender(to)
+            try:
+                while sender.sent < to.until:
+                    grown = self._grown
+                    if self._held() >= to.until:
+                        await sender.send_to(to.until)
+                    else:
+                        await sender.send_full_chunks(self._held)
+                        await grown.wait()
+                await anyio.sleep_forever()  # it may be on its way for long; the driver knows when it has come
+            finally:
+                sender.abort()
+        except ShoalError as error:
+            await self._tell(cache_lost(to.session, error))
 
     async def load(self, chunks: Sequence[bytes], held: int = 0) -> int:
         """Take in what was kept here, after the `held` positions that are in. returns: positions held then; a chunk

@@ -28,6 +28,7 @@ from .messages import (
     Restored,
     Reused,
     Staged,
+    Streamed,
     Token,
 )
 from .session_events import (
@@ -66,7 +67,7 @@ class HopLink:
         post: Callable[[Event], None],
         on_result: Callable[[HopKey, Token | Output], None],
         key_of: Callable[[SessionId], HopKey],
-        on_prefix: Callable[[HopKey, Staged | Reused], None] = lambda _, __: None,
+        on_prefix: Callable[[HopKey, Staged | Reused | Streamed], None] = lambda _, __: None,
     ) -> None:
         self.at = at
         self._transport = transport
@@ -117,7 +118,7 @@ class HopLink:
                     self._on_result(key, result)
                 case Progress(_, held) | Computed(held):
                     self._post(ProgressCame(key, held))
-                case Staged() | Reused() as said:
+                case Staged() | Reused() | Streamed() as said:
                     self._on_prefix(key, said)
                 case Opened():
                     self._post(HopOpened(key))

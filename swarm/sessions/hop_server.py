@@ -22,8 +22,10 @@ from shoal.swarm.identifiers import ModelId, SessionId
 from shoal.swarm.kv.cache_keeper import CacheKeeper, Kept
 from shoal.swarm.kv.cache_streams import ATTACH_PATIENCE_S, CacheReceiver
 from shoal.swarm.members.handshake import Gate, failure, prompt_message, receive_greeting
+from shoal.swarm.prefixes.hop_prefill import HopPrefill
 from shoal.swarm.prefixes.hop_prefix import HopPrefix, begun
 from shoal.swarm.prefixes.prefixes import Prefixes
+from shoal.swarm.routing.link_speed import LinkSpeed
 from shoal.swarm.transport import Stream, Transport
 from shoal.swarm.units import Span
 
@@ -92,7 +94,7 @@ class _Departure:
 
 class HopServer:
     """metering: who is paid; accounts: whose turn it is; records: who keeps what was done, for
-    audits; prefixes: KV that outlives its session"""
+    audits; prefixes: KV that outlives its session; link: hears how fast KV comes"""
 
     def __init__(
         self,
@@ -106,6 +108,7 @@ class HopServer:
         records: WorkRecords | None = None,
         prefixes: Prefixes | None = None,
         receiver: CacheReceiver | None = None,
+        link: LinkSpeed | None = None,
     ) -> None:
         self._transport = transport
         self._gate = gate
@@ -115,6 +118,7 @@ class HopServer:
         self._accounts = accounts or NoBooks()
         self._records = records
         self._prefixes = prefixes
+        self.link = link or LinkSpeed()
         self.receiver = receiver or CacheReceiver(transport, gate, CacheKeeper())
         self._leaving = False
         self._departures: list[_Departure] = []
@@ -223,6 +227,8 @@ class HopServer:
                     tasks.start_soon(hop.load_kept, self.receiver.keeper, ready)
                 elif request.cache_from is not None:
                     self.receiver.expect(request.session, hop.take_cache)
+                elif request.prefill is not None:
+                    self.receiver.expect(request.session, hop.take_prefill)
                 try:
                     await hop.control_loop(tasks)
                 finally:
@@ -284,7 +290,7 @@ class HopServer:
         ready = 0
         kind: messages.FailureKind = "not_hosted"
         meter: Meter | None = None
-        prefix: HopPrefix | None = None
+        prefix: HopPrefix | HopPrefill | None = None
         try:
             self._check_stays()
             compute = self._hosting.find(request.model, request.dtype, request.span)
@@ -294,9 +300,9 @@ class HopServer:
             if self._metering is not None:
                 meter = await self._metering.open(stream.peer, request)
             claim = await self._accounts.claim(stream.peer, request)
-            if request.cache_from is not None:
+            if request.cache_from is not None or request.prefill is not None:
                 await compute.prepare_kv(request.span)
-            prefix = begun(self._prefixes, request, compute)
+            prefix = self._prefix(request, compute)
             kind = "no_room"
             if room is not None and room.compute is compute:
                 ready = await room.become(request, claim)
@@ -333,7 +339,7 @@ class HopServer:
         self._hops[request.session] = hop
         self._tell_waiting()
         try:
-            if prefix is not None:
+            if isinstance(prefix, HopPrefix):
                 await stream.send(messages.encode(prefix.staged()))
             await stream.send(messages.encode(Opened(request.session)))
         except Unavailable:
@@ -341,6 +347,16 @@ class HopServer:
             hop.close()
             return None
         return hop, ready
+
+    def _prefix(self, request: Open, compute: Compute) -> HopPrefix | HopPrefill | None:
+        """raises: MalformedMessage, RemoteFault"""
+        if request.prefill is None or request.cache_from is not None:
+            return begun(self._prefixes, request, compute)
+        wish, auditing = request.prefill, self._prefixes
+        if auditing is None:
+            return HopPrefill(request, wish, compute, None, link=self.link)
+        coder, share = auditing.coder_of(request.model), auditing.audit_share
+        return HopPrefill(request, wish, compute, coder, audit_share=share, draw=auditing.draw, link=self.link)
 
     async def _push(self, stream: Stream) -> None:
         await receive_greeting(stream, self._gate)

@@ -49,6 +49,21 @@ class Prefix(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     exact: bool
 
 
+class Prefill(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Another peer computes the first `positions` of a session, and their KV comes to this hop meanwhile.
+
+    exact: nothing may be lost on the way. Expected, in seconds: until the first chunk comes, from one to the next, and
+    what this chain would take to compute one itself; 0: nobody knows
+    """
+
+    sender: PeerId
+    positions: int
+    exact: bool
+    first_s: float = 0.0
+    chunk_s: float = 0.0
+    own_chunk_s: float = 0.0
+
+
 class Open(Message, frozen=True, tag=2):
     """Driver to hop: reserve room and get ready. Answered by Opened or Failed."""
 
@@ -69,6 +84,8 @@ class Open(Message, frozen=True, tag=2):
     kept_as: SessionId | None = None  # what it keeps it as
     cache_below: int = 0  # of what it keeps, positions below this only: whoever is behind it holds those too
     prefix: Prefix | None = None
+    prefill: Prefill | None = None
+    for_others: bool = False  # only the cache is wanted, by others: what the last hop computes goes nowhere
 
 
 class Opened(Message, frozen=True, tag=3):
@@ -241,6 +258,7 @@ class SendCache(Message, frozen=True, tag=20):
 
     level: the lowest that is allowed
     hands_over: all of it, and compute nothing any more: the peer takes this hop's place. Answered by Handed.
+    span: of these units only, to several peers at once; until: so many positions
     """
 
     peer: PeerId
@@ -248,6 +266,8 @@ class SendCache(Message, frozen=True, tag=20):
     addresses: tuple[str, ...]
     level: KvLevel
     hands_over: bool
+    span: Span | None = None
+    until: int = 0
 
 
 class CacheLost(Message, frozen=True, tag=21):
@@ -353,6 +373,28 @@ class Reused(Message, frozen=True, tag=32):
     fetched: int
 
 
+class Streamed(Message, frozen=True, tag=33):
+    """Hop to driver: so many positions have come from who computes them for this hop. over: no more will come; fault:
+    what came is not what an honest peer sends, and some of it may be in use"""
+
+    held: int
+    over: bool
+    fault: str = ""
+
+
+class Ahead(Message, frozen=True, tag=34):
+    """Driver to first hop: the positions that have come to all others. over: to one of them, not all will come"""
+
+    held: int
+    over: bool
+
+
+class NoPrefill(Message, frozen=True, tag=35):
+    """Driver to hop: nobody computes the prompt for it any more."""
+
+    text: str
+
+
 AnyMessage = (
     Hello
     | Welcome
@@ -389,6 +431,9 @@ AnyMessage = (
     | Skippable
     | Keep
     | Reused
+    | Streamed
+    | Ahead
+    | NoPrefill
 )
 
 _encoder = msgspec.msgpack.Encoder()

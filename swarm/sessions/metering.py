@@ -57,6 +57,9 @@ class Meter(Protocol):
 
     def computed(self, count: int) -> None: ...
 
+    def given(self, count: int) -> None:
+        """Positions that somebody else has computed and was paid for: words for them come, and are not claimed."""
+
     def take(self, word: bytes) -> None:
         """raises: Refused when the word pays nothing"""
 

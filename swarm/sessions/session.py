@@ -185,6 +185,7 @@ class Session:
             after.peer if after else None,
             self.max_hops - len(self.hops),
             after_s,
+            self._gap is None,
         )
 
     def _neighbours(self) -> tuple[Hop | None, Hop | None]:

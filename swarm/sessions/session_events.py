@@ -153,6 +153,8 @@ class Plan:
     after: PeerId | None
     hops_left: int  # of the chain, for this span
     after_s: float
+    whole: bool = False  # a chain that begins with nothing, for all of the session's span
+    slice_tokens: int | None = None  # of a prompt that is paid piece by piece; the shell knows
 
 
 @dataclass(frozen=True, slots=True)

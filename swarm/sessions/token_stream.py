@@ -3,13 +3,14 @@
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from shoal.compression.kv_levels import KvLevel
+from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
 from shoal.swarm.errors import MalformedMessage, ShoalError
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.kv.cache_streams import CacheReceiver
@@ -17,7 +18,7 @@ from shoal.swarm.kv.kv_chunks import KvFormat
 from shoal.swarm.manifest import Manifest
 from shoal.swarm.members.handshake import Gate
 from shoal.swarm.prefixes.driver_prefix import DriverPrefix
-from shoal.swarm.routing.chain_plan import ChainPlanner, PlannedHop
+from shoal.swarm.routing.chain_plan import ChainPlanner, PlannedHop, PrefillPlan
 from shoal.swarm.transport import Transport
 from shoal.swarm.units import describe, has_head, layer_range
 
@@ -31,10 +32,12 @@ from .hop_link import HopLink, LinkAddress
 from .local_head import LocalHead
 from .messages import (
     Adopt,
+    AnyMessage,
     NoSuccessor,
     Open,
     Output,
     Pay,
+    Prefill,
     Prefix,
     Prepare,
     Probe,
@@ -43,14 +46,18 @@ from .messages import (
     SendCache,
     Staged,
     Stay,
+    Streamed,
     Tick,
     Timing,
     Token,
 )
 from .metering import Payment
 from .own_fault import own_fault
+from .prefill_apart import PrefillApart, refused
 from .session import Session
 from .work_records import UsedHop, UsedSession
+
+MOST_PREFILLS = 2  # of one session: a chain that is opened whole again has its prompt computed apart again
 
 
 @dataclass(slots=True)
@@ -100,7 +107,9 @@ class DriverStream:
         stamp: bytes,
         outliving: TaskGroup,
         receiver: CacheReceiver,
+        pay_prefill: Callable[[tuple[int, ...]], Payment | None] = lambda _: None,
     ) -> None:
+        """pay_prefill: for a chain that computes these ids only"""
         self._holds = HeldAside(name, transport, gate, receiver, self._post, self._take_result, self._key_of)
         self._outliving = outliving  # streams are closed after the caller has left
         self._payment = payment
@@ -120,6 +129,10 @@ class DriverStream:
         self._dtype = dtype
         self._began_s = clock()
         self._wished: Prefix | None = None
+        self._pay_prefill = pay_prefill
+        self._prefill_plan: PrefillPlan | None = None
+        self._prefill: PrefillApart | None = None
+        self._prefills: list[PrefillApart] = []
         self._links: dict[events.HopKey, HopLink] = {}
         self._tallies: dict[events.HopKey, _Tally] = {}
         self._since: dict[events.HopKey, int] = {}  # the session's length at its opening, 0 in the first chain
@@ -137,6 +150,8 @@ class DriverStream:
     def let_all_go(self) -> None:
         """The session is over, at every hop and standby."""
         self._push.end()
+        if self._prefill is not None:
+            self._prefill.abandon()
         for link in self._links.values():
             self.let_go(link)
         for hold in self._holds.end_all():
@@ -192,6 +207,7 @@ class DriverStream:
 
     def finish(self) -> None:
         """The caller has left: complete the route."""
+        self.route.prefills += [each.route() for each in self._prefills]
         for link in self._links.values():
             self._note_hop(link, stayed=True)
         self.route.total_s = self._clock() - self._began_s
@@ -205,6 +221,8 @@ class DriverStream:
                 case events.FeedToken(stop):
                     self._push.feed(stop)
                 case events.Emit(choice):
+                    if self._prefill is not None:
+                        self._prefill.abandon()
                     if not self.route.first_token_s:
                         self.route.first_token_s = self._clock() - self._began_s
                     self._choices_in.send_nowait(choice)
@@ -320,11 +338,16 @@ class DriverStream:
     async def _plan(self, effect: events.Plan) -> None:
         try:
             await anyio.sleep(effect.after_s)
-            plan = await self._planner.plan(self._request, effect, self._dtype)
+            sliced = self._payment.slice_tokens if self._payment is not None else None
+            plan = await self._planner.plan(self._request, with_fields(effect, slice_tokens=sliced), self._dtype)
         except ShoalError as error:
             self._post(events.PlanFailed(effect.number, await own_fault(self._transport, self._gate) or error))
             return
         self._dtype = plan.dtype
+        self._prefill_plan = plan.prefill
+        if plan.no_prefill and self._request.prefiller is not None and not self.route.prefills:
+            asked = len(self._session.ids) - 1
+            self.route.prefills.append(refused(self._request.prefiller, asked, plan.no_prefill))
         for hop in plan.hops:
             self._planned[hop.peer, hop.span.start, hop.span.stop] = hop
         self._post(events.Planned(effect.number, tuple((hop.peer, hop.span) for hop in plan.hops)))
@@ -425,18 +448,22 @@ class DriverStream:
             planned.addresses,
         )
         request = self._request_for(at, effect.upstream, effect.downstream)
-        request = replace(request, prefix=self._wish(effect))
+        request = replace(request, prefix=self._wish(effect), prefill=self._wish_prefill(effect, at))
         if effect.restore is not None:
             request = replace(request, cache_from=self._holds.source(effect.restore))
             self._took_over.add(effect.hop)
         link = HopLink(at, self._transport, self._gate, self._post, self._take_result, self._key_of, self._take_prefix)
         self._note_link(link)
         tasks.start_soon(link.run, request, self._opening(at, tasks))
+        if self._prefill is not None and self._prefill.knows(effect.hop) and effect.upstream is None:
+            tasks.start_soon(self._prefill.run)  # this was the last of the chain to be opened
 
     def _close_hop(self, key: events.HopKey) -> None:
         hold = self._holds.end(key)
         if hold is not None:
             self._outliving.start_soon(hold.close)
+        if self._prefill is not None and self._prefill.knows(key):
+            self._prefill.abandon()
         link = self._links.pop(key, None)
         if link is not None:
             self._note_hop(link, stayed=self._session.phase == "over")
@@ -452,7 +479,51 @@ class DriverStream:
             self._wished = self._prefix.wish(self._session.ids, self._dtype or "")
         return self._wished
 
-    def _take_prefix(self, key: events.HopKey, said: Staged | Reused) -> None:
+    def _wish_prefill(self, effect: events.OpenHop, at: LinkAddress) -> Prefill | None:
+        """As with a prefix. Who computes it is opened when the whole chain is on its way."""
+        if self._session.hops or effect.restore is not None:
+            return None
+        if effect.downstream is None:  # the last hop, which is opened first
+            self._prefill = self._new_prefill()
+        if self._prefill is None:
+            return None
+        self._prefill.add(at)
+        return self._prefill.wish(effect.span)
+
+    def _new_prefill(self) -> PrefillApart | None:
+        plan, ids = self._prefill_plan, tuple(self._session.ids)
+        if plan is None or len(self._prefills) >= MOST_PREFILLS or len(ids) <= CHUNK_TOKENS:
+            return None
+        made = PrefillApart(
+            self._name,
+            len(self._prefills),
+            plan,
+            ids,
+            self._request,
+            self._manifest,
+            self._dtype or "",
+            self._transport,
+            self._gate,
+            self._pay_prefill(ids[:-1]),
+            self._stamp,
+            tell=self._tell_hop,
+            blame=self._planner.blame,
+            spoiled=lambda key, text: self._post(events.HopFailed(key, "cannot_replay", text)),
+            outliving=self._outliving,
+        )
+        self._prefills.append(made)
+        return made
+
+    async def _tell_hop(self, key: events.HopKey, message: AnyMessage) -> None:
+        if key in self._links:
+            await self._links[key].tell(message)
+
+    def _take_prefix(self, key: events.HopKey, said: Staged | Reused | Streamed) -> None:
+        if self._prefill is not None and self._prefill.knows(key) and not isinstance(said, Staged):
+            self._outliving.start_soon(self._prefill.heard, key, said)
+            return
+        if isinstance(said, Streamed):
+            return  # of a chain that is gone
         if self._prefix is None:
             return
         if isinstance(said, Reused):
@@ -548,15 +619,24 @@ class DriverStream:
             self._request, self._manifest, self._dtype or "", tuple(self._session.ids), tuple(self._used)
         )
 
+    def used_apart(self) -> list[UsedSession]:
+        """After `finish`: those that computed the prompt for this session."""
+        return [used for each in self._prefills if (used := each.used()) is not None]
+
     def _note_use(self, link: HopLink, *, stayed: bool) -> None:
         """One token may be on its way past a hop that is opened in another's place, so the second one counts. A hop
         that took a cache over has not computed all that an audit would have it show."""
         since, length = self._since[link.at.key], len(self._session.ids)
         came = length - (since or len(self._request.ids))
         key = link.at.key
-        from_elsewhere = key in self._took_over or (self._prefix is not None and key in self._prefix.reused)
+        from_elsewhere = key in self._took_over or self._reused(key) != (0, 0)
         shown = length - 1 if came >= (2 if since else 1) and not from_elsewhere else 0
         self._used.append(UsedHop(link.at.peer, link.at.session, link.at.span, shown, since, stayed))
+
+    def _reused(self, key: events.HopKey) -> tuple[int, int]:
+        """Positions that a hop did not compute: what lay there, what came from others."""
+        stored, fetched = self._prefix.reused.get(key, (0, 0)) if self._prefix is not None else (0, 0)
+        return stored, fetched + sum(each.taken(key) for each in self._prefills)
 
     def _note_hop(self, link: HopLink, *, stayed: bool) -> None:
         self._note_use(link, stayed=stayed)
@@ -571,6 +651,6 @@ class DriverStream:
                 tally.steps,
                 tally.compute_ms / tally.steps,
                 tally.queue_ms / tally.steps,
-                *(self._prefix.reused.get(link.at.key, (0, 0)) if self._prefix is not None else (0, 0)),
+                *self._reused(link.at.key),
             )
         )

@@ -50,7 +50,8 @@ class SimulatedCompute:
     """Holds spans of one model and at most `room_tokens` positions for all its sessions.
 
     One step takes `step_s` for its batch and `position_s` for each position, per unit of the session's span; so does
-    moving a chunk. profile: what lossy chunks are coded by; they are exact here all the same.
+    moving a chunk, unless `moved_position_s` says otherwise. profile: what lossy chunks are coded by; they are exact
+    here all the same.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class SimulatedCompute:
         step_s: float = 0.0005,
         position_s: float = 0.00002,
         profile: bytes = b"",
+        moved_position_s: float | None = None,
     ) -> None:
         self.model = model
         self.hosted = hosted
@@ -70,6 +72,7 @@ class SimulatedCompute:
         self.sessions: dict[SessionId, OpenSession] = {}
         self.standing: dict[SessionId, OpenSession] = {}  # yield their room to sessions, the oldest first
         self.profile = profile
+        self._moved_position_s = position_s if moved_position_s is None else moved_position_s
         self.computed_positions = 0
         self.imported_positions = 0
         self._fault: Fault | None = None
@@ -184,7 +187,9 @@ class SimulatedCompute:
     async def prepare_kv(self, span: Span) -> None:
         await checkpoint()
 
-    async def export_kv(self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless") -> list[bytes]:
+    async def export_kv(
+        self, session: SessionId, start: int, stop: int, level: KvLevel = "lossless", span: Span | None = None
+    ) -> list[bytes]:
         held = self._known(session)
         if self._fault == "refuse_export":
             raise Refused("this node gives no caches away")
@@ -192,12 +197,17 @@ class SimulatedCompute:
             raise Refused(f"positions {start} to {stop} were asked for, {held.held} are held")
         if level != "lossless" and not self.profile:
             raise Refused(f"there is no profile here for {level} chunks")
-        mine = self.kv_format(held.span)
+        wanted = span or held.span
+        if not held.span.covers(wanted):
+            raise Refused(f"{describe(wanted, self.model.layers)} is not what this session is about")
+        first_unit, units = self.model.kept_units(held.span).start, self.model.kept_units(wanted)
+        part = slice((units.start - first_unit) * WIDTH, (units.stop - first_unit) * WIDTH)
+        mine = self.kv_format(wanted)
         made = mine if level != "lossless" else KvFormat(mine.model, mine.dtype, mine.layers)
         chunks = []
         for first, last in chunk_ranges(start, stop):
-            await self._pass_time(held.span, last - first)
-            payload = b"".join(held.cache[first:last])
+            await self._pass_time(wanted, last - first)
+            payload = b"".join(row[part] for row in held.cache[first:last])
             chunks.append(pack_chunk(KvChunk(made, first, last - first, payload)))
         return chunks
 
@@ -258,7 +268,7 @@ class SimulatedCompute:
         return sum(a != b for a, b in zip(own.payload, theirs.payload, strict=False)) / max(1, len(own.payload))
 
     async def _pass_time(self, span: Span, count: int) -> None:
-        await anyio.sleep(len(span) * (self.step_s + count * self.position_s))
+        await anyio.sleep(len(span) * (self.step_s + count * self._moved_position_s))
 
     def close(self, session: SessionId) -> None:
         self.sessions.pop(session, None)

@@ -31,7 +31,8 @@ class TextRequest:
     max_hops: int = 8
     exclude: frozenset[PeerId] = frozenset()
     trust: frozenset[PeerId] = frozenset()
-    share_prefix: bool = False  # these two as in `generation.TokenRequest`
+    prefill: str = "auto"  # these three as in `generation.TokenRequest`
+    share_prefix: bool = False
     session: str = ""
     exactness: Exactness = "replay"
     keep_snapshots: bool = False

@@ -81,6 +81,7 @@ class TextSource:
             max_hops=request.max_hops,
             exclude=request.exclude,
             trust=request.trust,
+            prefill=request.prefill,
             share_prefix=request.share_prefix,
             session=request.session,
             exactness=request.exactness,

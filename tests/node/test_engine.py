@@ -332,13 +332,16 @@ def test_the_death_of_the_device_thread_is_told_to_all_who_wait_and_to_all_who_c
 
 
 def test_an_idle_shard_that_was_slow_once_is_measured_again(shard: Shard) -> None:
-    clock = iter([0.0, 0.9] * 3 + [1.0] + [20.0] + [40.0] + [40.0, 40.002] * 3 + [41.0, 42.0])
+    slow, fast = [0.0, 0.9] * 3 + [0.0, 3.2], [40.0, 40.002] * 3 + [40.0, 40.064] * 2
+    clock = iter([*slow, 1.0, 20.0, 40.0, *fast, 41.0, 42.0])
     core = EngineCore(shard, 64, clock=lambda: next(clock))
     assert core.step_ms == pytest.approx(900.0)
+    assert core.prefill_ms == pytest.approx(200.0), "16 positions of a prompt, where a step is so slow"
     core.measure_when_idle()
     assert core.step_ms == pytest.approx(900.0), "what was measured just now stands"
     core.measure_when_idle()
     assert core.step_ms == pytest.approx(2.0)
+    assert core.prefill_ms == pytest.approx(1.0), "64 positions"
 
 
 def test_stopping_fails_what_waits(shard: Shard) -> None:

@@ -238,3 +238,24 @@ async def test_a_stopped_engine_moves_nothing(model: LocalModel) -> None:
     engine.stop()
     with pytest.raises(LocalFault):
         await engine.export_kv(A, 0, 64)
+
+
+@pytest.mark.anyio
+async def test_the_cache_of_a_part_of_the_layers_goes_to_who_holds_that_part(engines: tuple[Engine, Engine]) -> None:
+    whole, other = engines
+    await opened(whole, A)
+    await whole.run(Work(A, 0, 64, ids=PROMPT[:64]))
+    for span in (Span(0, 2), MIDDLE, Span(4, 5)):
+        parts = await whole.export_kv(A, 0, 64, span=span)
+        own = SessionId(f"{span.start}")
+        await opened(other, own, span=span)
+        assert await other.import_kv(own, 0, parts) == 64
+        again = await other.export_kv(own, 0, 64)
+        assert again == parts, "bit for bit"
+        assert parse_chunk(parts[0]).format == other.kv_format(span)
+        with pytest.raises(BadChunk, match="layers"):
+            await other.import_kv(own, 64, await whole.export_kv(A, 0, 64))
+    with pytest.raises(Refused, match="not what this session is about"):
+        await other.export_kv(SessionId("2"), 0, 64, span=Span(2, 5))
+    assert whole.kv_bytes == other.kv_bytes > 0
+    assert whole.prefill_ms > 0

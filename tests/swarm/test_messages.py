@@ -63,6 +63,9 @@ EXAMPLES: list[messages.AnyMessage] = [
     messages.Skippable(((0, 4),), False),
     messages.Keep(3, (b"l" * 16,)),
     messages.Reused(64, 128),
+    messages.Streamed(192, True, "NaN"),
+    messages.Ahead(128, False),
+    messages.NoPrefill("it is gone"),
 ]
 
 

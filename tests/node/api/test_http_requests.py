@@ -122,6 +122,7 @@ def fault(response: httpx.Response) -> tuple[int, str | None, str | None]:
         ({"prompt": "a", "exclude": ["x"]}, "exclude"),
         ({"prompt": "a", "trust": ["x"]}, "trust"),
         ({"prompt": "a", "trust": []}, "trust"),
+        ({"prompt": "a", "prefill": "sometimes"}, "prefill"),
         ({"prompt": "a", "seed": "x"}, "seed"),
         ({"prompt": "a", "model": 3}, "model"),
     ],

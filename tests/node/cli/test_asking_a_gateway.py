@@ -137,11 +137,12 @@ def test_options_reach_the_sampler(shoal: Here) -> None:
     source = scripted_novels()
     with node_of(shoal.home, source):
         ran = shoal("generate", "x", "-n", "9", "-t", "0.5", "--top-p", "0.9", "--top-k", "7", "--min-p", "0.1",
-                    "--repetition-penalty", "1.1", "--seed", "3", "--max-hops", "4", "--exclude", BEN)  # fmt: skip
+                    "--repetition-penalty", "1.1", "--seed", "3", "--max-hops", "4", "--exclude", BEN,
+                    "--prefill", "never")  # fmt: skip
     assert ran.code == 0
     (asked,) = source.requests
     sampling = asked.sampling
-    assert (asked.max_new_tokens, asked.max_hops, asked.exclude) == (9, 4, {BEN})
+    assert (asked.max_new_tokens, asked.max_hops, asked.exclude, asked.prefill) == (9, 4, {BEN}, "never")
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 0.9, 7, 0.1)
     assert (sampling.repetition_penalty, sampling.seed) == (1.1, 3)
 

@@ -82,6 +82,7 @@ def test_the_bare_command_shows_the_commands(shoal: Here) -> None:
         (["generate", "hi", "--temperature", "-1"], "--temperature"),
         (["generate", "hi", "--top-p", "2"], "--top-p"),
         (["generate", "hi", "--exclude", "nobody"], "--exclude"),
+        (["generate", "hi", "--prefill", "sometimes"], "--prefill"),
         (["generate", "hi", "--invite", "shoal1:x", "--api", "http://127.0.0.1:1"], "--invite"),
         (["generate", ""], "empty"),
         (["generate", "hi", "--invite", ""], "empty"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from node.cli.shoal_process import Here
 
-from shoal import Failover, Result, Route, RouteHop, Usage
+from shoal import Failover, Result, Route, RouteHop, RoutePrefill, Usage
 from shoal.node.cli.check import Finding
 from shoal.node.cli.layer_map import Holding, ModelMap, draw, maps_of
 from shoal.node.cli.moments import moment, seconds
@@ -185,11 +185,13 @@ def test_a_route_tells_hops_and_failovers() -> None:
         [Failover(ben, "4:8+head", "the stream broke", 0.25, (cleo,))],
         0.1,
         2.0,
+        [RoutePrefill((ben,), ("ben",), ("embed+0:8",), 640, 900, "ben was lost")],
     )
     result = Result("text", (1, 2), "length", Usage(5, 20), route, (), "tiny", 7)
     text = "\n".join(route_lines(result))
     for words in ("5 tokens in, 20 out (length)", "10.0 tokens/s", "embed+0:4", "2.5", "after 0.25 s", "seed 7"):
         assert words in text
+    assert f"prefill: 640 of 900 positions were computed by ben ({ben[-8:]}) embed+0:8; ben was lost" in text
 
 
 @pytest.fixture

@@ -111,6 +111,7 @@ def test_every_option_reaches_the_driver_the_same_way() -> None:
         "max_hops": 5,
         "exclude": [ADA, BEN],
         "trust": [CLEO],
+        "prefill": CLEO,
     }
     for prompt in ("Once", HI):
         both(source, lambda client, prompt=prompt: client.generate(prompt, **options))  # type: ignore[misc]
@@ -118,10 +119,13 @@ def test_every_option_reaches_the_driver_the_same_way() -> None:
         assert first == second
         assert first.sampling.top_logprobs == 2
         assert first.exclude == {ADA, BEN}
+        assert first.prefill == CLEO
         assert first.stop_ids == {7, 8}
 
 
-@pytest.mark.parametrize("options", [{"exclude": ["x"]}, {"exclude": ADA}, {"trust": ["x"]}, {"trust": []}])
+@pytest.mark.parametrize(
+    "options", [{"exclude": ["x"]}, {"exclude": ADA}, {"trust": ["x"]}, {"trust": []}, {"prefill": "x"}]
+)
 def test_peers_that_are_none_are_refused_and_an_empty_trust_too(options: dict[str, object]) -> None:
     with (
         Client(partial(SourceBackend, scripted_novels())) as client,
