@@ -14,6 +14,7 @@ from shoal.swarm.sessions.generation import TokenSource
 
 from .api.app import create_app
 from .api.control import NodeControl
+from .api.gateway_metrics import GatewayMetrics
 from .api.kv import KvHost
 from .api.publishing import Publisher
 from .api.training import TrainingHost
@@ -67,9 +68,17 @@ class ApiServer:
         trainings: TrainingHost | None = None,
         weights: WeightsHost | None = None,
         kv: KvHost | None = None,
+        metrics: GatewayMetrics | None = None,
     ) -> None:
         self._app = create_app(
-            source, key, control=control, publisher=publisher, trainings=trainings, weights=weights, kv=kv
+            source,
+            key,
+            control=control,
+            metrics=metrics,
+            publisher=publisher,
+            trainings=trainings,
+            weights=weights,
+            kv=kv,
         )
         self._listener = bind(host, port)
 

@@ -39,19 +39,34 @@ class HostedModels:
 
     def __init__(self) -> None:
         self._models: dict[ModelId, HostedModel] = {}
+        self._parting: dict[ModelId, HostedModel] = {}  # no record says so any more; who has planned with it may come
+        self._between: dict[ModelId, tuple[Manifest, dict[str, bytes]]] = {}  # models whose layers are exchanged
 
     def add(self, hosted: HostedModel) -> None:
         self._models[hosted.model] = hosted
+        self._between.pop(hosted.model, None)
 
-    def remove(self, model: ModelId) -> HostedModel | None:
-        return self._models.pop(model, None)
+    def part_with(self, hosted: HostedModel) -> None:
+        """What is let go: in no record from now on, other layers of the model may be added; `parted` ends it."""
+        if self._models.get(hosted.model) is hosted:
+            del self._models[hosted.model]
+            self._between[hosted.model] = hosted.manifest, hosted.texts
+        self._parting[hosted.model] = hosted
+
+    def parted(self, model: ModelId) -> None:
+        """No more sessions begin on it; the model's small files are still given."""
+        self._parting.pop(model, None)
 
     def __iter__(self) -> Iterator[HostedModel]:
         return iter(tuple(self._models.values()))
 
     def manifest(self, model: ModelId) -> Manifest | None:
+        files = self._files(model)
+        return files[0] if files else None
+
+    def _files(self, model: ModelId) -> tuple[Manifest, dict[str, bytes]] | None:
         hosted = self._models.get(model)
-        return hosted.manifest if hosted else None
+        return (hosted.manifest, hosted.texts) if hosted else self._between.get(model)
 
     def coder(self, model: ModelId) -> ChunkCoder | None:
         """What recodes and compares chunks of a model's caches."""
@@ -59,9 +74,12 @@ class HostedModels:
         return hosted.engine if hosted else None
 
     def find(self, model: ModelId, dtype: str, span: Span) -> Compute:
-        hosted = self._models.get(model)
-        if hosted is None:
+        here = [each[model] for each in (self._models, self._parting) if model in each]
+        if not here and model in self._between:
+            raise Refused(f"this node exchanges its layers of {self._between[model][0].name} now")
+        if not here:
             raise Refused(f"model {model[:12]} is not served here")
+        hosted = next((each for each in here if each.span.covers(span)), here[0])
         if hosted.dtype != dtype:
             raise Refused(f"served here in {hosted.dtype}, not in {dtype}")
         if not hosted.span.covers(span):
@@ -70,10 +88,13 @@ class HostedModels:
         return hosted.engine
 
     def blobs(self, model: ModelId) -> dict[str, bytes] | None:
-        hosted = self._models.get(model)
-        if hosted is None:
-            return None
-        return {MANIFEST: manifests.encode(hosted.manifest), **hosted.texts}
+        files = self._files(model)
+        return {MANIFEST: manifests.encode(files[0]), **files[1]} if files else None
+
+    def measure_when_idle(self) -> None:
+        """Have every engine that has nothing to do find out how fast it is."""
+        for hosted in self:
+            hosted.engine.measure_when_idle()
 
     def records(self) -> tuple[Hosted, ...]:
         return tuple(

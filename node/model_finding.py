@@ -44,7 +44,7 @@ class Finder:
         """
         if wanted == BY_NEED:
             return await self._needed(records)
-        if _is_local(wanted):
+        if is_local(wanted):
             return await self._resolved(wanted)
         if looks_like_id(wanted):
             found = await self._named(wanted, records)
@@ -100,6 +100,6 @@ class Finder:
         return await anyio.to_thread.run_sync(partial(resolve, wanted, self.cache), abandon_on_cancel=True)
 
 
-def _is_local(wanted: str) -> bool:
+def is_local(wanted: str) -> bool:
     """What cannot be a name in the swarm, or lies on this machine: `resolve` finds it, or says what is wrong."""
     return wanted == EMBEDDED or not wanted.strip() or wanted.startswith((".", "/", "~")) or os.path.exists(wanted)  # noqa: PTH110

@@ -5,7 +5,6 @@ are needed, and serves until it is told to stop. Whatever goes wrong, the daemon
 """
 
 import os
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.from_thread
 import anyio.to_thread
 import structlog
 from anyio.abc import TaskGroup
@@ -27,7 +25,6 @@ from shoal.swarm.identifiers import PROTOCOL_VERSION, PeerId
 from shoal.swarm.identity import Identity
 from shoal.swarm.kv.cache_keeper import CacheKeeper
 from shoal.swarm.kv.cache_streams import CacheReceiver
-from shoal.swarm.manifest import ADAPTER
 from shoal.swarm.members.invite import read_invite
 from shoal.swarm.members.invite_store import InviteStore
 from shoal.swarm.members.joining import connect_any, serve_joining
@@ -45,25 +42,26 @@ from shoal.swarm.sessions.hop_server import Drained, HopServer
 from shoal.swarm.transfer.blobs import serve_blobs
 from shoal.swarm.transports.libp2p import Libp2pTransport
 
+from .api.gateway_metrics import GatewayMetrics
 from .api_server import ApiServer
 from .auditing import Auditing
 from .books import Books, open_books, start_gossip
 from .fetching import Fetching
 from .hosted_models import HostedModels
+from .hosting import Hosting
 from .kv_control import NodeKv
 from .leaving import AT_ONCE, Leave
 from .local_parts import NodeLocalParts
 from .model_finding import Finder
-from .model_loading import load_hosted, warm_imports
+from .model_loading import warm_imports
 from .node_control import LiveControl
 from .node_events import Identified, Leaving, NetworkUp, NodeEvent, Ready, SwarmFound, Warned
 from .node_loops import NodeLoops
-from .options import BY_NEED, NodeOptions
-from .peer_folder import PeerFolder
-from .peer_model import kept_model
+from .options import NodeOptions
 from .prefix_board import DhtBoard, chunk_store, trusted
 from .publications import Publications
-from .swarm_setup import enter_swarm
+from .rebalancing import Rebalancing
+from .swarm_setup import check_layers, enter_swarm
 from .trainings import Trainings
 from .weight_shelf import WeightShelf
 
@@ -72,7 +70,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 LAST_LOOK_S = 0.3
-LOOKS, LOOK_S = 3, 0.5  # for what the swarm serves, before a node takes the default
 Report = Callable[[NodeEvent], None]
 
 
@@ -101,8 +98,11 @@ class Node:
     started_at: float  # unix seconds
     earlier_starts: frozenset[float]  # of this home: their records may outlive them
     device: str = "none"
+    metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
     runs: set[str] = field(default_factory=set)  # keys of the trainings that it takes part in
     loops: NodeLoops = field(init=False)
+    hosting: Hosting = field(init=False)
+    rebalancing: Rebalancing = field(init=False)
     stop: anyio.Event = field(default_factory=anyio.Event)
     stop_reason: str = "asked to stop"
     leave: Leave | None = None  # as it was asked to stop
@@ -122,6 +122,7 @@ class Node:
             protocol=PROTOCOL_VERSION,
             addresses=self.transport.addresses,
             hosted=self.hosted.records(),
+            coming=self.hosting.coming,
             rtt_ms=self.pinger.book.nearest(self.pinger.book.rtt_ms()),
             started_at=self.started_at,
             expires_at=0.0,
@@ -150,6 +151,7 @@ class Node:
 
     async def drain(self) -> None:
         """Withdraw from the directory and have the sessions that run here go on elsewhere."""
+        self.rebalancing.stop()
         leave = self.leave
         if leave is None or not leave.limit_s or not self.hops.sessions():
             return
@@ -178,6 +180,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         stack.enter_context(NodeLock(options.home.lock, options.name))
         stack.callback(options.home.forget_facts, os.getpid())
         report(Identified(options.name, identity.peer_id))
+        await check_layers(options)
         if options.model is not None:
             tasks.start_soon(_in_background, warm_imports)  # takes seconds; the network comes up meanwhile
         transport = await Libp2pTransport.start(identity.libp2p_key(), options.network)
@@ -194,7 +197,8 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         if node.stop.is_set():
             raise Refused(node.stop_reason)
         await _gossip(node, tasks, stack, report)
-        await _host(node, records, stack, report)
+        stack.callback(node.hosting.stop)
+        await node.hosting.start(records)
         api_key = options.home.api_key()
         control = LiveControl(node)
         server = ApiServer(
@@ -207,6 +211,7 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
             node.trainings,
             Fetching(node),
             NodeKv(node),
+            node.metrics,
         )
         api = await stack.enter_async_context(server.running(tasks))
         facts = NodeFacts(os.getpid(), options.name, api, node.full_addresses, node.started_at)
@@ -215,7 +220,8 @@ async def running_node(options: NodeOptions, report: Report, tasks: TaskGroup) -
         await node.loops.announce()
         stack.push_async_callback(node.loops.withdraw)
         tasks.start_soon(node.loops.run)
-        tasks.start_soon(_give, node)
+        tasks.start_soon(node.hosting.give)
+        tasks.start_soon(node.rebalancing.run)
         if options.follow is not None:
             from .run_following import follow_run  # torch
 
@@ -378,6 +384,8 @@ async def _assemble(
         earlier_starts=options.home.note_start(started_at),
     )
     node.loops = NodeLoops(node, report)
+    node.hosting = Hosting(node, report)
+    node.rebalancing = Rebalancing(node, node.hosting, report)
     node.trainings.node = node
     await hops.start()
     await prefixes.serve()
@@ -402,56 +410,6 @@ def _auditing(
         return directory.book.live(_now())
 
     return Auditing(options.home, identity, transport, setup.gate, books.ledger, hosted, nodes, anyio.current_time)
-
-
-async def _host(node: Node, records: list[NodeRecord], stack: AsyncExitStack, report: Report) -> None:
-    """Load the layers that are needed and serve them. raises: UsageError, OutOfMemory, Unavailable"""
-    if node.options.model is None:
-        return
-    loop_thread = threading.get_ident()
-
-    def tell(event: NodeEvent) -> None:
-        """Events belong to the loop, and come from the loading thread as well as from what it asks of the loop."""
-        if threading.get_ident() == loop_thread:
-            report(event)
-        else:
-            anyio.from_thread.run_sync(report, event)
-
-    finder = node.finder(tell)
-    for _ in range(LOOKS if node.options.model == BY_NEED and node.invites is None else 0):
-        if any(record.hosted for record in records if record.peer != node.transport.me):
-            break
-        await anyio.sleep(LOOK_S)  # a member that has just come may not know the others yet
-        records = await node.loops.look()
-    model = await finder.find(node.options.model, records)
-    if model.manifest.model_type == ADAPTER:
-        raise UsageError(f"{model.manifest.name} is an adapter; shoal carries adapters and does not serve them")
-    hosted = await anyio.to_thread.run_sync(
-        load_hosted,
-        node.options,
-        records,
-        node.transport.me,
-        tell,
-        model,
-        abandon_on_cancel=True,
-    )
-    node.device = hosted.device
-    node.planner.know(hosted.model, hosted.manifest, hosted.texts)
-    hosted.engine.keeps_lanes = node.books is not None and node.setup.swarm.public
-    node.hosted.add(hosted)
-    stack.callback(hosted.engine.stop)
-
-
-async def _give(node: Node) -> None:
-    """Weights that are here, to members that fetch them: what is served, was published or was fetched before."""
-    for hosted in node.hosted:
-        if hosted.local is not None:
-            await node.shelf.offer(hosted.local, "hosted")
-    await node.publications.restore()
-    for folder in PeerFolder.every(node.options.home.cache):
-        kept = kept_model(folder)
-        if kept is not None:
-            await node.shelf.offer(kept, "kept")
 
 
 def _verdict(options: NodeOptions, node: Node, reached: int) -> str:

@@ -66,6 +66,8 @@ class LiveControl:
                 }
                 for hosted in node.hosted
             ],
+            "moving": node.hosting.told_move(),
+            "moves": node.hosting.moves,
             "leaving": None if node.drained is None else asdict(node.drained),
             "sessions": [{"session": s.session[:8], "driver": s.driver, "held": s.held} for s in node.hops.sessions()],
             "peers": await self.peers(),
@@ -97,6 +99,16 @@ class LiveControl:
                         "free_tokens": item.free_tokens,
                     }
                     for item in record.hosted
+                ],
+                "coming": [
+                    {
+                        "model": item.model,
+                        "name": item.name,
+                        "layers": describe(item.span, item.layers),
+                        "dtype": item.dtype,
+                        "settled": item.settled,
+                    }
+                    for item in record.coming
                 ],
                 "expires_in_s": record.expires_at - time.time(),  # noqa: TID251
             }

@@ -71,6 +71,27 @@ class WeightsFetched:
 
 
 @dataclass(frozen=True, slots=True)
+class LayersMoving:
+    """A running node exchanges its layers for others."""
+
+    model: str
+    before: str  # "embed+0:4"
+    layers: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayersMoved:
+    """It serves the other layers now. moved: sessions that went on at successors; ended: those that did not"""
+
+    model: str
+    layers: str
+    seconds: float
+    moved: int
+    ended: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     api: str
     invite: str | None  # the line to copy, at the owner of a private swarm
@@ -97,6 +118,8 @@ NodeEvent = (
     | DonorDropped
     | WeightsMissing
     | WeightsFetched
+    | LayersMoving
+    | LayersMoved
     | Ready
     | Warned
     | Leaving

@@ -68,8 +68,7 @@ class NodeLoops:
 
     async def _announce_often(self) -> None:
         while not self._leaving:
-            for hosted in self._node.hosted:
-                hosted.engine.measure_when_idle()
+            self._node.hosted.measure_when_idle()
             await self.announce()
             await anyio.sleep(ANNOUNCE_PERIOD_S)
 

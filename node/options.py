@@ -20,6 +20,7 @@ class NodeOptions:
         DEFAULT_MODEL  # BY_NEED, embedded name, folder, hub id, name or id in the swarm; None: a gateway
     )
     layers: str | None = None  # "all", "0:4", "embed+0:4"; None: chosen by need
+    rebalance: bool = True  # layers that were chosen by need are exchanged when the swarm needs others more
     dtype: str = "auto"
     device: str = "auto"
     max_memory: str | None = None  # "8GB", "80%"

@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     model: str = BY_NEED  # or embedded name, folder, hub id, name or id in the swarm
     name: str | None = None
     layers: str | None = None
+    rebalance: bool = True
     dtype: str = "auto"
     device: str = "auto"
     max_memory: str | None = None

@@ -50,6 +50,17 @@ class Hosted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     kv_bytes: int = 0  # of the cache of a position, over the whole span; 0: nobody has computed anything yet
 
 
+class Coming(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a node is about to hold of a model, in the place of what it holds of it now."""
+
+    model: ModelId
+    name: str  # the manifest's display name
+    layers: int  # decoder layers of the whole model
+    span: Span
+    dtype: str
+    settled: bool = False  # it is on its way; else it waits for those who claim the same
+
+
 class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     peer: PeerId
     swarm: SwarmId
@@ -65,6 +76,12 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     withdrawn: bool = False  # the node has left; the record only takes the place of the one before
     link_byte_s: float = 0.0  # the most that this node has seen of its link lately, each way; 0: not measured
     runs: tuple[str, ...] = ()  # keys of the training runs it takes part in, `rounds.run_identity.run_key`
+    coming: tuple[Coming, ...] = ()  # while it changes its layers
+
+    @property
+    def models(self) -> list[ModelId]:
+        """Under whose keys it is stored."""
+        return sorted({held.model for held in self.hosted} | {coming.model for coming in self.coming})
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -105,6 +122,8 @@ def record_problem(record: NodeRecord) -> str:
             return "an address is not a multiaddr"
     if len(record.hosted) > MAX_HOSTED:
         return f"a record has at most {MAX_HOSTED} hosted spans"
+    if len(record.coming) > MAX_HOSTED:
+        return f"a record has at most {MAX_HOSTED} spans to come"
     if len(record.rtt_ms) > MAX_NEIGHBOURS:
         return f"a record has at most {MAX_NEIGHBOURS} round trips"
     if len(record.runs) > MAX_RUNS or any(len(key) != 64 or not key.isalnum() for key in record.runs):
@@ -116,21 +135,26 @@ def record_problem(record: NodeRecord) -> str:
         return "a speed is not a speed"
     if not (math.isfinite(record.started_at) and math.isfinite(record.expires_at)):
         return "a record's times are not finite"
-    return next(filter(None, map(_hosted_problem, record.hosted)), "")
+    problems = (*map(_hosted_problem, record.hosted), *map(_part_problem, record.coming))
+    return next(filter(None, problems), "")
+
+
+def _part_problem(part: Hosted | Coming) -> str:
+    if len(part.model) != 64 or not part.model.isalnum():
+        return "a model id has 64 hexadecimal characters"
+    if not part.name.isprintable() or not part.dtype.isprintable() or len(part.dtype) > 16:
+        return "a model's name or dtype is not printable or too long"
+    if not 0 <= part.layers <= MAX_LAYERS or part.span.stop > part.layers + 2:
+        return "a span lies outside its model"
+    return ""
 
 
 def _hosted_problem(hosted: Hosted) -> str:
-    if len(hosted.model) != 64 or not hosted.model.isalnum():
-        return "a model id has 64 hexadecimal characters"
-    if (
-        not hosted.name.isprintable()
-        or not hosted.dtype.isprintable()
-        or len(hosted.dtype) > 16
-        or len(hosted.device) > 16
-    ):
-        return "a model's name or dtype is not printable or too long"
-    if not 0 <= hosted.layers <= MAX_LAYERS or hosted.span.stop > hosted.layers + 2:
-        return "a hosted span lies outside its model"
+    problem = _part_problem(hosted)
+    if problem:
+        return problem
+    if len(hosted.device) > 16:
+        return "the name of a device is too long"
     if not (0 <= hosted.step_ms < math.inf and 0 <= hosted.prefill_ms < math.inf):
         return "a step time is not a time"
     if min(hosted.kv_bytes, hosted.queue, hosted.free_tokens, hosted.max_context) < 0:

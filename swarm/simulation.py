@@ -8,20 +8,23 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from .identifiers import ModelId, PeerId
 from .records import NodeRecord
 from .routing.chain_choice import DEFAULT_MAX_HOPS
-from .routing.placement import Budget, Placement, choose_span, should_move
+from .routing.coverage import Coverage, Part
+from .routing.mover import Claim, Drop, Go, Mover, MoveTiming
+from .routing.moves import relied_on
+from .routing.placement import Budget, choose_span
 from .simulated.client import Judge, Query
 from .simulated.directory import DirectoryConditions, Heard, SimulatedDirectory
 from .simulated.model import SimulatedModel
 from .simulated.peer import SWARM, Population, SimulatedPeer, next_announcement_s, record_bytes
 from .simulated.report import Report
 from .simulated.time import Timeline
-from .transports.dht_keys import model_key, model_keys, node_key
+from .transports.dht_keys import model_key, model_keys, node_key, node_keys
 from .units import Span, whole
 
 WARM_UP_S = 10.0  # the first peers have announced themselves by then
@@ -50,9 +53,13 @@ class Scenario:
     lookups: int = 1000
     max_hops: int = DEFAULT_MAX_HOPS
     review_s: float = math.inf  # how often a peer asks itself whether to move
+    moving: MoveTiming = field(default_factory=MoveTiming)
     population: Population = field(default_factory=Population)
     directory: DirectoryConditions = field(default_factory=DirectoryConditions)
     seed: int = 0
+
+    def without_moves(self) -> "Scenario":
+        return replace(self, review_s=math.inf)
 
 
 class Simulation:
@@ -65,6 +72,7 @@ class Simulation:
         self.peers: dict[PeerId, SimulatedPeer] = {}  # the dead too
         self.models = {ModelId(f"{n:064x}"): SimulatedModel(n, name=f"model-{n}") for n in scenario.layers}
         self._alive: list[SimulatedPeer] = []
+        self._movers: dict[PeerId, Mover] = {}
         self._place = place
         self._random = random.Random(f"{scenario.seed}/swarm")
         generator = random.Random(f"{scenario.seed}/directory")
@@ -73,6 +81,15 @@ class Simulation:
 
     def run(self) -> Report:
         scenario, timeline = self.scenario, self.timeline
+        stop = WARM_UP_S + scenario.duration_s
+        self.start()
+        timeline.run(stop)
+        timeline.run(stop + scenario.directory.tries * scenario.directory.timeout_s + 1.0)  # the last lookups end
+        return self._completed_report()
+
+    def start(self) -> None:
+        """Found the swarm and put down what is to happen; whoever does not `run` it drives the timeline."""
+        scenario, timeline = self.scenario, self.timeline
         self._found_swarm()
         stop = WARM_UP_S + scenario.duration_s
         for _ in range(round(scenario.churn * scenario.peers)):
@@ -80,9 +97,6 @@ class Simulation:
             timeline.at(self._random.uniform(WARM_UP_S, stop), self._join)
         for _ in range(scenario.lookups):
             timeline.at(self._random.uniform(WARM_UP_S, stop), self._look_up)
-        timeline.run(stop)
-        timeline.run(stop + scenario.directory.tries * scenario.directory.timeout_s + 1.0)  # the last lookups end
-        return self._completed_report()
 
     def _found_swarm(self) -> None:
         """The first peers choose one after the other, each knowing what others chose before it."""
@@ -136,22 +150,76 @@ class Simulation:
         """Look the swarm up and move if it is worth it; the old layers are served until the new ones are loaded."""
         if not peer.alive or peer.record is None:
             return
-        model, own = peer.record.hosted[0].model, peer.record.hosted[0].span
+        model, mover = peer.model, self._mover(peer)
 
         def decide(heard: Heard) -> None:
-            budget = self._budget(peer, model)
-            move = should_move(heard.records, model, budget, own, self._random, peer.peer)
-            if peer.alive and isinstance(move, Placement):
-                self.timeline.after(peer.load_s, self._move, peer, move.span)
+            if not peer.alive or peer.record is None or peer.leaving_since < math.inf or peer.moves_to is not None:
+                return
+            now = self.timeline.now
+            live = (r for r in heard.records if r.expires_at > now and not r.withdrawn and r.peer != peer.peer)
+            known = [*live, peer.record]
+            verdict = mover.look(known, self._budget(peer, model), peer.span, now)
+            match verdict:
+                case Claim(placement):
+                    peer.claim(placement.span)
+                    self._tell(peer)
+                case Drop():
+                    peer.claim(None)
+                    self._tell(peer)
+                case Go(placement):
+                    self._go(peer, known, placement.span)
+                case _:
+                    pass
 
-        self._directory.look_up(model_keys(SWARM, model), decide)
-        self.timeline.after(self.scenario.review_s, self._review, peer)
+        self._directory.look_up(node_keys(SWARM), decide)
+        self.timeline.after(mover.next_look_s(self.timeline.now), self._review, peer)
 
-    def _move(self, peer: SimulatedPeer, span: Span) -> None:
-        if peer.alive:
-            peer.move(span)
-            self.report.moved += 1
+    def _mover(self, peer: SimulatedPeer) -> Mover:
+        if peer.peer not in self._movers:
+            generator = random.Random(f"{self.scenario.seed}/{peer.peer}")
+            timing = replace(self.scenario.moving, look_s=self.scenario.review_s)
+            self._movers[peer.peer] = Mover(peer.peer, peer.model, None, generator, timing)
+        return self._movers[peer.peer]
+
+    def _go(self, peer: SimulatedPeer, known: Sequence[NodeRecord], span: Span) -> None:
+        """Ask those who hold what it leaves whether they are there; then load."""
+        relied = relied_on(known, peer.model, peer.span, span, peer.peer)
+        peer.relied_on = {unit: [p for p in peers if self.peers[p].alive] for unit, peers in relied.items()}
+        if not all(peer.relied_on.values()):
+            self._mover(peer).failed(self.timeline.now)
+            peer.claim(None)
             self._tell(peer)
+            return
+        peer.go(span)
+        self._tell(peer)
+        self.timeline.after(peer.load_s, self._move, peer)
+
+    def _move(self, peer: SimulatedPeer) -> None:
+        if not peer.alive:
+            return
+        before = self.gaps(peer.model)
+        peer.move()
+        self._mover(peer).moved(self.timeline.now)
+        self.report.moved += 1
+        for unit in self.gaps(peer.model):
+            if unit not in before and any(self.peers[other].alive for other in peer.relied_on[unit]):
+                self.report.holes_left += 1  # they have not died since, they have gone
+        self._tell(peer)
+
+    def gaps(self, model: ModelId) -> list[int]:
+        """The units of a model that no living peer holds, as it is and not as anybody knows it."""
+        alive = [peer for peer in self._alive if peer.record is not None and peer.model == model]
+        layers = self.models[model].layers
+        return Coverage([Part(peer.span) for peer in alive], layers).uncovered(whole(layers))
+
+    def kill_holders(self, model: ModelId, unit: int) -> int:
+        """All that hold a unit, at once. returns: how many"""
+        victims = [p for p in self._alive if p.record is not None and p.model == model and unit in p.units]
+        for victim in victims:
+            self._alive.remove(victim)
+            self.report.killed += 1
+            self._end(victim)
+        return len(victims)
 
     def _announce(self, peer: SimulatedPeer) -> None:
         if not peer.alive or peer.leaving_since < math.inf:
@@ -161,8 +229,7 @@ class Simulation:
 
     def _tell(self, peer: SimulatedPeer, *, withdrawn: bool = False) -> None:
         record = peer.announce(self.timeline.now, queue=self._random.randint(0, 4), withdrawn=withdrawn)
-        model = record.hosted[0].model
-        self._directory.store(record, [node_key(SWARM, peer.peer), model_key(SWARM, model, peer.peer)])
+        self._directory.store(record, [node_key(SWARM, peer.peer), model_key(SWARM, peer.model, peer.peer)])
 
     def _lose_someone(self) -> None:
         """kill -9, which says nothing, or a planned leaving; copies of other records are gone with the peer."""

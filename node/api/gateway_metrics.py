@@ -17,6 +17,7 @@ class GatewayMetrics:
         self.prompt_tokens = Counter("shoal_prompt_tokens", "Tokens of prompts", ["model"], registry=kept)
         self.new_tokens = Counter("shoal_completion_tokens", "Tokens generated", ["model"], registry=kept)
         self.failovers = Counter("shoal_failovers", "Hops replaced within a session", ["model"], registry=kept)
+        self.moves = Counter("shoal_layer_moves", "Times that this node exchanged its layers", ["model"], registry=kept)
         self.sessions = Gauge("shoal_gateway_sessions", "Sessions open at this gateway", registry=kept)
         self.first_token = Histogram(
             "shoal_first_token_seconds", "Request to first piece of text", ["model"], buckets=_SECONDS, registry=kept

@@ -50,6 +50,7 @@ def node_options(home: Home, flags: dict[str, Any], invite: str | None) -> NodeO
         name=name,
         model=None if settings.gateway_only else settings.model,
         layers=settings.layers,
+        rebalance=settings.rebalance,
         dtype=settings.dtype,
         device=settings.device,
         max_memory=settings.max_memory,

@@ -14,6 +14,10 @@ LayersFlag = Annotated[
     str | None,
     typer.Option("--layers", help="all, 0:4, embed+0:4 or 4:8+head; else those that the swarm lacks most."),
 ]
+RebalanceFlag = Annotated[
+    bool | None,
+    typer.Option("--rebalance/--no-rebalance", help="Without --layers: take others when the swarm lacks them more."),
+]
 DtypeFlag = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or auto.")]
 DeviceFlag = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")]
 MemoryFlag = Annotated[str | None, typer.Option("--max-memory", help="For weights and sessions: 8GB or 50%.")]

@@ -31,8 +31,20 @@ def show(home: HomeFlag, json: bool) -> None:
     rows: list[list[object]] = []
     for peer in NodeApi.of(home).get("/peers")["peers"]:
         output.event("peer", **peer)
-        rows.extend(_row(peer, item) for item in peer["hosted"] or [{}])
+        rows.extend(_row(peer, item) for item in parts_of(peer))
     show_table(output, HEADS, rows)
+
+
+def parts_of(peer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What it holds of each model, and what it is about to hold."""
+    parts: list[dict[str, Any]] = [dict(item) for item in peer["hosted"]]
+    for item in peer.get("coming", ()):
+        held = next((part for part in parts if part["model"] == item["model"]), None)
+        if held is None:
+            parts.append({**item, "layers": f"(moves to {item['layers']})"})
+        else:
+            held["layers"] += f" (moves to {item['layers']})" if item["settled"] else ""
+    return parts if parts else [{}]
 
 
 def _row(peer: Mapping[str, Any], item: Mapping[str, Any]) -> list[object]:

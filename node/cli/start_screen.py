@@ -10,6 +10,8 @@ from shoal.node.node_events import (
     DonorDropped,
     Identified,
     LayersChosen,
+    LayersMoved,
+    LayersMoving,
     Leaving,
     LoadProgress,
     NetworkUp,
@@ -103,10 +105,16 @@ class StartScreen:
                 )
             case WeightsFetched():
                 self._fetched(event)
+            case LayersMoving(model, before, layers, reason):
+                self._fact("moving", f"{model}, from layers {before} to {layers} ({reason})")
+            case LayersMoved():
+                self.close()
+                self._moved(event)
             case Ready():
                 self.close()
                 self._ready(event)
             case Warned(text):
+                self.close()
                 self._output.note(f"warning   {text}")
             case Leaving(reason):
                 self._output.note(f"stopping: {reason}")
@@ -135,6 +143,12 @@ class StartScreen:
             self._output.note(PUBLIC)
         self._output.note(self._privacy)
         self._output.note(f"\nReady after {event.seconds:.1f} s. {self._stop_hint}")
+
+    def _moved(self, event: LayersMoved) -> None:
+        sessions = (
+            f"; {event.moved} sessions went on elsewhere, {event.ended} ended" if event.moved + event.ended else ""
+        )
+        self._fact("moved", f"{event.model}, layers {event.layers} after {event.seconds:.1f} s{sessions}")
 
     def _fetched(self, event: WeightsFetched) -> None:
         givers = f"{len(event.givers)} peer{'s' if len(event.givers) != 1 else ''}"

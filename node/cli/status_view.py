@@ -27,6 +27,8 @@ def status_lines(status: Mapping[str, Any], tokens_per_s: Mapping[str, float] | 
         lines += ["", *draw(model)]
     if status["hosted"]:
         lines += ["", *_hosted(status, tokens_per_s)]
+    if status.get("moving"):
+        lines += ["", _moving(status["moving"])]
     lines += ["", *_sessions(status)]
     return lines
 
@@ -40,6 +42,15 @@ def _hosted(status: Mapping[str, Any], tokens_per_s: Mapping[str, float] | None)
         for row, item in zip(rows, status["hosted"], strict=True):
             row.append(tokens_per_s.get(item["model"], 0.0))
     return table_lines(heads, rows)
+
+
+def _moving(move: Mapping[str, Any]) -> str:
+    line = f"moving    {move['name']}, from {move['before'] or 'nothing'} to {move['layers']} ({move['reason']})"
+    line += f"; {move['stage']}"
+    sessions = move["sessions"]
+    if sessions and sessions["waiting"]:
+        line += f", {counted(sessions['waiting'], 'session')} still here"
+    return line
 
 
 def _sessions(status: Mapping[str, Any]) -> list[str]:

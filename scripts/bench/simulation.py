@@ -24,7 +24,8 @@ from shoal.swarm.simulation import Scenario, Simulation
 ROWS = (
     ("killed", "peers killed"),
     ("joined", "peers joined"),
-    ("moved", "peers that moved"),
+    ("moved", "moves"),
+    ("holes_left", "  units left without a holder by them"),
     ("lookups", "lookups"),
     ("covered", "  of covered layers"),
     ("found", "    that found a living chain"),

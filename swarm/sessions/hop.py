@@ -120,6 +120,10 @@ class Hop:
     def driver(self) -> PeerId:
         return self._control.peer
 
+    @property
+    def compute(self) -> Compute:
+        return self._compute
+
     # Downstream
 
     async def connect_downstream(self) -> None:

@@ -1,7 +1,7 @@
 """The serving side of sessions: accepts control and push streams and joins them to hops."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
@@ -73,6 +73,24 @@ class Drained:
         return not self.waiting
 
 
+@dataclass(slots=True, eq=False)
+class _Departure:
+    """Sessions that have been asked to go, and what became of them."""
+
+    of: Compute | None  # only those that are computed there; None: all
+    asked: set[SessionId] = field(default_factory=set)
+    moved: int = 0
+    ended: int = 0
+
+    def concerns(self, compute: Compute) -> bool:
+        return self.of is None or compute is self.of
+
+    def over(self, session: SessionId, *, moved: bool) -> None:
+        if session in self.asked:
+            self.moved += moved
+            self.ended += not moved
+
+
 class HopServer:
     """metering: who is paid; accounts: whose turn it is; records: who keeps what was done, for
     audits; prefixes: KV that outlives its session; link: hears how fast KV comes"""
@@ -102,8 +120,9 @@ class HopServer:
         self.link = link or LinkSpeed()
         self.receiver = receiver or CacheReceiver(transport, gate, CacheKeeper())
         self._leaving = False
-        self._moved = self._ended = 0
+        self._departures: list[_Departure] = []
         self._hops: dict[SessionId, Hop] = {}
+        self._scopes: dict[SessionId, tuple[Compute, anyio.CancelScope]] = {}  # of open sessions and of holds
         self._appeared = anyio.Event()
 
     async def start(self) -> None:
@@ -116,35 +135,57 @@ class HopServer:
 
     # Leaving
 
-    async def drain(self, limit_s: float, told: Callable[[Drained], None], *, waits: bool = True) -> Drained:
-        """Take no more sessions, have those that are here moved to successors, and wait until the last is gone.
+    async def drain(
+        self, limit_s: float, told: Callable[[Drained], None], *, waits: bool = True, of: Compute | None = None
+    ) -> Drained:
+        """Have the sessions that are here moved to successors, and wait until the last is gone.
 
         told: each time that something has changed; waits: also for those that find no successor
+        of: only those that this computes, which takes no more already; None: all, and no more are taken
 
         returns: what became of them, after `limit_s` at the latest
         """
-        self._leaving = True
-        self._moved = self._ended = 0
-        asked: set[SessionId] = set()
-        last = Drained(len(self._hops), waiting=len(self._hops))
+        departure = _Departure(of)
+        self._leaving = self._leaving or of is None
+        self._departures.append(departure)
+        last = Drained(len(self._concerned(departure)), waiting=len(self._concerned(departure)))
         told(last)
-        async with anyio.create_task_group() as tasks:
-            with anyio.move_on_after(limit_s):
-                while not last.over:
-                    for session, hop in self._hops.items():
-                        if session not in asked:  # one that was just about to open comes later
-                            asked.add(session)
-                            tasks.start_soon(hop.leave, limit_s)
-                    await anyio.sleep(DRAIN_LOOK_S)
-                    stranded = [hop.stranded for hop in self._hops.values() if hop.stranded]
-                    now = Drained(len(asked), self._moved, self._ended, len(self._hops), next(iter(stranded), ""))
-                    if now != last:
-                        told(now)
-                    last = now
-                    if not waits and len(stranded) == len(self._hops):
-                        break
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                with anyio.move_on_after(limit_s):
+                    while not last.over:
+                        for session, hop in self._concerned(departure).items():
+                            if session not in departure.asked:  # one that was just about to open comes later
+                                departure.asked.add(session)
+                                tasks.start_soon(hop.leave, limit_s)
+                        await anyio.sleep(DRAIN_LOOK_S)
+                        last = self._standing(departure, last, told)
+                        if not waits and self._all_stranded(departure):
+                            break
+                tasks.cancel_scope.cancel()
+        finally:
+            self._departures.remove(departure)
         return last
+
+    def _concerned(self, departure: _Departure) -> dict[SessionId, Hop]:
+        return {name: hop for name, hop in self._hops.items() if departure.concerns(hop.compute)}
+
+    def _standing(self, departure: _Departure, last: Drained, told: Callable[[Drained], None]) -> Drained:
+        here = self._concerned(departure)
+        stranded = next((hop.stranded for hop in here.values() if hop.stranded), "")
+        now = Drained(len(departure.asked), departure.moved, departure.ended, len(here), stranded)
+        if now != last:
+            told(now)
+        return now
+
+    def _all_stranded(self, departure: _Departure) -> bool:
+        return all(hop.stranded for hop in self._concerned(departure).values())
+
+    def end(self, of: Compute) -> None:
+        """What is computed there is not computed any more; caches are not held for it either."""
+        for compute, scope in tuple(self._scopes.values()):
+            if compute is of:
+                scope.cancel()
 
     def stay(self) -> None:
         """Take sessions again."""
@@ -164,7 +205,17 @@ class HopServer:
         if hop is None:
             return
         try:
+            await self._run(stream, request, hop)
+        finally:
+            del hop  # the end of a stream may take its time, and layers that are let go shall not wait for it
+            with anyio.CancelScope(shield=True):
+                await stream.close()
+
+    async def _run(self, stream: Stream, request: Open, hop: Hop) -> None:
+        """Until the driver ends the session, or is gone."""
+        try:
             async with anyio.create_task_group() as tasks:
+                self._scopes[request.session] = hop.compute, tasks.cancel_scope
                 tasks.start_soon(hop.connect_downstream)
                 tasks.start_soon(hop.end_when_idle, tasks.cancel_scope)
                 if hop.prefix is not None:
@@ -186,13 +237,10 @@ class HopServer:
                 await hop.prefix.settle()
             self.receiver.expect_no_more(request.session)
             del self._hops[request.session]
+            self._scopes.pop(request.session, None)
             hop.close()
-            if hop.handed:
-                self._moved += 1
-            else:
-                self._ended += 1
-            with anyio.CancelScope(shield=True):
-                await stream.close()
+            for departure in self._departures:
+                departure.over(request.session, moved=hop.handed)
 
     def _check_stays(self) -> None:
         """raises: Refused"""
@@ -216,16 +264,20 @@ class HopServer:
             await stream.send(messages.encode(Opened(name)))
             await compute.prepare_kv(request.span)
             over, held = False, -1
-            while not over and keeper.held(name) != held:
-                held = keeper.held(name)
-                with anyio.move_on_after(HOLD_IDLE_S):
-                    if await stream.receive() is not None:
-                        raise MalformedMessage("a message to a standby")
-                    over = True
+            with anyio.CancelScope() as scope:
+                self._scopes[name] = compute, scope
+                while not over and keeper.held(name) != held:
+                    held = keeper.held(name)
+                    with anyio.move_on_after(HOLD_IDLE_S):
+                        if await stream.receive() is not None:
+                            raise MalformedMessage("a message to a standby")
+                        over = True
         except (Unavailable, Refused, LocalFault):
             return  # the driver is gone, or this node cannot take caches in: the driver sees the stream end
         finally:
             keeper.end(name)
+            self._scopes.pop(name, None)
+            del compute
             with anyio.CancelScope(shield=True):
                 await stream.close()
 

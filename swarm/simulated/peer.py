@@ -2,12 +2,12 @@
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from shoal.swarm.identifiers import PROTOCOL_VERSION, ModelId, PeerId, SwarmId
-from shoal.swarm.records import ANNOUNCE_PERIOD_S, MAX_NEIGHBOURS, RECORD_TTL_S, Hosted, NodeRecord
+from shoal.swarm.records import ANNOUNCE_PERIOD_S, MAX_NEIGHBOURS, RECORD_TTL_S, Coming, Hosted, NodeRecord
 from shoal.swarm.units import Span
 
 from .model import SimulatedModel
@@ -39,6 +39,8 @@ class SimulatedPeer:
     announced_at: float = math.inf  # its first record, or the first since it moved
     leaving_since: float = math.inf  # it has withdrawn its record, and serves until it dies
     died_at: float = math.inf
+    moves_to: Span | None = None  # which it loads
+    relied_on: dict[int, list[PeerId]] = field(default_factory=dict)  # for the units that it leaves, when it went
 
     @classmethod
     def draw(cls, generator: random.Random, population: Population) -> "SimulatedPeer":
@@ -82,11 +84,41 @@ class SimulatedPeer:
         )
         return self.record
 
-    def move(self, span: Span) -> None:
-        """Host other units of the same model from now on."""
+    @property
+    def model(self) -> ModelId:
         assert self.record is not None
+        return self.record.hosted[0].model
+
+    @property
+    def span(self) -> Span:
+        assert self.record is not None
+        return self.record.hosted[0].span
+
+    @property
+    def units(self) -> range:
+        return range(self.span.start, self.span.stop)
+
+    def claim(self, span: Span | None) -> None:
+        """Say that it is about to hold other units of the same model; None takes it back."""
+        self._say_coming(span, settled=False)
+
+    def go(self, span: Span) -> None:
+        self.moves_to = span
+        self._say_coming(span, settled=True)
+
+    def _say_coming(self, span: Span | None, *, settled: bool) -> None:
+        assert self.record is not None
+        held = self.record.hosted[0]
+        coming = () if span is None else (Coming(held.model, held.name, held.layers, span, held.dtype, settled),)
+        self.record = msgspec.structs.replace(self.record, coming=coming)
+
+    def move(self) -> None:
+        """Host what it goes to from now on."""
+        assert self.record is not None
+        assert self.moves_to is not None
+        span, self.moves_to = self.moves_to, None
         hosted = msgspec.structs.replace(self.record.hosted[0], span=span, step_ms=self.unit_ms * len(span))
-        self.record = msgspec.structs.replace(self.record, hosted=(hosted,))
+        self.record = msgspec.structs.replace(self.record, hosted=(hosted,), coming=())
         self.announced_at = math.inf
 
     def announce(self, now: float, queue: int, *, withdrawn: bool = False) -> NodeRecord:

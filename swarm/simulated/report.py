@@ -33,7 +33,8 @@ class Report:
     record_bytes: int = 0  # one signed record, mean
     copies_sent: int = 0
     copies_heard: int = 0  # by all lookups together; a record comes from every replica that is asked
-    moved: int = 0  # peers that changed their layers
+    moved: int = 0  # times that a peer changed its layers
+    holes_left: int = 0  # units that nobody held any more when a peer had moved, though nobody who held them had died
     events: int = 0
     simulated_s: float = 0.0
     faults: list[str] = field(default_factory=list)  # the first few, in words

@@ -187,8 +187,7 @@ class DhtDirectory:
 
     async def _store_record(self, record: NodeRecord, data: bytes, timeout_s: float) -> bool:
         keys = [dht_keys.node_key(self._swarm, record.peer)]
-        models = sorted({hosted.model for hosted in record.hosted})
-        keys += [dht_keys.model_key(self._swarm, model, record.peer) for model in models]
+        keys += [dht_keys.model_key(self._swarm, model, record.peer) for model in record.models]
         keys += [dht_keys.run_key(self._swarm, run, record.peer) for run in record.runs]
         return await self._store(keys, data, record.peer, record.expires_at, timeout_s)
 

@@ -116,8 +116,7 @@ class SwarmRecordValidator:
     def _belongs(self, key: bytes, node: NodeRecord) -> bool:
         if key == dht_keys.key_id(dht_keys.node_key(self._id, node.peer)):
             return True
-        models = {hosted.model for hosted in node.hosted}
-        homes = [dht_keys.model_key(self._id, model, node.peer) for model in models]
+        homes = [dht_keys.model_key(self._id, model, node.peer) for model in node.models]
         homes += [dht_keys.run_key(self._id, run, node.peer) for run in node.runs]
         return any(key == dht_keys.key_id(home) for home in homes)
 

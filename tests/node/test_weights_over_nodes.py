@@ -16,16 +16,19 @@ from node.tiny_models import greedy, make_model, save_model
 from shoal.node.cli.node_api import NodeApi
 from shoal.node.local_swarm import LocalNode, start_node
 from shoal.node.node import Node, running_node
-from shoal.node.node_events import DonorDropped, LayersChosen, NodeEvent, WeightsFetched
+from shoal.node.node_events import DonorDropped, LayersChosen, NodeEvent, WeightsFetched, WeightsMissing
 from shoal.node.options import BY_NEED, NodeOptions
 from shoal.node.peer_folder import PeerFolder
+from shoal.swarm.errors import Unavailable
 from shoal.swarm.home import Home
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.manifest import CHUNK_BYTES
+from shoal.swarm.routing.placement import Placement
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.transfer.block_transfer import MAX_PIECE_BYTES, MAX_WINDOW
 from shoal.swarm.transports.p2pd import NetworkOptions
+from shoal.swarm.units import Span
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(240)]
 LOOPBACK = NetworkOptions(host="127.0.0.1", nat=False)
@@ -99,6 +102,29 @@ def test_machines_without_files_join_with_no_model_named_and_take_what_is_lackin
     givers = [event.givers for event in told["cleo"] if isinstance(event, WeightsFetched)]
     assert len(givers) == 1
     assert len(givers[0]) == 2, "the joiner that came before gives on what it has"
+
+
+def test_a_running_node_takes_no_layers_whose_weights_nobody_has_any_more(tmp_path: Path) -> None:
+    folder = save_model(make_model("llama", **SHAPE), tmp_path / "sparrow")
+    told: list[NodeEvent] = []
+
+    async def scenario() -> None:
+        async with running(options(tmp_path / "ana", str(folder), "embed+0:4")) as ana:
+            await gives(ana, next(iter(ana.hosted)).model)
+            joiner = options(tmp_path / "ben", BY_NEED, invite=invite_of(ana), max_memory="40MB")
+            async with running(joiner, told.append) as ben:
+                held = next(iter(ben.hosted))
+                everything = Placement(Span(0, SHAPE["num_hidden_layers"] + 2), "the test says so")
+                ana.ask_to_stop("it leaves")
+                await ana.loops.leave()
+                await ana.transport.stop()
+                with anyio.fail_after(40), pytest.raises(Unavailable):
+                    await ben.hosting.move_to(everything)
+                assert list(ben.hosted) == [held]
+                assert ben.record().coming == ()
+
+    anyio.run(scenario)
+    assert not any(isinstance(event, WeightsMissing) for event in told), "it does not wait"
 
 
 def begun_fetch(folder: Path, least_bytes: int) -> bool:

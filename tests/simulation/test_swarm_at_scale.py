@@ -11,6 +11,7 @@ import pytest
 
 from shoal.swarm.identifiers import ModelId
 from shoal.swarm.records import CLOCK_SLACK_S, NodeRecord
+from shoal.swarm.routing.mover import MoveTiming
 from shoal.swarm.routing.placement import Budget
 from shoal.swarm.simulated.client import Judge, Query
 from shoal.swarm.simulated.directory import DirectoryConditions, Heard
@@ -66,7 +67,15 @@ def test_a_thin_swarm_loses_layers_and_says_so_and_serves_the_rest(seed: int) ->
 def thin(seed: int, place: Placer = placed_by_need, review_s: float = math.inf) -> Report:
     population = Population(capacity_units=(2, 6))
     scenario = Scenario(
-        peers=30, layers=(32,), churn=1.0, lookups=100, max_hops=34, seed=seed, population=population, review_s=review_s
+        peers=30,
+        layers=(32,),
+        churn=1.0,
+        lookups=100,
+        max_hops=34,
+        seed=seed,
+        population=population,
+        review_s=review_s,
+        moving=MoveTiming(unbalanced_s=0.0, rest_s=0.0),
     )
     report = Simulation(scenario, place).run()
     check(report)

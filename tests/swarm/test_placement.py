@@ -1,4 +1,4 @@
-"""Placement: gaps first, then the least held; and no moving about for nothing."""
+"""Placement: gaps first, then the least held."""
 
 import random
 
@@ -9,8 +9,8 @@ from swarm.people import MODEL, hosted, plain_record
 
 from shoal.swarm.errors import OutOfMemory
 from shoal.swarm.identifiers import PeerId
-from shoal.swarm.records import NodeRecord
-from shoal.swarm.routing.placement import Budget, Placement, Stay, choose_span, should_move
+from shoal.swarm.records import Coming, NodeRecord
+from shoal.swarm.routing.placement import Budget, Placement, choose_span
 from shoal.swarm.units import Span, missing, whole
 
 LAYERS = 8
@@ -114,69 +114,11 @@ def test_nodes_that_come_one_by_one_soon_cover_the_model() -> None:
         assert missing(whole(LAYERS), [r.hosted[0].span for r in records]) == []
 
 
-def move(records: list[NodeRecord], own: Span, units: float = 4, seed: int = 0) -> Placement | Stay:
-    return should_move(
-        [*records, holder("me", own.start, own.stop)], MODEL, budget(units), own, random.Random(seed), ME
-    )
-
-
-def test_a_node_stays_when_it_alone_holds_something() -> None:
-    decision = move([holder("a", 0, 4)], Span(4, 8))  # a gap at 8:10, but leaving would open another
-    assert isinstance(decision, Stay)
-    assert decision.reason == "only this node holds layers 3:7"
-
-
-def test_a_spare_node_moves_into_a_gap() -> None:
-    decisions = [move([holder("a", 0, 4), holder("b", 4, 8)], Span(0, 4), seed=seed) for seed in range(40)]
-    moved = [d for d in decisions if isinstance(d, Placement)]
-    assert moved
-    assert {d.span for d in moved} <= {Span(6, 10)}
-    assert moved[0].reason == "nobody holds layers 7:8, head"
-    waiting = [d for d in decisions if isinstance(d, Stay)]
-    assert waiting  # "a" could go as well
-    assert waiting[0].reason == "2 nodes could move; leaving it to another for now"
-
-
-def test_the_only_spare_node_moves_into_a_gap_at_once() -> None:
-    records = [holder("a", 0, 5), holder("b", 5, 8)]
-    for seed in range(20):
-        assert isinstance(move(records, Span(1, 5), seed=seed), Placement)
-
-
-def test_a_node_that_can_hold_its_own_and_the_gap_takes_both() -> None:
-    decision = move([holder("a", 0, 4)], Span(4, 8), units=6)
-    assert isinstance(decision, Placement)
-    assert decision.span == Span(4, 10)
-
-
-def test_a_small_gain_is_not_worth_moving() -> None:
-    balanced = [holder("a", 0, 10), holder("b", 0, 5), holder("c", 5, 10)]
-    for seed in range(20):
-        assert isinstance(move(balanced, Span(0, 5), units=5, seed=seed), Stay)
-
-
-def test_a_large_imbalance_is_worth_moving_and_the_reason_says_how_large() -> None:
-    crowd = [holder(f"p{i}", 0, 5) for i in range(4)] + [holder("lonely", 5, 10)]
-    decisions = [move(crowd, Span(0, 5), units=5, seed=seed) for seed in range(60)]
-    moved = [d for d in decisions if isinstance(d, Placement)]
-    assert moved
-    assert len(moved) < 30  # five could move; one should
-    assert all(d.span == Span(5, 10) for d in moved)
-    assert "4:8+head has 4.0 times the need of here" in moved[0].reason
-
-
-def test_a_swarm_comes_to_rest() -> None:
-    """Everybody decides at the same time, round after round, from the same stale view."""
-    generator = random.Random(5)
-    spans = dict.fromkeys([f"p{i:02}" for i in range(12)], Span(0, 4))
-    for _ in range(60):
-        view = [holder(peer, span.start, span.stop) for peer, span in spans.items()]
-        before = dict(spans)
-        for peer, own in before.items():
-            decision = should_move(view, MODEL, budget(4), own, generator, PeerId(peer))
-            if isinstance(decision, Placement):
-                spans[peer] = decision.span
-    assert missing(whole(LAYERS), list(spans.values())) == []
-    assert spans == before
-    held = [sum(s.start <= unit < s.stop for s in spans.values()) for unit in range(UNITS)]
-    assert min(held) >= 3
+def test_who_is_on_the_way_counts_where_it_goes() -> None:
+    coming = (Coming(MODEL, "novels-6m", LAYERS, Span(4, 8), "float32", settled=True),)
+    moving = plain_record("b", hosted(Span(0, 4), LAYERS), coming=coming)
+    found = choose([holder("a", 0, 4), moving], 4)
+    assert found.span == Span(6, 10)
+    assert found.reason == "nobody holds layers 7:8, head"
+    loading = plain_record("b", coming=coming)
+    assert choose([holder("a", 0, 4), loading], 4).span == Span(6, 10)

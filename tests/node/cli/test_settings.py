@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from node.cli.shoal_process import Here
 
+from shoal.node.cli.node_choice import node_options
 from shoal.node.settings import load_settings
 from shoal.swarm.errors import UsageError
 from shoal.swarm.home import Home
@@ -25,6 +26,15 @@ def test_a_flag_beats_the_environment_which_beats_the_file(file: Path, monkeypat
     monkeypatch.setenv("SHOAL_THREADS", "3")
     assert load_settings(home, {"threads": None}).threads == 3
     assert load_settings(home, {"threads": 4}).threads == 4
+
+
+def test_a_node_takes_other_layers_unless_told_not_to(file: Path) -> None:
+    home = Home(file.parent)
+    assert node_options(home, {}, None).rebalance
+    assert not node_options(home, {"rebalance": False}, None).rebalance
+    file.write_text("rebalance = false\n")
+    assert not node_options(home, {}, None).rebalance
+    assert node_options(home, {"rebalance": True}, None).rebalance
 
 
 def test_lists_are_written_in_each_place_own_way(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,10 +146,10 @@ def broken_model(folder: Path) -> Path:
 def test_a_model_that_cannot_be_is_named_with_the_right_code(folder: Path, broken_model: Path) -> None:
     home = ["--home", str(folder / "home"), *HERE]
     wrong = {
+        ("--layers", "8:9"): (2, "out of range"),
         (str(broken_model),): (2, "config.json"),
         (str(folder / "nowhere"),): (2, "no folder"),
         ("nobody/nothing",): (3, "hub"),
-        ("--layers", "8:9"): (2, "out of range"),
         ("--max-memory", "1MB"): (6, "memory"),
         ("--dtype", "float7"): (2, "float7"),
     }
@@ -158,6 +158,8 @@ def test_a_model_that_cannot_be_is_named_with_the_right_code(folder: Path, broke
         assert ran.code == code, (arguments, ran)
         assert words in ran.complaint, arguments
         assert_free(folder / "home")
+        if "--layers" in arguments:
+            assert not (folder / "home" / "swarm.json").exists(), "a swarm was founded for nothing"
 
 
 @pytest.mark.parametrize("flag", ["--port", "--api-port"])

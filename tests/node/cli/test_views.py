@@ -12,6 +12,7 @@ from shoal.node.cli.check import Finding
 from shoal.node.cli.layer_map import Holding, ModelMap, draw, maps_of
 from shoal.node.cli.moments import moment, seconds
 from shoal.node.cli.output import Output
+from shoal.node.cli.peers import parts_of
 from shoal.node.cli.route_view import route_lines
 from shoal.node.cli.status_view import duration, status_lines
 from shoal.node.cli.status_watch import TokenMeter, watch_status
@@ -110,6 +111,29 @@ def test_status_names_gaps_sessions_and_speed() -> None:
     assert "this machine only" in alone
     assert "outside" not in alone
     assert "no sessions" in "\n".join(status_lines({**STATUS, "sessions": [], "hosted": []}))
+
+
+def test_status_and_peers_tell_a_change_of_layers() -> None:
+    coming = {"model": "m" * 64, "name": "tiny", "layers": "4:8+head", "dtype": "float32", "settled": True}
+    waiting = {"sessions": 3, "moved": 1, "ended": 0, "waiting": 2, "stranded": ""}
+    move = {
+        "name": "tiny",
+        "before": "embed+0:4",
+        "layers": "4:8+head",
+        "reason": "nobody holds head",
+        "stage": "handing over",
+        "sessions": waiting,
+    }
+    lines = status_lines({**STATUS, "moving": move})
+    (line,) = [line for line in lines if line.startswith("moving")]
+    assert line.endswith("from embed+0:4 to 4:8+head (nobody holds head); handing over, 2 sessions still here")
+    (held,) = parts_of({**peer("ana", 0, 5), "coming": [coming]})
+    assert held["layers"] == "some (moves to 4:8+head)"
+    (held,) = parts_of({**peer("ana", 0, 5), "coming": [{**coming, "settled": False}]})
+    assert held["layers"] == "some"
+    (loading,) = parts_of({**peer("ana", 0, 5), "hosted": [], "coming": [coming]})
+    assert loading["layers"] == "(moves to 4:8+head)"
+    assert parts_of({**peer("ana", 0, 5), "hosted": []}) == [{}]
 
 
 def test_watching_into_a_pipe_names_no_key(capsys: pytest.CaptureFixture[str]) -> None:
