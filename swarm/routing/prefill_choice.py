@@ -96,8 +96,9 @@ def choose_prefill(
         choices += [world.choice(hops, own) for hops in ways if named is None or named in {peer for peer, _ in hops}]
 
     def rank(choice: PrefillChoice) -> tuple[int, float]:
-        """Who is named does all that it can."""
-        return -sum(len(hop.span) for hop in choice.hops if hop.peer == named), choice.apart_s
+        """Who is named does all that it can; a loss has to save as much as another peer has to."""
+        seconds = choice.apart_s if choice.exact else choice.apart_s / WORTH
+        return -sum(len(hop.span) for hop in choice.hops if hop.peer == named), seconds
 
     known = [choice for choice in choices if choice.apart_s]
     return min(known or choices, key=rank, default=None)
