@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import structlog
 
-from shoal.compression.kv_levels import CHUNK_TOKENS
+from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
 from shoal.swarm.errors import BadChunk, RemoteFault, ShoalError
 from shoal.swarm.kv.cache_streams import next_of_cache
 from shoal.swarm.kv.kv_chunks import KvChunk, KvFormat, due_chunks, pack_chunk
@@ -24,7 +24,7 @@ from shoal.swarm.units import has_embed
 
 from .prefill_race import PrefillRace
 from .prefix_race import Step, Wait
-from .prefixes import AUDIT_SHARE, THRESHOLDS
+from .prefixes import AUDIT_SHARE, may_differ
 
 log = structlog.get_logger()
 
@@ -240,14 +240,14 @@ class HopPrefill:
         if claimed is None or self._coder is None or self._audited or self._false:
             return True
         self._audited = True
+        level: KvLevel = "lossless" if self._wish.exact else "default"
         try:
             (own,) = await self._compute.export_kv(self._request.session, start, start + count)
-            distance = await self._coder.kv_distance(own, claimed)
+            distance = await self._coder.kv_distance(own, claimed, level)
         except BadChunk as error:
             await self._distrust(str(error))
             return not self._taken
-        limit = THRESHOLDS["lossless" if self._wish.exact else "default"]
-        if distance <= limit:
+        if distance <= may_differ(level):
             return True
         await self._distrust(f"positions {start} to {start + count} are {distance:.3f} from what was computed")
         return not self._taken

@@ -26,7 +26,7 @@ from .donor_link import EXACT, FAST, Donor
 from .prefix_chain import LINK_BYTES, MAX_LINKS, Link, address
 from .prefix_race import SMALLEST_PIECE, PrefixRace, Step, Wait, frontier_of
 from .prefix_race import Compute as ComputeStep
-from .prefixes import EXACT_MAY_DIFFER, LOSSY_MAY_DIFFER, STAGED_BYTES, Prefixes
+from .prefixes import STAGED_BYTES, Prefixes, may_differ
 
 log = structlog.get_logger()
 
@@ -328,7 +328,7 @@ class HopPrefix:
             await self._distrust(held.maker, str(error))
             return held.maker not in self._taken
         self._prefixes.counts.audited += 1
-        limit = EXACT_MAY_DIFFER if level == "lossless" else LOSSY_MAY_DIFFER
+        limit = may_differ(level)
         if distance <= limit:
             return True
         await self._distrust(held.maker, f"chunk {number} is {distance:.3f} from what was computed, {limit} may be")

@@ -50,6 +50,10 @@ FIND_S = 3.0
 EXACT_MAY_DIFFER, LOSSY_MAY_DIFFER = 0.05, 0.2
 
 
+def may_differ(level: KvLevel) -> float:
+    return EXACT_MAY_DIFFER if level == "lossless" else LOSSY_MAY_DIFFER
+
+
 class PrefixBoard(Protocol):
     """Who has which prefix."""
 
