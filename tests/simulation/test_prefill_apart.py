@@ -10,10 +10,12 @@ from simulation.prefill_world import CHUNK_BYTES, EXPECTED, FAST_S, NEAR, NEW, P
 from simulation.session_world import MODEL, MODEL_ID, OpenGate
 
 from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
-from shoal.swarm.errors import ShoalError, UsageError
+from shoal.swarm.errors import Refused, ShoalError, UsageError
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.kv.cache_streams import open_attached
 from shoal.swarm.kv.kv_chunks import KvChunk, pack_chunk, parse_chunk
+from shoal.swarm.members.handshake import greet, next_message, read_welcome
+from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions import messages
 from shoal.swarm.sessions.compute import Compute
 from shoal.swarm.sessions.generation import TokenRequest
@@ -340,4 +342,39 @@ async def test_a_prefiller_that_has_computed_all_may_take_minutes_to_send_it() -
         assert tokens == EXPECTED[:1]
         assert not route.failovers
         assert route.prefills[0].positions > ASKED / 2
+        assert not route.prefills[0].trouble
+
+
+@pytest.mark.anyio
+async def test_a_wish_for_more_positions_than_a_model_has_costs_a_hop_without_layers_no_memory() -> None:
+    async with prefill_world(("ends", "embed"), ("middle", "0:6"), ("last", "head")) as swarm:
+        stranger, most = swarm.network.join(PeerId("stranger")), 1 << 62
+        stream = await stranger.open(PeerId("ends"), messages.CONTROL_PROTOCOL)
+        await greet(stream, OpenGate())
+        request = messages.Open(
+            SessionId("s"), MODEL_ID, "float32", Span(0, 1), most, stranger.me, None, None, (), Sampling(), ()
+        )
+        request = replace(request, prefill=messages.Prefill(stranger.me, most - 1, exact=True))
+        await stream.send(messages.encode(request))
+        await read_welcome(stream, OpenGate())
+        answer = await next_message(stream)
+        assert isinstance(answer, messages.Failed)
+        assert answer.kind == "too_long"
+        tokens, _ = await swarm.ask()
+        assert tokens == EXPECTED
+
+
+@pytest.mark.anyio
+async def test_a_comparison_that_cannot_be_made_costs_the_session_nothing() -> None:
+    """As while the layers of a hop are exchanged."""
+
+    async def refuse(*_: object) -> float:
+        raise Refused("these layers are not held here")
+
+    async with prefill_world(*CHAIN, audit_share=1.0) as swarm:
+        for name, _ in CHAIN:
+            swarm.volunteers[name].compute.kv_distance = refuse  # type: ignore[assignment]
+        tokens, route = await swarm.ask()
+        assert tokens == EXPECTED
+        assert not route.failovers
         assert not route.prefills[0].trouble
