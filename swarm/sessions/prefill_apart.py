@@ -279,8 +279,8 @@ class PrefillApart:
         for to in self._decoding.values():
             layers = layer_range(to.span, self._manifest.layers)
             sender = self._sender(to.span)
-            link = next(link for link in self._links.values() if sender and link.at.span == sender.span)
-            if layers:
+            if layers and sender is not None:  # else it was told of none
+                link = next(link for link in self._links.values() if link.at.span == sender.span)
                 first, stop = max(to.span.start, link.at.span.start), min(to.span.stop, link.at.span.stop)
                 send = SendCache(to.peer, to.session, to.addresses, self.level, False, Span(first, stop), self.asked)
                 await link.tell(send)
