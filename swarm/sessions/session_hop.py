@@ -46,6 +46,7 @@ class Hop:
     opened: bool = False
     restoring: bool = False  # its cache is still to come
     loaded: int = 0  # positions that it began with
+    loads_below: int = 0  # and no others, of what it kept as a standby
     held: int = 0  # at least
     unanswered_since_s: float | None = None  # a probe is out
     standby: Standby | None = None
