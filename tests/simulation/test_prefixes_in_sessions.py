@@ -9,7 +9,7 @@ from simulation.prefix_world import PROMPT, PrefixWorld, prefix_world
 from simulation.session_world import MODEL, MODEL_ID, OpenGate
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
-from shoal.swarm.errors import UsageError
+from shoal.swarm.errors import Refused, UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.kv.kv_chunks import pack_chunk, parse_chunk
 from shoal.swarm.members.handshake import receive_greeting
@@ -270,6 +270,29 @@ async def test_honest_chunks_pass_their_audit() -> None:
             audited = swarm.prefixes["other"].counts.audited
             await swarm.prefixes["other"].store.drop(lambda _, label: True)
         assert audited >= 1
+        assert not swarm.prefixes["other"].counts.false
+
+
+@pytest.mark.anyio
+async def test_an_audit_that_cannot_be_made_costs_the_session_nothing() -> None:
+    """As while the layers of a hop are exchanged."""
+    asked = 0
+
+    async def refuse(*_: object) -> float:
+        nonlocal asked
+        asked += 1
+        raise Refused("these layers are not held here")
+
+    async with prefix_world(("one", "all"), ("other", "all"), audit_share=1.0) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        swarm.volunteers["other"].compute.kv_distance = refuse  # type: ignore[method-assign]
+        for _ in range(6):
+            tokens, route = await swarm.ask(NEW, without=["one"], exact=False)
+            assert tokens == EXPECTED
+            assert not route.failovers
+            await swarm.prefixes["other"].store.drop(lambda _, label: True)
+        assert asked
         assert not swarm.prefixes["other"].counts.false
 
 
