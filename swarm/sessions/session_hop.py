@@ -45,8 +45,8 @@ class Hop:
     span: Span
     opened: bool = False
     restoring: bool = False  # its cache is still to come
+    most: int = 0  # positions that it may have from there, of a standby that was promoted
     loaded: int = 0  # positions that it began with
-    loads_below: int = 0  # and no others, of what it kept as a standby
     held: int = 0  # at least
     unanswered_since_s: float | None = None  # a probe is out
     standby: Standby | None = None

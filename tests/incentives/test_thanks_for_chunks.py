@@ -6,7 +6,7 @@ from incentives.paid_world import CREDIT, PRICE, PaidWorld, paid_world
 from simulation.session_world import MANIFEST, MODEL, MODEL_ID
 from swarm.people import person
 
-from shoal.compression.kv_levels import CHUNK_TOKENS
+from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
 from shoal.incentives import chunk_thanks, payword
 from shoal.incentives import entry as entries
 from shoal.incentives.balances import BURN_PERCENT
@@ -127,7 +127,7 @@ async def test_a_donor_whose_chunks_are_found_false_is_owed_nothing() -> None:
         (compute,) = {prefixes.coder_of(MODEL_ID)}
         assert compute is not None
 
-        async def far(own: bytes, claimed: bytes) -> float:
+        async def far(own: bytes, claimed: bytes, level: KvLevel) -> float:
             return 2.0
 
         compute.kv_distance = far  # type: ignore[method-assign]
