@@ -169,11 +169,12 @@ class PrefillApart:
             await self._end(self.trouble)
             self._spoiled(key, f"the prompt was computed falsely for it: {said.fault}")
             return
+        is_new = key not in self._came
         self._came[key] = min(said.held, self.asked)
         if said.over:
             self._ended.add(key)
         first = next(reversed(self._decoding))
-        if len(self._decoding) > 1 and key != first:
+        if len(self._decoding) > 1 and (key != first or is_new):  # it may have opened after the others spoke
             await self._tell(first, self._ahead(first))
         self._go_on()
         if self._is_complete:
