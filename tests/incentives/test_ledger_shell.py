@@ -20,11 +20,13 @@ from shoal.incentives.offer import Offer, session_name
 from shoal.incentives.payword import PayWords
 from shoal.incentives.price import tick_price
 from shoal.incentives.session_meter import LedgerMetering
+from shoal.incentives.session_payment import LedgerPaying
 from shoal.incentives.store import Owed, Store
 from shoal.swarm.errors import OutOfMemory, Refused, Unavailable
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.identity import Identity
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.sessions.messages import Open as SessionOpen
 from shoal.swarm.units import Span
 
@@ -260,6 +262,26 @@ async def test_sessions_that_leave_nothing_to_settle_leave_nothing_in_memory(tmp
         meter.close()
         prev = entries.hash_of(entry)
     assert not metering._unsettled  # noqa: SLF001  what would grow
+    await ledger.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_credit_that_may_be_spent_since_the_last_entry_pays_for_the_first_session_after_it(
+    tmp_path: Path, in_thread: bool
+) -> None:
+    clock = [float(NOW)]
+    ledger = Ledger(Store(tmp_path / "ledger.sqlite"), CLIENT, lambda: clock[0], in_thread=in_thread)
+    ledger.store.balances.mint(CLIENT.public_key, 10_000_000, bytes(32), NOW)
+    request = TokenRequest(MODEL_ID, tuple(range(1, 65)), 40)
+    paying = LedgerPaying(ledger)
+    early = paying.session(request, MANIFEST)
+    clock[0] += 25 * 3600
+    late = paying.session(request, MANIFEST)
+    assert early is not None
+    assert late is not None
+    assert (early.in_advance, late.in_advance) == (False, True)
+    assert ledger.glance(CLIENT.public_key) == await ledger.spendable(CLIENT.public_key) > 0
     await ledger.close()
 
 
