@@ -137,11 +137,7 @@ class LedgerMetering:
             raise Refused(USED)
         self._unsettled.add(digest)  # before anything is waited for: of two that come at once one is served
         try:
-            if await self._ledger.use(lambda store: store.is_owed(digest), brief=True):  # before this process began
-                raise Refused(USED)
-            covered = not late and await self._is_covered(digest, terms)
-            till = Till(digest, terms, TICK_TOKENS if covered else None)
-            _go_on(till.begin(offer.ticks, offer.word))
+            till, covered = await self._till(digest, terms, offer, late=late)
         except BaseException:
             self._unsettled.discard(digest)
             raise
@@ -155,6 +151,15 @@ class LedgerMetering:
                 self._unsettled.discard(digest)
 
         return LedgerMeter(self._ledger, till, over)
+
+    async def _till(self, digest: bytes, terms: Open, offer: Offer, *, late: bool) -> tuple[Till, bool]:
+        """With whether all that it may take is set aside. raises: Refused, ShoalError"""
+        if await self._ledger.use(lambda store: store.is_owed(digest), brief=True):  # by a process before this one
+            raise Refused(USED)
+        covered = not late and await self._is_covered(digest, terms)
+        till = Till(digest, terms, TICK_TOKENS if covered else None)
+        _go_on(till.begin(offer.ticks, offer.word))
+        return till, covered
 
     def _price(self, request: SessionOpen) -> int | None:
         """None for a model that is not known here (any more)."""

@@ -94,4 +94,6 @@ class LedgerPaying:
             return None  # shorter than a tick: nothing would ever be paid
         hops = min(request.max_hops, manifest.layers + 2)  # each rounds its price up by less than a credit a position
         most = (tick_price(manifest, whole(manifest.layers)) + TICK_TOKENS * hops) * payer.most_ticks
-        return LedgerPayment(self._ledger, payer, manifest, self._told, paid=self._ledger.glance(self._ledger.key) >= most)
+        return LedgerPayment(
+            self._ledger, payer, manifest, self._told, paid=self._ledger.glance(self._ledger.key) >= most
+        )

@@ -235,7 +235,10 @@ async def test_after_a_kill_what_was_paid_before_is_neither_spent_again_nor_made
     ledger.store.close()  # the process is gone
 
     ledger, metering = await with_credit(path)
-    for payment in (metering.open(CLIENT.peer_id, request), metering.open_late(CLIENT.peer_id, request, request.payment)):
+    for payment in (
+        metering.open(CLIENT.peer_id, request),
+        metering.open_late(CLIENT.peer_id, request, request.payment),
+    ):
         with pytest.raises(Refused, match="for a session already"):
             await payment
     async with anyio.create_task_group() as tasks:

@@ -1,7 +1,7 @@
 """Who gave chunks of a prefix is thanked for those that were found good: in credit, or as a favour."""
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import anyio
 import pytest
@@ -26,7 +26,6 @@ from shoal.incentives.store import Store
 from shoal.swarm.errors import Refused, TimedOut
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.identity import Identity
-from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions.generation import Route, TokenRequest
 from shoal.swarm.sessions.messages import Open as SessionOpen
@@ -36,6 +35,9 @@ from shoal.swarm.units import Span
 PROMPT = tuple((7 * n + n // 9) % 50 + 1 for n in range(10 * CHUNK_TOKENS + 10))
 NEW = 20
 EXPECTED = MODEL.expected_tokens(PROMPT, NEW)
+if TYPE_CHECKING:
+    from shoal.swarm.members.member_calls import MemberCalls
+
 NOW = 1_790_000_000
 DONOR, TAKER = (Identity(bytes([number]) * 32) for number in (1, 2))
 
@@ -170,7 +172,7 @@ class Telephone:
 
 def accounts_of(who: Identity, calls: Telephone, catch_up: CatchUp) -> PrefixAccounts:
     ledger = Ledger(Store(None), who, lambda: float(NOW), in_thread=False)
-    some = cast(MemberCalls, calls)
+    some = cast("MemberCalls", calls)
     return PrefixAccounts(ledger, some, lambda _: MANIFEST, set(), catch_up, anyio.current_time)
 
 
@@ -183,7 +185,9 @@ async def test_a_donor_that_does_not_answer_keeps_the_others_waiting_once() -> N
     silent, other = DONOR.peer_id, Identity(bytes([7]) * 32).peer_id
     calls = Telephone(silent)
     books = accounts_of(TAKER, calls, nothing_to_catch_up)
-    request = SessionOpen(SessionId("ab" * 14), MODEL_ID, "float32", Span(0, 8), 100, TAKER.peer_id, None, None, (), Sampling(), ())
+    request = SessionOpen(
+        SessionId("ab" * 14), MODEL_ID, "float32", Span(0, 8), 100, TAKER.peer_id, None, None, (), Sampling(), ()
+    )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(books.run)
         for _ in range(100):
