@@ -445,3 +445,25 @@ def test_rounds_that_do_not_go_from_one_outer_state_to_the_next_are_not_claimed(
 def test_what_lies_between_rounding_and_another_work_is_not_decided() -> None:
     found = [finding_of(distance, EXACT) for distance in (0.0, 1e-3, 2e-3, 0.1, 0.2, float("inf"), float("nan"))]
     assert found == [Finding.SOUND] * 2 + [Finding.FAR] * 2 + [Finding.GROSS] * 3
+
+
+@pytest.mark.anyio
+async def test_of_judgements_that_wait_none_goes_because_another_made_room_meanwhile() -> None:
+    judge, written = object.__new__(Judge), list[int]()
+    untold = [
+        (
+            Judgement("00" * 32, "somebody", round_, 100, "00", 0, "undecided", ""),
+            Verdict(bytes(32), 1, bytes(32), 2, b""),
+        )
+        for round_ in range(3)
+    ]
+    judge._untold, judge._telling = untold, anyio.Lock()
+
+    async def write(judgement: Judgement, _: Verdict) -> None:
+        written.append(judgement.round)
+        if judgement.round == 0:
+            del untold[0]  # more came than may wait
+
+    judge._write = write  # type: ignore[method-assign]
+    await judge._tell_all()
+    assert written == [0, 1, 2]
