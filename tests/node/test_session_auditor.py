@@ -392,6 +392,7 @@ def test_a_farmer_of_reputation_is_found_after_it_turns(model: LocalModel) -> No
                     if user.known.is_avoided(peers[0].key):
                         break
                 assert user.known.server(peers[0].key).convicted
+                await until(lambda: bool(user.verdicts(FALSE)))
                 ((_, verdict),) = user.verdicts(FALSE)
                 assert verdict.subject == peers[0].key
 

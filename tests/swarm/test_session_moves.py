@@ -157,12 +157,12 @@ def test_a_replacement_that_claims_what_it_cannot_hold_is_lost_and_another_plann
     held: int,
 ) -> None:
     running = Running()
-    running.with_standby_of_b()
-    (opened,) = of(running.say(HopLost(2, "gone")), OpenHop)
-    running.say(HopOpened(opened.hop))
-    effects = running.say(CacheCame(opened.hop, held))
+    hold = running.with_standby_of_b()
+    running.say(CacheKept(hold, 192))
+    running.say(HopLost(2, "gone"))
+    effects = running.say(CacheCame(hold, held))
     assert not of(effects, RewireHop)
-    assert CloseHop(opened.hop) in effects
+    assert CloseHop(hold) in effects
     (plan,) = of(effects, Plan)
     assert S in plan.exclude
     assert running.session.phase == "planning"

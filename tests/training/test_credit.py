@@ -71,7 +71,8 @@ def all_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_draw, "percent_looked_at", lambda _: 100)
     monkeypatch.setattr(judging, "AGAIN_S", 0.02)
     monkeypatch.setattr(judging, "TRIES", 1000)  # a busy machine writes claims late, and shows them late
-    monkeypatch.setattr(judging, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(patience, "MOST_S", 60.0)
+    monkeypatch.setattr(patience, "ALLOWANCE_S", 600.0)
 
 
 class Quiet:
