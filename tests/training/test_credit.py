@@ -448,23 +448,22 @@ def test_what_lies_between_rounding_and_another_work_is_not_decided() -> None:
     assert found == [Finding.SOUND] * 2 + [Finding.FAR] * 2 + [Finding.GROSS] * 3
 
 
+class CrowdedJudge(Judge):
+    """While its first judgement is written, more come than may wait."""
+
+    written: list[int]
+
+    async def _write(self, judgement: Judgement, verdict: Verdict) -> None:
+        self.written.append(judgement.round)
+        if judgement.round == 0:
+            del self._untold[0]
+
+
 @pytest.mark.anyio
 async def test_of_judgements_that_wait_none_goes_because_another_made_room_meanwhile() -> None:
-    judge, written = object.__new__(Judge), list[int]()
-    untold = [
-        (
-            Judgement("00" * 32, "somebody", round_, 100, "00", 0, "undecided", ""),
-            Verdict(bytes(32), 1, bytes(32), 2, b""),
-        )
-        for round_ in range(3)
-    ]
-    judge._untold, judge._telling = untold, anyio.Lock()
-
-    async def write(judgement: Judgement, _: Verdict) -> None:
-        written.append(judgement.round)
-        if judgement.round == 0:
-            del untold[0]  # more came than may wait
-
-    judge._write = write  # type: ignore[method-assign]
+    verdict = Verdict(bytes(32), 1, bytes(32), 2, bytes(32))
+    judge = object.__new__(CrowdedJudge)
+    judge.written, judge._telling = [], anyio.Lock()
+    judge._untold = [(Judgement("", "somebody", round_, 100, "", 0, "undecided", ""), verdict) for round_ in range(3)]
     await judge._tell_all()
-    assert written == [0, 1, 2]
+    assert judge.written == [0, 1, 2]
