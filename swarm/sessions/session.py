@@ -237,6 +237,9 @@ class Session:
 
     def _most_restored(self, key: HopKey) -> int:
         """Positions that a hop which was to take in a cache can have. Beyond that the chain would have a gap."""
+        promoted = next((hop for hop in self.hops if hop.key == key and hop.restoring), None)
+        if promoted is not None:
+            return promoted.most
         is_replacement = any(hop.key == key and hop.restoring for hop in self._pending)
         return self._loadable() if is_replacement else len(self.ids)
 
@@ -353,7 +356,7 @@ class Session:
         below = self._loadable()
         before, after = self._neighbours()
         held = min(standby.held, below) // CHUNK_TOKENS * CHUNK_TOKENS  # it may have more, and is sent that for nothing
-        hop = Hop(standby.key, peer, span, opened=True, restoring=True, loaded=held, held=held)
+        hop = Hop(standby.key, peer, span, opened=True, restoring=True, most=below, loaded=held, held=held)
         upstream = before.peer if before else None
         yield PromoteHold(hop.key, peer, span, upstream, after.key if after else None, below)
         self.hops.insert(self._gap, hop)

@@ -45,6 +45,7 @@ class Hop:
     span: Span
     opened: bool = False
     restoring: bool = False  # its cache is still to come
+    most: int = 0  # positions that it may have from there, of a standby that was promoted
     loaded: int = 0  # positions that it began with
     held: int = 0  # at least
     unanswered_since_s: float | None = None  # a probe is out
