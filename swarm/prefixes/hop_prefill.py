@@ -82,8 +82,6 @@ class HopPrefill:
             wish.positions, clock(), wish.first_s, wish.chunk_s, wish.own_chunk_s, audited if self.leads else None
         )
         self._tell: Tell | None = None
-        if self._kind.layers[0] == self._kind.layers[1]:
-            self._come_by_itself()
 
     def _come_by_itself(self) -> None:
         """A hop without layers has an empty cache, which nobody needs to send."""
@@ -97,8 +95,11 @@ class HopPrefill:
     # What comes
 
     async def run(self, tell: Tell) -> None:
+        """Once the engine has room for the session: until then nobody has looked at how long it wants to be."""
         self._tell = tell
-        if self._over:
+        if self._kind.layers[0] == self._kind.layers[1]:
+            self._come_by_itself()
+            self._note()
             await self._say()
 
     async def _say(self, fault: str = "") -> None:

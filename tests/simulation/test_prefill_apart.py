@@ -14,6 +14,8 @@ from shoal.swarm.errors import ShoalError, UsageError
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.kv.cache_streams import open_attached
 from shoal.swarm.kv.kv_chunks import KvChunk, pack_chunk, parse_chunk
+from shoal.swarm.members.handshake import greet, next_message
+from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions import messages
 from shoal.swarm.sessions.compute import Compute
 from shoal.swarm.sessions.generation import TokenRequest
@@ -341,3 +343,28 @@ async def test_a_prefiller_that_has_computed_all_may_take_minutes_to_send_it() -
         assert not route.failovers
         assert route.prefills[0].positions > ASKED / 2
         assert not route.prefills[0].trouble
+
+
+@pytest.mark.anyio
+async def test_how_long_a_prompt_is_said_to_be_costs_nothing_before_there_is_room_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    def counted(chunk: KvChunk) -> bytes:
+        made.append(chunk.start)
+        return pack_chunk(chunk)
+
+    monkeypatch.setattr("shoal.swarm.prefixes.hop_prefill.pack_chunk", counted)
+    async with prefill_world() as swarm:
+        client = swarm.network.join(PeerId("liar"))
+        stream = await client.open(PeerId("fast"), messages.CONTROL_PROTOCOL)
+        await greet(stream, OpenGate())
+        wish = messages.Prefill(PeerId("somebody"), 1 << 17, exact=True)
+        request = messages.Open(
+            SessionId("ab" * 12), MODEL_ID, "float32", Span(0, 1), 1 << 40, client.me, None, None, (), Sampling(), ()
+        )
+        await stream.send(messages.encode(replace(request, prefill=wish)))
+        answers = [await next_message(stream), await next_message(stream)]
+        assert isinstance(answers[-1], messages.Failed)
+        assert made == []
