@@ -70,6 +70,11 @@ class GivenChunks:
 
     def settled(self, taker: PeerId, entry: Entry, said: Thanks, me: bytes) -> None:
         """Count thanks as answered. raises: Refused when they are for nothing that was given here"""
+        self.check(taker, entry, said, me)
+        self._given[taker] -= said.ticks
+
+    def check(self, taker: PeerId, entry: Entry, said: Thanks, me: bytes) -> None:
+        """me: the own key. raises: Refused, as `settled`"""
         body = entry.body
         if not isinstance(body, Open) or body.server != me or not is_for_chunks(body):
             raise Refused("this is no account for chunks of this node")
@@ -78,4 +83,3 @@ class GivenChunks:
             raise Refused(f"thanks for {said.ticks} chunks; {given} that were given here are not settled")
         if not payword.pays(said.word, body.root, said.ticks, body.most_ticks):
             raise Refused("the word does not belong to the account")
-        self._given[taker] = given - said.ticks

@@ -8,7 +8,7 @@ import anyio
 import structlog
 
 from shoal.swarm import peer_id
-from shoal.swarm.errors import NotSpoken, Refused, ShoalError
+from shoal.swarm.errors import NotSpoken, Refused, ShoalError, Unavailable
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.members.member_calls import MemberCalls
 from shoal.swarm.sessions.messages import Open as SessionOpen
@@ -28,6 +28,7 @@ from .session_meter import CatchUp, Manifests
 MOST_WAITING = 256
 TRIES, AGAIN_S = 3, 10.0  # for a donor that does not answer
 WITHOUT_S = 3600.0  # a donor that keeps no books is not asked again for so long
+SILENT_S = 600.0  # nor one that answered none of several tries, for which all others waited
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +58,7 @@ class PrefixAccounts:
         self._ledger, self._calls, self._manifests = ledger, calls, manifests
         self._paid, self._catch_up, self._clock = paid, catch_up, clock
         self._given = GivenChunks()
-        self._without: dict[PeerId, float] = {}  # keeps no books, as far as was seen
+        self._left_alone: dict[PeerId, float] = {}  # donors, and until when
         self._give, self._take = anyio.create_memory_object_stream[_Owed](MOST_WAITING)
 
     # Taken
@@ -75,17 +76,15 @@ class PrefixAccounts:
     async def run(self) -> None:
         """For ever."""
         async for owed in self._take:
-            if self._clock() - self._without.get(owed.donor, float("-inf")) < WITHOUT_S:
+            if self._left_alone.get(owed.donor, 0.0) > self._clock():
                 continue
             try:
-                await self._thank(owed)
-            except NotSpoken:
-                self._without[owed.donor] = self._clock()
+                await self._tell(owed.donor, await self._thanks(owed))
             except ShoalError as error:
                 log.info("donor_not_thanked", donor=owed.donor, reason=str(error))
 
-    async def _thank(self, owed: _Owed) -> None:
-        """raises: ShoalError"""
+    async def _thanks(self, owed: _Owed) -> bytes:
+        """With an account that is opened for them. raises: ShoalError"""
         price = owed.price
         if await self._ledger.spendable(self._ledger.key) < price * owed.chunks:
             price = 0
@@ -93,18 +92,28 @@ class PrefixAccounts:
         donor = peer_id.public_key_of(owed.donor)
         terms = chunk_thanks.terms(donor, session_name(owed.session), words.root, owed.chunks, price)
         entry = await self._ledger.append(terms)
-        body = chunk_thanks.thanks.encode(Thanks(entries.encode(entry), owed.chunks, words.word(owed.chunks)))
+        return chunk_thanks.thanks.encode(Thanks(entries.encode(entry), owed.chunks, words.word(owed.chunks)))
+
+    async def _tell(self, donor: PeerId, body: bytes) -> None:
+        """raises: ShoalError"""
         for left in reversed(range(TRIES)):
             try:
-                await self._calls.call(owed.donor, METHOD, body)
-            except (NotSpoken, Refused):
+                await self._calls.call(donor, METHOD, body)
+            except NotSpoken:
+                self._leave_alone(donor, WITHOUT_S)
                 raise
-            except ShoalError:
+            except Unavailable:
                 if not left:
+                    self._leave_alone(donor, SILENT_S)
                     raise
                 await anyio.sleep(AGAIN_S)
             else:
                 return
+
+    def _leave_alone(self, donor: PeerId, time_s: float) -> None:
+        now = self._clock()
+        self._left_alone = {peer: until for peer, until in self._left_alone.items() if until > now}
+        self._left_alone[donor] = now + time_s
 
     # Given
 
@@ -121,6 +130,7 @@ class PrefixAccounts:
         entry = entries.decode(said.entry)
         if entry.author != peer_id.public_key_of(taker) or self._ledger.is_forger(entry.author):
             raise Refused("these thanks are not the caller's, or its standing is gone")
+        self._given.check(taker, entry, said, self._ledger.key)  # who got nothing makes no work
         if not await self._is_kept(taker, entry):
             raise Refused("the account does not follow what is known of its author")
         self._given.settled(taker, entry, said, self._ledger.key)

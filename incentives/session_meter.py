@@ -23,6 +23,7 @@ from .store import Store
 from .till import Stop, Till
 
 PATIENCE_S = 10.0  # for a word that is on its way
+USED = "this payment was given for a session already"
 Manifests = Callable[[ModelId], Manifest | None]
 CatchUp = Callable[[PeerId, bytes, int, int], Awaitable[list[Entry]]]
 """Entries [start, stop) of an author, from a peer: (peer, author, start, stop). raises: ShoalError"""
@@ -31,7 +32,8 @@ CatchUp = Callable[[PeerId, bytes, int, int], Awaitable[list[Entry]]]
 class LedgerMeter:
     """One session at this hop."""
 
-    def __init__(self, ledger: Ledger, till: Till, over: Callable[[], None]) -> None:
+    def __init__(self, ledger: Ledger, till: Till, over: Callable[[Close | None], None]) -> None:
+        """over: called at the end, with what is going to be settled"""
         self._ledger = ledger
         self._till = till
         self._over = over
@@ -68,7 +70,7 @@ class LedgerMeter:
         close = self._till.close()
         if close is not None:
             self._ledger.settle(close)
-        self._over()
+        self._over(close)
 
 
 class LedgerMetering:
@@ -89,7 +91,7 @@ class LedgerMetering:
         self._clock = clock
         self._catch_up = catch_up
         self._limiter = limiter or OpenLimiter()
-        self._unsettled: set[bytes] = set()  # OPENs that are set aside for sessions whose CLOSE is not written yet
+        self._unsettled: set[bytes] = set()  # OPENs of sessions that are open, or whose CLOSE is not written yet
         ledger.on_settled.append(self._settled)
 
     def _settled(self, close: Entry) -> None:
@@ -132,15 +134,32 @@ class LedgerMetering:
             raise Refused("this key has signed two entries for one place; its standing is gone")
         digest = entries.hash_of(entry)
         if digest in self._unsettled:
-            raise Refused("this payment was given for a session already")
+            raise Refused(USED)
+        self._unsettled.add(digest)  # before anything is waited for: of two that come at once one is served
+        try:
+            till, covered = await self._till(digest, terms, offer, late=late)
+        except BaseException:
+            self._unsettled.discard(digest)
+            raise
+        self._note(till, offer)
+        if covered:
+            self.paid.add(request.session)
+
+        def over(close: Close | None) -> None:
+            self.paid.discard(request.session)
+            if close is None:
+                self._unsettled.discard(digest)
+
+        return LedgerMeter(self._ledger, till, over)
+
+    async def _till(self, digest: bytes, terms: Open, offer: Offer, *, late: bool) -> tuple[Till, bool]:
+        """With whether all that it may take is set aside. raises: Refused, ShoalError"""
+        if await self._ledger.use(lambda store: store.is_owed(digest), brief=True):  # by a process before this one
+            raise Refused(USED)
         covered = not late and await self._is_covered(digest, terms)
         till = Till(digest, terms, TICK_TOKENS if covered else None)
         _go_on(till.begin(offer.ticks, offer.word))
-        self._note(till, offer)
-        if covered:
-            self._unsettled.add(digest)
-            self.paid.add(request.session)
-        return LedgerMeter(self._ledger, till, lambda: self.paid.discard(request.session))
+        return till, covered
 
     def _price(self, request: SessionOpen) -> int | None:
         """None for a model that is not known here (any more)."""

@@ -92,8 +92,8 @@ class LedgerPaying:
         payer = Payer(self._seeds(), most_tokens)
         if not payer.most_ticks:
             return None  # shorter than a tick: nothing would ever be paid
-        account = self._ledger.store.balances.accounts.get(self._ledger.key)
-        spendable = account.spendable if account else 0
         hops = min(request.max_hops, manifest.layers + 2)  # each rounds its price up by less than a credit a position
         most = (tick_price(manifest, whole(manifest.layers)) + TICK_TOKENS * hops) * payer.most_ticks
-        return LedgerPayment(self._ledger, payer, manifest, self._told, paid=spendable >= most)
+        return LedgerPayment(
+            self._ledger, payer, manifest, self._told, paid=self._ledger.glance(self._ledger.key) >= most
+        )

@@ -220,9 +220,9 @@ class Store:
         except sqlite3.Error as error:
             raise self._told(error) from error
 
-    def _read(self, query: str) -> list[tuple[Any, ...]]:
+    def _read(self, query: str, values: Sequence[bytes] = ()) -> list[tuple[Any, ...]]:
         try:
-            return self._database.execute(query).fetchall()
+            return self._database.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise self._told(error) from error
 
@@ -309,8 +309,11 @@ class Store:
         self.is_full = False
 
     def _back_to_the_disk(self) -> None:
-        """What is in memory goes back to what is on the disk, and what waits for it."""
-        self._replay()
+        """What is in memory goes back to what is on the disk, and what waits for it. raises: LocalFault, OutOfMemory"""
+        try:
+            self._replay()
+        except sqlite3.Error as error:
+            raise self._told(error) from error
         for entry, now in self._waiting.values():
             self._take(Stored(0, now, entry))
 
@@ -322,10 +325,7 @@ class Store:
                     self._take(Stored(0, now, entry))
                 self._write_rows()
         except sqlite3.Error as error:
-            try:
-                self._back_to_the_disk()
-            except sqlite3.Error as again:
-                raise self._told(again) from error
+            self._back_to_the_disk()
             raise self._told(error) from error
         self.is_full = False
 
@@ -367,6 +367,10 @@ class Store:
                     run("INSERT OR REPLACE INTO owed VALUES (?, ?, ?)", (owed.open, owed.ticks, owed.word))
         except sqlite3.Error as error:
             raise self._told(error) from error
+
+    def is_owed(self, opened: bytes) -> bool:
+        """Whether words of a session with this OPEN are kept."""
+        return bool(self._read("SELECT 1 FROM owed WHERE open = ?", (opened,)))
 
     def owed(self) -> list[Owed]:
         return [Owed(*row) for row in self._read("SELECT open, ticks, word FROM owed")]

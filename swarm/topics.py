@@ -2,7 +2,7 @@
 
 Delivery is likely, not certain, in any order, once per listener; a mesh forms within about a second after one begins
 to listen, and what is published before may be lost. Two adapters: `transports/p2pd_topics.py` (GossipSub
-in our own p2pd) and `transports/memory_topics.py`; `simulated_topics.py` is the mesh at scale. What travels is sealed
+in our own p2pd) and `transports/memory_topics.py`; `simulated/topics.py` is the mesh at scale. What travels is sealed
 by its sender (`topic_envelope.py`), so that it is worth something whoever relays or stores it.
 """
 

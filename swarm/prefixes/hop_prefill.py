@@ -95,8 +95,9 @@ class HopPrefill:
     # What comes
 
     async def run(self, tell: Tell) -> None:
+        """Once the engine has room for the session: until then nobody has looked at how long it wants to be."""
         self._tell = tell
-        if self._kind.layers[0] == self._kind.layers[1]:  # now that there is room for so many positions
+        if self._kind.layers[0] == self._kind.layers[1]:
             self._come_by_itself()
             self._note()
             await self._say()

@@ -6,6 +6,8 @@ by itself in small pieces, and skips again whatever has come meanwhile. So a pee
 such wait.
 """
 
+import math
+
 from shoal.compression.kv_levels import CHUNK_TOKENS
 
 from .prefix_race import SMALLEST_PIECE, Compute, Skip, Step, Wait
@@ -34,8 +36,7 @@ class PrefillRace:
         audited: int | None = None,
     ) -> None:
         self.positions = positions
-        self._chunk_s = chunk_s
-        self._own_chunk_s = own_chunk_s
+        first_s, self._chunk_s, self._own_chunk_s = map(_expected, (first_s, chunk_s, own_chunk_s))
         self._audit_from = audited * CHUNK_TOKENS if audited is not None else positions
         self._came = 0  # to all hops
         self._over = self._useless = False
@@ -96,3 +97,8 @@ class PrefillRace:
     def _is_slow(self) -> bool:
         """Slower than the chain itself: what it computes from here on, it has sooner."""
         return self._is_sure and 0 < self._own_chunk_s < self._interval_s
+
+
+def _expected(seconds: float) -> float:
+    """What somebody else says: 0, nobody knows, unless it is a time."""
+    return seconds if 0 <= seconds < math.inf else 0.0

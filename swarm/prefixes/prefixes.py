@@ -14,7 +14,7 @@ import anyio
 import structlog
 
 from shoal.compression.kv_levels import LEVELS, KvLevel
-from shoal.swarm.errors import MalformedMessage, Refused, RemoteFault, ShoalError
+from shoal.swarm.errors import MalformedMessage, Refused, RemoteFault, ShoalError, TimedOut
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.kv.chunk_index import Label
 from shoal.swarm.kv.chunk_store import ChunkStore, StoredChunk
@@ -42,6 +42,7 @@ MADE_BYTES = 64 << 20
 GIVING_BYTE_S = 8 << 20
 STAGED_BYTES = 512 << 20  # of chunks that were fetched and not taken in yet, for all sessions together
 SILENCE_S = 15.0  # a peer that asks for nothing does not keep its stream
+UNREAD_S = 60.0  # nor one that reads nothing; it would have left a donor that is slower long ago
 MOST_AHEAD = 1 << 16  # chunks that were taken before any session wanted them, and are owed for when one does
 FIND_S = 3.0
 # How far a fetched chunk may be from what was computed (`ChunkCoder.kv_distance`): what another machine's rounding
@@ -260,7 +261,7 @@ class Prefixes:
             raise
 
     async def _answer(self, stream: Stream) -> None:
-        """raises: Refused, MalformedMessage, StreamBroken"""
+        """raises: Refused, MalformedMessage, StreamBroken, TimedOut"""
         while True:
             frame: bytes | None = None
             with anyio.move_on_after(SILENCE_S):
@@ -272,7 +273,10 @@ class Prefixes:
             data = await self._given(Address(want.address), want.level)
             answer = Given(want.address, want.level, data) if data is not None else Missing(want.address)
             self.limits.spend(stream.peer, len(data or b""))
-            await stream.send(chunk_wire.encode(answer))
+            with anyio.move_on_after(UNREAD_S) as sending:
+                await stream.send(chunk_wire.encode(answer))
+            if sending.cancelled_caught:
+                raise TimedOut(f"{stream.peer} has not read a chunk for {UNREAD_S:.0f} s")
             if self.books is not None and data is not None:
                 self.books.gave(stream.peer)
         await stream.close()

@@ -1,11 +1,13 @@
 """The shell around the store: one write for many, what is settled late, what a flood costs."""
 
+import threading
 import time
 from pathlib import Path
 from typing import NoReturn
 
 import anyio
 import pytest
+from msgspec.structs import replace
 from simulation.session_world import MANIFEST, MODEL_ID
 
 from shoal.incentives import entry as entries
@@ -18,11 +20,13 @@ from shoal.incentives.offer import Offer, session_name
 from shoal.incentives.payword import PayWords
 from shoal.incentives.price import tick_price
 from shoal.incentives.session_meter import LedgerMetering
+from shoal.incentives.session_payment import LedgerPaying
 from shoal.incentives.store import Owed, Store
 from shoal.swarm.errors import OutOfMemory, Refused, Unavailable
 from shoal.swarm.identifiers import SessionId
 from shoal.swarm.identity import Identity
 from shoal.swarm.sampling import Sampling
+from shoal.swarm.sessions.generation import TokenRequest
 from shoal.swarm.sessions.messages import Open as SessionOpen
 from shoal.swarm.units import Span
 
@@ -158,6 +162,129 @@ async def test_an_open_that_was_heard_of_before_its_session_came_is_good_and_pay
     await ledger.flush()
     assert await metering.open(CLIENT.peer_id, request) is not None
     assert not metering.paid, "what was set aside is settled: the same payment pays no more"
+    await ledger.close()
+
+
+async def with_credit(path: Path) -> tuple[Ledger, LedgerMetering]:
+    ledger = ledger_at(path)
+    ledger.store.balances.mint(CLIENT.public_key, 10_000, bytes(32), NOW - 25 * 3600)
+    return ledger, LedgerMetering(ledger, lambda _: MANIFEST, lambda: 100.0)
+
+
+@pytest.mark.anyio
+async def test_of_two_sessions_that_come_at_once_with_one_payment_one_is_served(tmp_path: Path) -> None:
+    ledger, metering = await with_credit(tmp_path / "ledger.sqlite")
+    request, _ = session_of_client(0, NO_HASH, tick_price(MANIFEST, Span(0, 8)))
+    answers: list[str] = []
+
+    async def ask() -> None:
+        try:
+            meter = await metering.open(CLIENT.peer_id, request)
+        except Refused as error:
+            answers.append(str(error))
+        else:
+            answers.append("served" if meter is not None else "without books")
+
+    busy, done = threading.Event(), threading.Event()
+
+    def long_write(_: Store) -> None:
+        busy.set()
+        done.wait(10)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ledger.use, long_write)
+        while not busy.is_set():  # noqa: ASYNC110  a thread tells
+            await anyio.sleep(0.001)
+        tasks.start_soon(ask)
+        tasks.start_soon(ask)
+        await anyio.sleep(0.05)
+        done.set()
+    assert sorted(answers) == ["served", "this payment was given for a session already"]
+    await ledger.close()
+
+
+@pytest.mark.anyio
+async def test_a_payment_that_came_late_pays_for_no_second_session(tmp_path: Path) -> None:
+    ledger, metering = await with_credit(tmp_path / "ledger.sqlite")
+    request, _ = session_of_client(0, NO_HASH, tick_price(MANIFEST, Span(0, 8)))
+    meter = await metering.open_late(CLIENT.peer_id, replace(request, payment=b""), request.payment)
+    assert meter is not None
+    assert not metering.paid
+    with pytest.raises(Refused, match="for a session already"):
+        await metering.open(CLIENT.peer_id, request)
+    meter.computed(32)
+    meter.take(WORDS.word(1))
+    meter.close()
+    with pytest.raises(Refused, match="for a session already"):  # it is not settled before this is written
+        await metering.open(CLIENT.peer_id, request)
+    await ledger.flush()
+    assert await metering.open(CLIENT.peer_id, request) is not None
+    assert not metering.paid
+    await ledger.close()
+
+
+@pytest.mark.anyio
+async def test_after_a_kill_what_was_paid_before_is_neither_spent_again_nor_made_less(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    ledger, metering = await with_credit(path)
+    request, opened = session_of_client(0, NO_HASH, tick_price(MANIFEST, Span(0, 8)))
+    meter = await metering.open(CLIENT.peer_id, request)
+    assert meter is not None
+    meter.computed(96)
+    meter.take(WORDS.word(3))
+    ledger.store.close()  # the process is gone
+
+    ledger, metering = await with_credit(path)
+    for payment in (
+        metering.open(CLIENT.peer_id, request),
+        metering.open_late(CLIENT.peer_id, request, request.payment),
+    ):
+        with pytest.raises(Refused, match="for a session already"):
+            await payment
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ledger.run)
+        with anyio.fail_after(10):
+            while not ledger.store.of(SERVER.public_key):  # noqa: ASYNC110  the shell writes by itself
+                await anyio.sleep(0.05)
+        tasks.cancel_scope.cancel()
+    (close,) = (entry.body for entry in ledger.store.of(SERVER.public_key))
+    assert close == Close(entries.hash_of(opened), 3, WORDS.word(3))
+    await ledger.close()
+
+
+@pytest.mark.anyio
+async def test_sessions_that_leave_nothing_to_settle_leave_nothing_in_memory(tmp_path: Path) -> None:
+    ledger, metering = await with_credit(tmp_path / "ledger.sqlite")
+    prev = NO_HASH
+    for seq in range(3):
+        request, entry = session_of_client(seq, prev)
+        meter = await metering.open(CLIENT.peer_id, request)
+        assert meter is not None
+        with pytest.raises(Refused, match="for a session already"):
+            await metering.open(CLIENT.peer_id, request)
+        meter.close()
+        prev = entries.hash_of(entry)
+    assert not metering._unsettled  # noqa: SLF001  what would grow
+    await ledger.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_credit_that_may_be_spent_since_the_last_entry_pays_for_the_first_session_after_it(
+    tmp_path: Path, in_thread: bool
+) -> None:
+    clock = [float(NOW)]
+    ledger = Ledger(Store(tmp_path / "ledger.sqlite"), CLIENT, lambda: clock[0], in_thread=in_thread)
+    ledger.store.balances.mint(CLIENT.public_key, 10_000_000, bytes(32), NOW)
+    request = TokenRequest(MODEL_ID, tuple(range(1, 65)), 40)
+    paying = LedgerPaying(ledger)
+    early = paying.session(request, MANIFEST)
+    clock[0] += 25 * 3600
+    late = paying.session(request, MANIFEST)
+    assert early is not None
+    assert late is not None
+    assert (early.in_advance, late.in_advance) == (False, True)
+    assert ledger.glance(CLIENT.public_key) == await ledger.spendable(CLIENT.public_key) > 0
     await ledger.close()
 
 

@@ -4,6 +4,7 @@ import random
 import sqlite3
 from hashlib import sha256
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -404,4 +405,32 @@ def test_a_file_that_breaks_under_a_running_node_raises_what_the_node_lives_thro
             list(look())  # type: ignore[call-overload]
     with pytest.raises(ShoalError, match="cannot use the ledger"):
         store.append_own(CLIENT, [opened()], NOW)
+    store.close()
+
+
+class BrokenDisk:
+    """A connection of which every statement fails."""
+
+    in_transaction = False
+
+    def execute(self, *_: object) -> NoReturn:
+        raise sqlite3.OperationalError("disk I/O error")
+
+
+def test_a_disk_that_fails_in_every_statement_raises_what_the_node_lives_through_and_comes_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "ledger.sqlite")
+    (first,) = store.append_own(CLIENT, [opened()], NOW)
+    theirs = entries.write(SERVER, 0, NO_HASH, NOW, closed(first, 1))
+    database = store._database  # noqa: SLF001  as SQLite hands it out
+    for write in (lambda: store.receive(theirs, NOW), lambda: store.append_own(CLIENT, [opened()], NOW)):
+        store._database = BrokenDisk()  # type: ignore[assignment]  # noqa: SLF001
+        with pytest.raises(ShoalError, match="cannot use the ledger"):
+            write()
+        store._database = database  # noqa: SLF001
+    with pytest.raises(ShoalError):
+        store.append_own(CLIENT, [opened()], NOW)  # it knows nothing of its own chain; the disk does
+    (second,) = store.append_own(CLIENT, [opened()], NOW)
+    assert second.seq == 1
+    assert store.receive(theirs, NOW) == Accepted(store.chain(SERVER.public_key))
+    assert store.of(CLIENT.public_key) == [first, second]
     store.close()

@@ -1,5 +1,8 @@
 """Who gave chunks of a prefix is thanked for those that were found good: in credit, or as a favour."""
 
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
 import anyio
 import pytest
 from incentives.paid_world import CREDIT, PRICE, PaidWorld, paid_world
@@ -12,18 +15,30 @@ from shoal.incentives import entry as entries
 from shoal.incentives.balances import BURN_PERCENT
 from shoal.incentives.bodies import Open
 from shoal.incentives.chunk_thanks import GivenChunks, Thanks, chunk_price, is_for_chunks
+from shoal.incentives.entry import Entry
 from shoal.incentives.explanation import entry_sentence, steps
+from shoal.incentives.ledger import Ledger
+from shoal.incentives.payword import PayWords
+from shoal.incentives.prefix_accounts import SILENT_S, TRIES, PrefixAccounts
 from shoal.incentives.price import tick_price
+from shoal.incentives.session_meter import CatchUp
 from shoal.incentives.store import Store
-from shoal.swarm.errors import Refused
-from shoal.swarm.identifiers import PeerId
+from shoal.swarm.errors import Refused, TimedOut
+from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.identity import Identity
+from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions.generation import Route, TokenRequest
+from shoal.swarm.sessions.messages import Open as SessionOpen
+from shoal.swarm.transport import CallHandler
 from shoal.swarm.units import Span
 
 PROMPT = tuple((7 * n + n // 9) % 50 + 1 for n in range(10 * CHUNK_TOKENS + 10))
 NEW = 20
 EXPECTED = MODEL.expected_tokens(PROMPT, NEW)
+if TYPE_CHECKING:
+    from shoal.swarm.members.member_calls import MemberCalls
+
+NOW = 1_790_000_000
 DONOR, TAKER = (Identity(bytes([number]) * 32) for number in (1, 2))
 
 
@@ -134,6 +149,70 @@ async def test_a_donor_whose_chunks_are_found_false_is_owed_nothing() -> None:
         await ask(swarm, without=DONOR)
         assert prefixes.is_banned(DONOR.peer_id)
         assert gifts(store_of(swarm, TAKER), TAKER) == []
+
+
+@dataclass
+class Telephone:
+    """`MemberCalls` of a taker. silent: who never answers"""
+
+    silent: PeerId
+    called: list[PeerId] = field(default_factory=list)
+    answers: dict[str, CallHandler] = field(default_factory=dict)
+
+    async def call(self, peer: PeerId, _method: str, _body: bytes, timeout_s: float = 5.0) -> bytes:
+        self.called.append(peer)
+        if peer == self.silent:
+            await anyio.sleep(timeout_s)
+            raise TimedOut("nothing came")
+        return b""
+
+    async def answer(self, method: str, handler: CallHandler) -> None:
+        self.answers[method] = handler
+
+
+def accounts_of(who: Identity, calls: Telephone, catch_up: CatchUp) -> PrefixAccounts:
+    ledger = Ledger(Store(None), who, lambda: float(NOW), in_thread=False)
+    some = cast("MemberCalls", calls)
+    return PrefixAccounts(ledger, some, lambda _: MANIFEST, set(), catch_up, anyio.current_time)
+
+
+async def nothing_to_catch_up(*_: object) -> list[Entry]:
+    raise AssertionError("nobody is to be asked")
+
+
+@pytest.mark.anyio
+async def test_a_donor_that_does_not_answer_keeps_the_others_waiting_once() -> None:
+    silent, other = DONOR.peer_id, Identity(bytes([7]) * 32).peer_id
+    calls = Telephone(silent)
+    books = accounts_of(TAKER, calls, nothing_to_catch_up)
+    request = SessionOpen(
+        SessionId("ab" * 14), MODEL_ID, "float32", Span(0, 8), 100, TAKER.peer_id, None, None, (), Sampling(), ()
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(books.run)
+        for _ in range(100):
+            books.took(silent, request, 3)
+        books.took(other, request, 3)
+        await anyio.sleep(60)
+        assert calls.called == [silent] * TRIES + [other]
+        await anyio.sleep(SILENT_S)
+        books.took(silent, request, 3)
+        await anyio.sleep(1)
+        assert calls.called[-1] == silent, "it may have come back"
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_thanks_of_somebody_who_got_nothing_cost_no_search_for_his_entries() -> None:
+    calls = Telephone(PeerId("nobody"))
+    books = accounts_of(DONOR, calls, nothing_to_catch_up)
+    await books.serve()
+    words = PayWords(bytes(16), 3)
+    body = chunk_thanks.terms(DONOR.public_key, b"s", words.root, 3, 0)
+    far = entries.write(TAKER, 1000, bytes([1]) * 32, NOW, body)  # nobody knows what comes before
+    said = chunk_thanks.thanks.encode(Thanks(entries.encode(far), 3, words.word(3)))
+    with pytest.raises(Refused, match="0 that were given"):
+        await calls.answers[chunk_thanks.METHOD](TAKER.peer_id, said)
 
 
 @pytest.mark.anyio

@@ -94,8 +94,10 @@ async def test_a_node_prefills_for_two_others_and_may_be_killed_in_the_middle(
         assert tokens == expected
         assert [hop.peer for hop in route.hops] == decoding
         (prefill,) = route.prefills
-        assert (prefill.peers, prefill.positions, prefill.trouble) == ((strong,), len(PROMPT) - 1, "")
-        assert [hop.fetched for hop in route.hops] == [len(PROMPT) - 1] * 2
+        assert (prefill.peers, prefill.trouble) == ((strong,), "")
+        # what comes later than these, as fast as it, have it themselves is computed; how much is left to the simulation
+        assert 0 < prefill.positions <= len(PROMPT) - 1
+        assert [hop.fetched for hop in route.hops] == [prefill.positions] * 2
 
         tokens, route = await generate(driver, model, strong, kill)
         assert killed_at, "it was over before it could be killed"

@@ -14,7 +14,7 @@ from shoal.swarm.errors import Refused, ShoalError, UsageError
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.kv.cache_streams import open_attached
 from shoal.swarm.kv.kv_chunks import KvChunk, pack_chunk, parse_chunk
-from shoal.swarm.members.handshake import greet, next_message, read_welcome
+from shoal.swarm.members.handshake import greet, next_message
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions import messages
 from shoal.swarm.sessions.compute import Compute
@@ -348,22 +348,28 @@ async def test_a_prefiller_that_has_computed_all_may_take_minutes_to_send_it() -
 
 
 @pytest.mark.anyio
-async def test_a_wish_for_more_positions_than_a_model_has_costs_a_hop_without_layers_no_memory() -> None:
-    async with prefill_world(("ends", "embed"), ("middle", "0:6"), ("last", "head")) as swarm:
-        stranger, most = swarm.network.join(PeerId("stranger")), 1 << 62
-        stream = await stranger.open(PeerId("ends"), messages.CONTROL_PROTOCOL)
+async def test_how_long_a_prompt_is_said_to_be_costs_nothing_before_there_is_room_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    def counted(chunk: KvChunk) -> bytes:
+        made.append(chunk.start)
+        return pack_chunk(chunk)
+
+    monkeypatch.setattr("shoal.swarm.prefixes.hop_prefill.pack_chunk", counted)
+    async with prefill_world() as swarm:
+        client = swarm.network.join(PeerId("liar"))
+        stream = await client.open(PeerId("fast"), messages.CONTROL_PROTOCOL)
         await greet(stream, OpenGate())
+        wish = messages.Prefill(PeerId("somebody"), 1 << 17, exact=True)
         request = messages.Open(
-            SessionId("s"), MODEL_ID, "float32", Span(0, 1), most, stranger.me, None, None, (), Sampling(), ()
+            SessionId("ab" * 12), MODEL_ID, "float32", Span(0, 1), 1 << 40, client.me, None, None, (), Sampling(), ()
         )
-        request = replace(request, prefill=messages.Prefill(stranger.me, most - 1, exact=True))
-        await stream.send(messages.encode(request))
-        await read_welcome(stream, OpenGate())
-        answer = await next_message(stream)
-        assert isinstance(answer, messages.Failed)
-        assert answer.kind == "too_long"
-        tokens, _ = await swarm.ask()
-        assert tokens == EXPECTED
+        await stream.send(messages.encode(replace(request, prefill=wish)))
+        answers = [await next_message(stream), await next_message(stream)]
+        assert isinstance(answers[-1], messages.Failed)
+        assert made == []
 
 
 @pytest.mark.anyio

@@ -1,21 +1,22 @@
 """Prefixes in whole sessions, in virtual time: whatever is reused, the tokens are those of an undisturbed run."""
 
+import dataclasses
 from collections.abc import Callable
 
 import anyio
 import msgspec
 import pytest
 from simulation.prefix_world import PROMPT, PrefixWorld, prefix_world
-from simulation.session_world import MODEL, MODEL_ID, OpenGate
+from simulation.session_world import MODEL, MODEL_ID, WIDE_AREA, OpenGate
 
 from shoal.compression.kv_levels import CHUNK_TOKENS
 from shoal.swarm.errors import Refused, UsageError
 from shoal.swarm.identifiers import ModelId, PeerId
 from shoal.swarm.kv.kv_chunks import pack_chunk, parse_chunk
-from shoal.swarm.members.handshake import receive_greeting
+from shoal.swarm.members.handshake import greet, receive_greeting
 from shoal.swarm.prefixes.giving_limits import MOST_OF_A_PEER
 from shoal.swarm.prefixes.prefix_chain import LINK_BYTES, Address, chain
-from shoal.swarm.prefixes.prefixes import chunk_wire
+from shoal.swarm.prefixes.prefixes import UNREAD_S, chunk_wire
 from shoal.swarm.sessions.hop_server import HopServer
 from shoal.swarm.transport import Stream
 from shoal.swarm.units import Span
@@ -447,3 +448,24 @@ async def test_a_donor_that_has_given_enough_says_so_and_the_taker_computes(
         assert not swarm.prefixes["other"].is_banned(PeerId("one"))
         words = {"streams": "no more to one peer", "bytes": "ask in", "rate": "gives no chunks away"}
         assert [reason for reason in said if words[used_up] in reason]
+
+
+@pytest.mark.anyio
+async def test_who_asks_for_chunks_and_reads_none_does_not_keep_a_donors_streams() -> None:
+    narrow = dataclasses.replace(WIDE_AREA, window_bytes=4096)
+    async with prefix_world(("one", "all"), conditions=narrow) as swarm:
+        await swarm.ask(NEW)
+        await swarm.kept("one", CHUNKS)
+        ((root, chunks),) = [(root, said[PeerId("one")]) for root, said in swarm.said.items()]
+        idle = swarm.network.join(PeerId("idle"))
+        for _ in range(MOST_OF_A_PEER):
+            stream = await idle.open(PeerId("one"), chunk_wire.PROTOCOL)
+            await greet(stream, OpenGate())
+            for place in (*chunks, root):
+                await stream.send(chunk_wire.encode(chunk_wire.Want(place, "lossless")))
+        await anyio.sleep(UNREAD_S / 2)
+        limits = swarm.prefixes["one"].limits
+        with pytest.raises(Refused):
+            limits.enter(PeerId("idle"))
+        await anyio.sleep(UNREAD_S)
+        limits.enter(PeerId("idle"))

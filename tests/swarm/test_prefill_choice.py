@@ -1,5 +1,6 @@
 """Whether another peer had better compute a prompt, from records alone; and what the first hop does meanwhile."""
 
+import math
 from typing import Any
 
 import anyio
@@ -242,6 +243,15 @@ def test_it_is_never_much_slower_than_the_chain_alone(chunk_s: float, own_s: flo
     wait_s = PATIENCE * first_s + SLACK_S
     burst_s = PATIENCE * 2 * chunk_s + SLACK_S
     assert done_s <= max(alone_s, arrivals[-1] if arrivals else 0.0) + wait_s + 4 * chunk_s + burst_s + own_s
+
+
+@pytest.mark.parametrize("said", [math.inf, -math.inf, math.nan, -1.0])
+def test_times_that_are_none_are_as_good_as_unknown(said: float) -> None:
+    odd, unknown = PrefillRace(1000, 0.0, said, said, said), PrefillRace(1000, 0.0)
+    for race in (odd, unknown):
+        race.came(128, 0.5)
+    for now in (0.5, 5.0, 1e6):
+        assert odd.next(128, 500, now) == unknown.next(128, 500, now)
 
 
 def test_a_chunk_that_is_audited_is_computed_and_the_rest_is_not() -> None:

@@ -446,3 +446,24 @@ def test_rounds_that_do_not_go_from_one_outer_state_to_the_next_are_not_claimed(
 def test_what_lies_between_rounding_and_another_work_is_not_decided() -> None:
     found = [finding_of(distance, EXACT) for distance in (0.0, 1e-3, 2e-3, 0.1, 0.2, float("inf"), float("nan"))]
     assert found == [Finding.SOUND] * 2 + [Finding.FAR] * 2 + [Finding.GROSS] * 3
+
+
+class CrowdedJudge(Judge):
+    """While its first judgement is written, more come than may wait."""
+
+    written: list[int]
+
+    async def _write(self, judgement: Judgement, verdict: Verdict) -> None:
+        self.written.append(judgement.round)
+        if judgement.round == 0:
+            del self._untold[0]
+
+
+@pytest.mark.anyio
+async def test_of_judgements_that_wait_none_goes_because_another_made_room_meanwhile() -> None:
+    verdict = Verdict(bytes(32), 1, bytes(32), 2, bytes(32))
+    judge = object.__new__(CrowdedJudge)
+    judge.written, judge._telling = [], anyio.Lock()
+    judge._untold = [(Judgement("", "somebody", round_, 100, "", 0, "undecided", ""), verdict) for round_ in range(3)]
+    await judge._tell_all()
+    assert judge.written == [0, 1, 2]

@@ -290,7 +290,7 @@ class Judge:
         """What cannot be written now, as on a full disk, is tried again after the next round."""
         async with self._telling:
             while self._untold:
-                judgement, verdict = self._untold[0]
+                judgement, verdict = first = self._untold[0]
                 told = {"round": judgement.round, "peer": judgement.trainer}
                 try:
                     with anyio.CancelScope(shield=True):
@@ -298,7 +298,8 @@ class Judge:
                 except (ShoalError, OSError) as error:
                     log.warning("judgement_waits", reason=str(error), **told)
                     return
-                self._untold.pop(0)
+                if self._untold and self._untold[0] is first:  # others may have taken its place meanwhile
+                    self._untold.pop(0)
                 log.info("training_judged", outcome=judgement.outcome, **told)
 
     async def _write(self, judgement: Judgement, verdict: Verdict) -> None:
