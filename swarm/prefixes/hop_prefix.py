@@ -327,6 +327,9 @@ class HopPrefix:
         except BadChunk as error:
             await self._distrust(held.maker, str(error))
             return held.maker not in self._taken
+        except ShoalError as error:  # these layers are being let go: nothing is known then
+            log.info("prefix_not_audited", reason=str(error))
+            return True
         self._prefixes.counts.audited += 1
         limit = may_differ(level)
         if distance <= limit:

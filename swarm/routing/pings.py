@@ -39,7 +39,9 @@ class Pinger:
 
     async def measure(self, records: Iterable[NodeRecord], timeout_s: float = PING_TIMEOUT_S) -> None:
         """Ping these peers side by side; those that do not answer count as slow."""
-        others = [record for record in records if record.peer != self.me][:AT_ONCE]
+        await self._ping_all([record for record in records if record.peer != self.me][:AT_ONCE], timeout_s)
+
+    async def _ping_all(self, others: Iterable[NodeRecord], timeout_s: float) -> None:
         async with anyio.create_task_group() as tasks:
             for record in others:
                 tasks.start_soon(self._ping, record, timeout_s)
@@ -49,11 +51,11 @@ class Pinger:
         await self.measure((record for record in records if record.peer not in known), timeout_s)
 
     async def answering(self, records: Sequence[NodeRecord], timeout_s: float) -> set[PeerId]:
-        """Those of these peers that answer now, at the addresses of their records."""
+        """Those of these peers that answer now, at the addresses of their records. All are asked, however many."""
         peers = {record.peer for record in records}
         for peer in peers:
             self.book.forget(peer)
-        await self.measure(records, timeout_s)
+        await self._ping_all([record for record in records if record.peer != self.me], timeout_s)
         return set(self.book.nearest(peers, len(peers)))
 
     async def _ping(self, record: NodeRecord, timeout_s: float) -> None:

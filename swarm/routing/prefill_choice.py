@@ -85,10 +85,15 @@ def choose_prefill(
     }
     if named is not None:
         allowed &= {named, *(peer for peer, _ in chain)}
-    hosted = {peer: item for peer in allowed if (item := _hosting(by_peer[peer], model, dtype, positions)) is not None}
+    layers = chain[-1][1].stop - 2
+    hosted = {
+        peer: item
+        for peer in sorted(allowed)
+        if (item := _hosting(by_peer[peer], model, layers, dtype, positions)) is not None
+    }
     if not hosted:
         return None
-    own = _without_head(chain, next(iter(hosted.values())).layers)
+    own = _without_head(chain, layers)
     choices = []
     for lossless in sorted({True, exact}):
         world = _World(by_peer, hosted, me_rtt_ms or {}, positions, lossless, slice_tokens)
@@ -107,8 +112,10 @@ def choose_prefill(
 Parts = list[tuple[PeerId, Span]]
 
 
-def _hosting(record: NodeRecord, model: ModelId, dtype: str, positions: int) -> Hosted | None:
-    fitting = [h for h in record.hosted if h.model == model and h.dtype == dtype and h.free_tokens >= positions]
+def _hosting(record: NodeRecord, model: ModelId, layers: int, dtype: str, positions: int) -> Hosted | None:
+    """layers: of the whole model; a record that says otherwise is false"""
+    of_model = [h for h in record.hosted if (h.model, h.layers, h.dtype) == (model, layers, dtype)]
+    fitting = [h for h in of_model if h.free_tokens >= positions]
     return max(fitting, key=lambda hosted: len(hosted.span), default=None)
 
 

@@ -78,6 +78,7 @@ class HopLink:
         self._key_of = key_of
         self._stream: Stream | None = None
         self._scope = anyio.CancelScope()
+        self._has_asked = False  # the request has gone, which has to be the first
         self._closing = False
 
     async def run(self, request: Open | Hold, opening: Callable[[], Awaitable[bytes]] | None) -> None:
@@ -95,6 +96,7 @@ class HopLink:
                 if opening is not None and isinstance(request, Open):
                     request = replace(request, payment=await opening())
                 await self._stream.send(messages.encode(request))
+                self._has_asked = True
                 await read_welcome(self._stream, self._gate)
                 await self._read(self._stream)
             except VersionMismatch as error:
@@ -138,7 +140,7 @@ class HopLink:
                     raise RemoteFault(f"{stream.peer} sent {type(other).__name__} to a driver")
 
     async def tell(self, message: messages.AnyMessage) -> None:
-        if self._stream is None:
+        if self._stream is None or not self._has_asked:
             return
         try:
             await self._stream.send(messages.encode(message))

@@ -123,7 +123,7 @@ class HopServer:
         self._leaving = False
         self._departures: list[_Departure] = []
         self._hops: dict[SessionId, Hop] = {}
-        self._scopes: dict[SessionId, tuple[Compute, anyio.CancelScope]] = {}  # of open sessions and of holds
+        self._scopes: dict[anyio.CancelScope, Compute] = {}  # of open sessions and of holds
         self._rooms: dict[SessionId, StandbyRoom] = {}
         self._appeared = anyio.Event()
 
@@ -185,7 +185,7 @@ class HopServer:
 
     def end(self, of: Compute) -> None:
         """What is computed there is not computed any more; caches are not held for it either."""
-        for compute, scope in tuple(self._scopes.values()):
+        for scope, compute in tuple(self._scopes.items()):
             if compute is of:
                 scope.cancel()
 
@@ -216,9 +216,11 @@ class HopServer:
         if opened is None:
             return
         hop, ready = opened
+        scope: anyio.CancelScope | None = None
         try:
             async with anyio.create_task_group() as tasks:
-                self._scopes[request.session] = hop.compute, tasks.cancel_scope
+                scope = tasks.cancel_scope
+                self._scopes[scope] = hop.compute
                 tasks.start_soon(hop.connect_downstream)
                 tasks.start_soon(hop.end_when_idle, tasks.cancel_scope)
                 if hop.prefix is not None:
@@ -240,7 +242,8 @@ class HopServer:
                 await hop.prefix.settle()
             self.receiver.expect_no_more(request.session)
             del self._hops[request.session]
-            self._scopes.pop(request.session, None)
+            if scope is not None:
+                self._scopes.pop(scope, None)
             hop.close()
             for departure in self._departures:
                 departure.over(request.session, moved=hop.handed)
@@ -270,8 +273,11 @@ class HopServer:
             await stream.send(messages.encode(Opened(name)))
             opened = None
             with anyio.CancelScope() as scope:
-                self._scopes[name] = compute, scope
-                opened = await room.stand_by()
+                self._scopes[scope] = compute
+                try:
+                    opened = await room.stand_by()
+                finally:
+                    del self._scopes[scope]
             if opened is not None:
                 await self._serve(stream, opened, room)
         except (Unavailable, Refused, LocalFault):
@@ -279,7 +285,6 @@ class HopServer:
         finally:
             room.close()
             keeper.end(name)
-            self._scopes.pop(name, None)
             del self._rooms[name], room, compute  # as above
             self._tell_waiting()
             with anyio.CancelScope(shield=True):

@@ -169,11 +169,12 @@ class PrefillApart:
             await self._end(self.trouble)
             self._spoiled(key, f"the prompt was computed falsely for it: {said.fault}")
             return
+        is_new = key not in self._came
         self._came[key] = min(said.held, self.asked)
         if said.over:
             self._ended.add(key)
         first = next(reversed(self._decoding))
-        if len(self._decoding) > 1 and key != first:
+        if len(self._decoding) > 1 and (key != first or is_new):  # it may have opened after the others spoke
             await self._tell(first, self._ahead(first))
         self._go_on()
         if self._is_complete:
@@ -279,8 +280,8 @@ class PrefillApart:
         for to in self._decoding.values():
             layers = layer_range(to.span, self._manifest.layers)
             sender = self._sender(to.span)
-            link = next(link for link in self._links.values() if sender and link.at.span == sender.span)
-            if layers:
+            if layers and sender is not None:  # else it was told of none
+                link = next(link for link in self._links.values() if link.at.span == sender.span)
                 first, stop = max(to.span.start, link.at.span.start), min(to.span.stop, link.at.span.stop)
                 send = SendCache(to.peer, to.session, to.addresses, self.level, False, Span(first, stop), self.asked)
                 await link.tell(send)

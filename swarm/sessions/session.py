@@ -527,7 +527,8 @@ class Session:
         if position != len(self.ids):
             return  # a replay computed again what we have
         for hop in self.hops:
-            hop.held = max(hop.held, position)  # it came through all of them
+            if not hop.restoring:  # one that is comes in the place of the hop that passed it on
+                hop.held = max(hop.held, position)
         running = self.phase == "running"
         if running:
             self._watch.step_came(now)

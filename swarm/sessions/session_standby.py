@@ -72,7 +72,7 @@ class Standbys:
     def kept(hops: Sequence[Hop], key: HopKey, held: int) -> None:
         for hop in hops:
             if hop.standby is not None and hop.standby.key == key:
-                hop.standby.held = held
+                hop.standby.held = max(0, held)
 
     def lost(self, hops: Sequence[Hop], key: HopKey) -> Iterator[Effect]:
         """The standby of this key has failed; others are not affected."""

@@ -2,11 +2,15 @@
 
 import anyio
 import pytest
-from simulation.session_world import MODEL, World, world
+from simulation.session_world import MODEL, MODEL_ID, OpenGate, World, world
 
-from shoal.swarm.identifiers import PeerId
+from shoal.swarm.errors import StreamBroken
+from shoal.swarm.identifiers import PeerId, SessionId
+from shoal.swarm.members.handshake import greet, next_message, read_welcome
+from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions.generation import Exactness
 from shoal.swarm.sessions.hop_server import Drained  # noqa: TC001  used at run time by nothing else
+from shoal.swarm.sessions.messages import CONTROL_PROTOCOL, Hold, Open, Opened, encode
 from shoal.swarm.simulated.compute import SimulatedCompute
 from shoal.swarm.units import parse
 
@@ -120,3 +124,28 @@ async def test_a_standby_whose_layers_end_is_replaced_by_another() -> None:
         assert ended
         assert not route.failovers
         await swarm.settled()
+
+
+@pytest.mark.anyio
+async def test_a_session_and_a_cache_of_one_name_both_end_with_their_layers() -> None:
+    """Whatever a driver calls them: what is not ended keeps layers in memory that were let go."""
+    async with world(("all", "all")) as swarm:
+        stranger, name = swarm.network.join(PeerId("stranger")), SessionId("s")
+        span, hidden = parse(BACK, MODEL.layers), parse(FRONT, MODEL.layers)
+        requests = (
+            Open(name, MODEL_ID, "float32", span, 100, stranger.me, None, None, (), Sampling(), ()),
+            Hold(name, MODEL_ID, "float32", hidden, stranger.me),
+        )
+        streams = []
+        for request in requests:
+            stream = await stranger.open(PeerId("all"), CONTROL_PROTOCOL)
+            await greet(stream, OpenGate())
+            await stream.send(encode(request))
+            await read_welcome(stream, OpenGate())
+            assert isinstance(await next_message(stream), Opened)
+            streams.append(stream)
+        swarm.servers["all"].end(swarm.volunteers["all"].compute)
+        for stream in streams:
+            with anyio.fail_after(5.0), pytest.raises(StreamBroken):
+                await next_message(stream)
+        assert not swarm.servers["all"].sessions()

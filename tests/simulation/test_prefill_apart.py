@@ -1,6 +1,6 @@
 """Prompts that a fast peer computes for a slow chain, in virtual time: whatever happens, the text does not change."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace as with_fields
 
 import anyio
@@ -10,7 +10,7 @@ from simulation.prefill_world import CHUNK_BYTES, EXPECTED, FAST_S, NEAR, NEW, P
 from simulation.session_world import MODEL, MODEL_ID, OpenGate
 
 from shoal.compression.kv_levels import CHUNK_TOKENS, KvLevel
-from shoal.swarm.errors import ShoalError, UsageError
+from shoal.swarm.errors import Refused, ShoalError, UsageError
 from shoal.swarm.identifiers import PeerId, SessionId
 from shoal.swarm.kv.cache_streams import open_attached
 from shoal.swarm.kv.kv_chunks import KvChunk, pack_chunk, parse_chunk
@@ -19,6 +19,8 @@ from shoal.swarm.sampling import Sampling
 from shoal.swarm.sessions import messages
 from shoal.swarm.sessions.compute import Compute
 from shoal.swarm.sessions.generation import TokenRequest
+from shoal.swarm.sessions.hop_link import HopLink, LinkAddress
+from shoal.swarm.sessions.session_events import Event, HopOpened
 from shoal.swarm.units import Span
 
 CHAIN = (("front", "embed+0:3"), ("back", "3:6+head"))
@@ -368,3 +370,69 @@ async def test_how_long_a_prompt_is_said_to_be_costs_nothing_before_there_is_roo
         answers = [await next_message(stream), await next_message(stream)]
         assert isinstance(answers[-1], messages.Failed)
         assert made == []
+
+
+@pytest.mark.anyio
+async def test_a_comparison_that_cannot_be_made_costs_the_session_nothing() -> None:
+    """As while the layers of a hop are exchanged."""
+
+    async def refuse(*_: object) -> float:
+        raise Refused("these layers are not held here")
+
+    async with prefill_world(*CHAIN, audit_share=1.0) as swarm:
+        for name, _ in CHAIN:
+            swarm.volunteers[name].compute.kv_distance = refuse  # type: ignore[assignment]
+        tokens, route = await swarm.ask()
+        assert tokens == EXPECTED
+        assert not route.failovers
+        assert not route.prefills[0].trouble
+
+
+@pytest.mark.anyio
+async def test_a_first_hop_that_is_reached_last_hears_of_what_the_others_have() -> None:
+    """And nothing before it has been asked: that would end its stream."""
+    async with prefill_world(("ends", "embed+0:3"), ("middle", "3:6"), ("last", "head")) as swarm:
+        assert swarm.driver is not None
+        transport = swarm.driver._transport  # noqa: SLF001
+        connect = transport.connect
+
+        async def late(peer: PeerId, addresses: Sequence[str], timeout_s: float = 10.0) -> None:
+            if peer == PeerId("ends"):
+                await anyio.sleep(2.0)
+            await connect(peer, addresses, timeout_s)
+
+        transport.connect = late  # type: ignore[method-assign]
+        tokens, route = await swarm.ask()
+        assert tokens == EXPECTED
+        assert not route.failovers
+        assert route.prefills[0].positions == ASKED
+        assert swarm.computed("ends") == NEW
+
+
+@pytest.mark.anyio
+async def test_a_hop_is_told_nothing_before_it_is_asked() -> None:
+    async with prefill_world(*CHAIN) as swarm:
+        events: list[Event] = []
+        at = LinkAddress(1, PeerId("front"), "front", Span(0, 4), SessionId("s"), ())
+        link = HopLink(
+            at,
+            swarm.network.join(PeerId("another")),
+            OpenGate(),
+            events.append,
+            lambda *_: None,
+            lambda _: 0,
+        )
+        request = messages.Open(
+            at.session, MODEL_ID, "float32", at.span, 100, PeerId("another"), None, None, (), Sampling(), ()
+        )
+
+        async def pay_slowly() -> bytes:
+            await anyio.sleep(1.0)
+            return b""
+
+        swarm.tasks.start_soon(link.run, request, pay_slowly)
+        await anyio.sleep(0.5)
+        await link.tell(messages.Ahead(0, over=False))
+        await anyio.sleep(1.0)
+        assert events == [HopOpened(1)]
+        await link.close()

@@ -275,6 +275,29 @@ async def test_honest_chunks_pass_their_audit() -> None:
 
 
 @pytest.mark.anyio
+async def test_an_audit_that_cannot_be_made_costs_the_session_nothing() -> None:
+    """As while the layers of a hop are exchanged."""
+    asked = 0
+
+    async def refuse(*_: object) -> float:
+        nonlocal asked
+        asked += 1
+        raise Refused("these layers are not held here")
+
+    async with prefix_world(("one", "all"), ("other", "all"), audit_share=1.0) as swarm:
+        await swarm.ask(NEW, without=["other"])
+        await swarm.kept("one", CHUNKS)
+        swarm.volunteers["other"].compute.kv_distance = refuse  # type: ignore[method-assign]
+        for _ in range(6):
+            tokens, route = await swarm.ask(NEW, without=["one"], exact=False)
+            assert tokens == EXPECTED
+            assert not route.failovers
+            await swarm.prefixes["other"].store.drop(lambda _, label: True)
+        assert asked
+        assert not swarm.prefixes["other"].counts.false
+
+
+@pytest.mark.anyio
 async def test_chunks_are_not_taken_from_whom_the_node_does_not_trust() -> None:
     async with prefix_world(("one", "all"), ("other", "all")) as swarm:
         await swarm.ask(NEW, without=["other"])

@@ -1,11 +1,17 @@
 """Smoothed round trips."""
 
 import math
+from typing import Any
 
+import anyio
 import pytest
 
+from shoal.swarm.errors import Unavailable
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.records import NodeRecord
 from shoal.swarm.routing.latency import UNANSWERED_MS, LatencyBook
+from shoal.swarm.routing.pings import Pinger
+from shoal.swarm.simulated.peer import SWARM
 
 A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
 
@@ -63,3 +69,25 @@ def test_the_book_stays_small() -> None:
     assert len(book.rtt_ms()) == 4096
     assert PeerId("5999") in book.rtt_ms()
     assert PeerId("0") not in book.rtt_ms()
+
+
+def test_all_that_are_to_answer_are_asked_however_many() -> None:
+    """A node leaves layers only when somebody else who holds each of them answers."""
+    silent = PeerId("peer 5")
+
+    class Calls:
+        async def call(self, peer: PeerId, *_: object) -> bytes:
+            if peer == silent:
+                raise Unavailable("it is gone")
+            return b""
+
+        async def connect(self, *_: object) -> None:
+            return
+
+        me = PeerId("me")
+
+    calls: Any = Calls()
+    pinger = Pinger(calls, calls, LatencyBook(), lambda: 0.0)
+    names = [PeerId(f"peer {n}") for n in range(40)]
+    records = [NodeRecord(name, SWARM, name, "0", 1, (), (), {}, 0.0, 1e12) for name in names]
+    assert anyio.run(pinger.answering, records, 1.0) == {*names} - {silent}

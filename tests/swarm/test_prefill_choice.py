@@ -383,3 +383,10 @@ def test_who_is_named_prefills_and_does_not_decode() -> None:
     nobody = planned(swarm(), 2.0, prefill="nobody")
     assert nobody.prefill is None
     assert "does not hold" in nobody.no_prefill
+
+
+def test_a_record_that_says_something_else_of_the_model_is_not_believed() -> None:
+    """It would have the prompt computed for fewer layers than there are."""
+    liars = [peer(f"liar {n}", "embed+0:6", 0.01, rtt_ms=0.1) for n in range(20)]
+    liars = [replace(liar, hosted=(replace(liar.hosted[0], layers=0, span=Span(0, 2)),)) for liar in liars]
+    assert chosen([*liars, *swarm()]) == chosen(swarm())

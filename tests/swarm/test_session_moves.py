@@ -50,9 +50,9 @@ PROMPT = tuple(range(200))
 class Running:
     """A session over A, B and C with its first token. `now` goes on by a millisecond with each event."""
 
-    def __init__(self, exactness: Exactness = "exact") -> None:
+    def __init__(self, exactness: Exactness = "exact", *, keep_snapshots: bool = False) -> None:
         self.session = Session(
-            PROMPT, Span(0, 8), 100, frozenset(), frozenset(), Patience(), max_hops=8, exactness=exactness
+            PROMPT, Span(0, 8), 100, frozenset(), frozenset(), Patience(), 8, exactness, keep_snapshots
         )
         self.now = 0.0
         list(self.session.start())
@@ -152,17 +152,48 @@ def test_links_around_a_standby_are_open_before_they_are_needed_and_again_when_i
     assert PrepareLink(of_a.hold, of_b.hold) in running.say(HopLost(2, "gone")), "it would push to S now"
 
 
+def test_a_token_that_its_predecessor_passed_on_is_not_held_by_a_standby_that_has_just_been_promoted() -> None:
+    running = Running()
+    hold = running.with_standby_of_b()
+    running.token()
+    (of_a,) = of(running.say(PeerSought(1, T)), OpenHold)
+    running.say(HopOpened(of_a.hold))
+    running.say(CacheKept(of_a.hold, 192))
+    running.say(CacheKept(hold, 64))
+    running.say(HopLost(2, "gone"))
+    running.token()  # B had passed its input on
+    (promoted,) = of(running.say(HopLost(1, "gone too")), PromoteHold)
+    assert promoted.below == 64, "the one behind would lack the positions from there on"
+
+
+@pytest.mark.parametrize("held", [-1, len(PROMPT) + 1, 1 << 40])
+def test_a_promoted_standby_that_claims_what_it_cannot_hold_is_lost_and_another_planned(held: int) -> None:
+    running = Running()
+    hold = running.with_standby_of_b()
+    running.say(CacheKept(hold, held))
+    (rewired,) = of(running.say(HopLost(2, "gone")), RewireHop)
+    assert 0 <= rewired.start <= len(PROMPT)
+    effects = running.say(CacheCame(hold, held))
+    assert not of(effects, RewireHop)
+    assert CloseHop(hold) in effects
+    (plan,) = of(effects, Plan)
+    assert plan.span == SPANS[1]
+    assert S in plan.exclude
+
+
 @pytest.mark.parametrize("held", [-1, len(PROMPT) + 1, 1 << 40])
 def test_a_replacement_that_claims_what_it_cannot_hold_is_lost_and_another_planned_without_the_snapshot(
     held: int,
 ) -> None:
-    running = Running()
-    hold = running.with_standby_of_b()
-    running.say(CacheKept(hold, 192))
-    running.say(HopLost(2, "gone"))
-    effects = running.say(CacheCame(hold, held))
+    running = Running(keep_snapshots=True)
+    running.token()
+    (plan,) = of(running.say(HopLost(2, "gone")), Plan)
+    (opened,) = of(running.say(Planned(plan.number, ((S, SPANS[1]),))), OpenHop)
+    assert opened.restore is not None
+    running.say(HopOpened(opened.hop))
+    effects = running.say(CacheCame(opened.hop, held))
     assert not of(effects, RewireHop)
-    assert CloseHop(hold) in effects
+    assert CloseHop(opened.hop) in effects
     (plan,) = of(effects, Plan)
     assert S in plan.exclude
     assert running.session.phase == "planning"
