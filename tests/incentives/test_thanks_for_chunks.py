@@ -139,6 +139,9 @@ async def test_a_donor_whose_chunks_are_found_false_is_owed_nothing() -> None:
         await ask(swarm, without=TAKER)
         prefixes = swarm.prefixes[2]
         prefixes.audit_share = 1.0
+        prefixes.draw = lambda: (
+            0.999
+        )  # the last chunk, which comes first; one at the front may be computed before it comes
         (compute,) = {prefixes.coder_of(MODEL_ID)}
         assert compute is not None
 
