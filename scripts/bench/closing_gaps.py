@@ -4,7 +4,7 @@ Three nodes in processes of their own on loopback, each with room for half of `n
 themselves; then the one that alone holds its half is killed. Seconds from the kill: until its record is out of the
 survivors' listings, until one of them begins to move, until it serves the other half, until a client has an answer.
 
-    python scripts/bench/coverage.py [--runs 3] [--json FILE]
+    python scripts/bench/closing_gaps.py [--runs 3] [--json FILE]
 """
 
 import argparse
