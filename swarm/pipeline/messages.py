@@ -12,8 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import PeerId
+from shoal.swarm.message_codec import MessageCodec, TaggedMessage
 from shoal.swarm.rounds.run_identity import run_key
 
 PROTOCOL = "/shoal/pipeline/1"  # and the run's key: see `protocol_of`
@@ -25,47 +25,43 @@ def protocol_of(run: str) -> str:
     return f"{PROTOCOL}/{run_key(run)[:16]}"
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """Base of the wire types."""
-
-
-class Attach(Message, frozen=True):
+class Attach(TaggedMessage, frozen=True):
     """Driver to replica, first on a control stream. pipeline: hash of all that both must agree on"""
 
     pipeline: str
     stage: int  # that the driver takes the replica for
 
 
-class Enter(Message, frozen=True):
+class Enter(TaggedMessage, frozen=True):
     """First on a stream for work."""
 
     pipeline: str
 
 
-class Entered(Message, frozen=True):
+class Entered(TaggedMessage, frozen=True):
     """The answer to `Enter`."""
 
 
-class Opened(Message, frozen=True):
+class Opened(TaggedMessage, frozen=True):
     """Replica to driver: step `step` takes microbatches, or (ready: False) it will as soon as a round is over."""
 
     step: int
     ready: bool
 
 
-class Begin(Message, frozen=True):
+class Begin(TaggedMessage, frozen=True):
     """Driver to replica: it takes part from this step on, until its stream ends. Answered by Begun."""
 
     step: int
 
 
-class Begun(Message, frozen=True):
+class Begun(TaggedMessage, frozen=True):
     """step: where the replica is; a later one than asked for says that the driver came too late for that."""
 
     step: int
 
 
-class Finish(Message, frozen=True):
+class Finish(TaggedMessage, frozen=True):
     """Driver to replica: all its microbatches of the step are done. counted: those whose gradient counts here
 
     square: of the driver's own gradient's norm; sequences: behind it
@@ -77,7 +73,7 @@ class Finish(Message, frozen=True):
     sequences: int
 
 
-class Weighed(Message, frozen=True):
+class Weighed(TaggedMessage, frozen=True):
     """Replica to driver: every driver has finished. square: of this replica's gradient's norm, over `sequences`
 
     first_square: mean of the drivers' own, the same for all of them
@@ -89,7 +85,7 @@ class Weighed(Message, frozen=True):
     first_square: float
 
 
-class Move(Message, frozen=True):
+class Move(TaggedMessage, frozen=True):
     """Driver to replica: follow the gradient. loss: the mean
 
     norm: over all stages; one that is not finite says to leave the step out
@@ -100,19 +96,19 @@ class Move(Message, frozen=True):
     loss: float
 
 
-class Ended(Message, frozen=True):
+class Ended(TaggedMessage, frozen=True):
     """Driver to replica: the run is over."""
 
     reason: str
 
 
-class Beat(Message, frozen=True):
+class Beat(TaggedMessage, frozen=True):
     """Both ways, answered by the replica with the same number: I am here."""
 
     number: int
 
 
-class Away(Message, frozen=True):
+class Away(TaggedMessage, frozen=True):
     """Replica to driver: it takes no work before it says `Opened` again; final: never, the stream ends."""
 
     reason: str
@@ -124,7 +120,7 @@ class Hop(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     addresses: tuple[str, ...]
 
 
-class Work(Message, frozen=True):
+class Work(TaggedMessage, frozen=True):
     """One microbatch for a stage; its tensor follows in pieces. Answered by Done or Undone with the same `request`.
 
     route: the hops after this one; learns: False asks for the loss alone
@@ -146,7 +142,7 @@ class Work(Message, frozen=True):
     checksum: int  # crc32c
 
 
-class Done(Message, frozen=True):
+class Done(TaggedMessage, frozen=True):
     """The loss, and the gradient of what came in, in pieces; none when nothing was to be learned."""
 
     request: int
@@ -164,7 +160,7 @@ UndoneKind = Literal[
 ]
 
 
-class Undone(Message, frozen=True):
+class Undone(TaggedMessage, frozen=True):
     """culprit: who is to be left out of another try"""
 
     request: int
@@ -191,17 +187,5 @@ AnyMessage = (
     | Undone
 )
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
-
-
-def encode(message: AnyMessage) -> bytes:
-    return _encoder.encode(message)
-
-
-def decode(data: bytes) -> AnyMessage:
-    """raises: MalformedMessage, whatever the bytes are"""
-    try:
-        return _decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
-        raise MalformedMessage(f"not a message of a pipeline: {error}") from error
+_codec: MessageCodec[AnyMessage] = MessageCodec(AnyMessage, "a message of a pipeline")
+encode, decode = _codec.encode, _codec.decode  # decode raises MalformedMessage, whatever the bytes are

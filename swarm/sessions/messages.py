@@ -12,8 +12,8 @@ import msgspec
 
 from shoal.compression import activations
 from shoal.compression.kv_levels import KvLevel
-from shoal.swarm.errors import MalformedMessage
 from shoal.swarm.identifiers import ModelId, PeerId, SessionId, SwarmId
+from shoal.swarm.message_codec import MessageCodec
 from shoal.swarm.sampling import Sampling
 from shoal.swarm.units import Span
 
@@ -436,17 +436,5 @@ AnyMessage = (
     | NoPrefill
 )
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
-
-
-def encode(message: AnyMessage) -> bytes:
-    return _encoder.encode(message)
-
-
-def decode(data: bytes) -> AnyMessage:
-    """raises: MalformedMessage, whatever the bytes are"""
-    try:
-        return _decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
-        raise MalformedMessage(f"not a message of ours: {error}") from error
+_codec: MessageCodec[AnyMessage] = MessageCodec(AnyMessage, "a message of ours")
+encode, decode = _codec.encode, _codec.decode  # decode raises MalformedMessage, whatever the bytes are
