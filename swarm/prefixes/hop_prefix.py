@@ -78,15 +78,22 @@ class HopPrefix:
         self._taken: set[PeerId] = set()
         self._owed = Counter[PeerId]()  # chunks that came from others for this session and were taken in
         self._pace = prefixes.pace(request.model, self._layers)
-        self._audited: int | None = None
-        if wish.shared and self._chunks and prefixes.draw() < prefixes.audit_share:
-            self._audited = int(prefixes.draw() * self._chunks)
+        self._audited = self._drawn()
         self._least: KvLevel = (EXACT if wish.exact or not self._kind.profile else FAST)[-1]
         now = prefixes.clock()
         promise_s = prefixes.past.predicted_s(self._chunks, self._least, now, self._kind.dtype) if wish.shared else None
         self._race = PrefixRace(self._chunks, self._pace, now, self._audited, promise_s, alone=alone)
         self._tell: Tell | None = None
         self._find_here()
+
+    def _drawn(self) -> int | None:
+        """The chunk that is computed although it need not be, now and then; not for what this node alone has made."""
+        prefixes = self._prefixes
+        if not (self._wish.shared and self._chunks and prefixes.draw() < prefixes.audit_share):
+            return None
+        number = int(prefixes.draw() * self._chunks)
+        label = prefixes.store.find(self._addresses[number])
+        return None if self._alone and label is not None and label.maker == prefixes.me else number
 
     # What is held
 

@@ -275,6 +275,17 @@ async def test_honest_chunks_pass_their_audit() -> None:
 
 
 @pytest.mark.anyio
+async def test_what_a_node_alone_has_made_is_not_computed_again_for_an_audit() -> None:
+    async with prefix_world(("one", "all"), audit_share=1.0) as swarm:
+        await swarm.ask(NEW)
+        await swarm.kept("one", CHUNKS)
+        for _ in range(4):
+            tokens, route = await swarm.ask(NEW)
+            assert tokens == EXPECTED
+            assert route.hops[0].stored == CHUNKS * 64
+
+
+@pytest.mark.anyio
 async def test_an_audit_that_cannot_be_made_costs_the_session_nothing() -> None:
     """As while the layers of a hop are exchanged."""
     asked = 0
